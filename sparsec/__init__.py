@@ -1,0 +1,1 @@
+"""sparsec: a compiler that makes trained neural networks small and fast."""
