@@ -1,0 +1,203 @@
+"""Kernel specs -> object files, through a content-addressed cache and a pool of worker processes.
+
+The cache key covers the spec, the target and the sources of the generators, so a changed generator never meets a stale object,
+and a program whose kernels are all cached never starts TVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sparsec.codegen.program import KernelSpec
+from sparsec.errors import ToolchainError
+from sparsec.target import Target
+
+
+@dataclass(frozen=True)
+class BuiltKernel:
+    """A compiled kernel: its C symbol, its object file, and what its family found out while building."""
+
+    symbol: str
+    object_path: Path
+    meta: dict[str, Any]
+
+
+def cache_root() -> Path:
+    """Folder of everything sparsec caches: $SPARSEC_CACHE, else $XDG_CACHE_HOME/sparsec, else ~/.cache/sparsec."""
+    if explicit := os.environ.get("SPARSEC_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparsec"
+
+
+@cache
+def generator_digest() -> str:
+    """Hash of every source file that can change a kernel."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in [here / "tvm_adapter.py", *sorted(here.glob("isa/*.py")), *sorted(here.glob("kernels/*.py"))]:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def kernel_key(spec: KernelSpec, target: Target) -> str:
+    """Cache key of a kernel. The target's name is left out: `cpu` and `x86-avx2` share objects."""
+    described = {k: v for k, v in target.describe().items() if k != "name"}
+    text = spec.canonical() + json.dumps(described, sort_keys=True) + generator_digest()
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class _Worker:
+    """One worker process; restarted after a crash."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Send one job and wait for its answer; a crash of the worker is an answer too."""
+        with tempfile.TemporaryFile("w+") as log:
+            # stderr goes to a fresh file per process; it is read back only when the process dies.
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "sparsec.codegen.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    cwd="/",
+                )
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            try:
+                self._process.stdin.write(json.dumps(job) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            if line:
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            code = self._process.wait()
+            log.seek(0)
+            tail = log.read()[-2000:]
+            return {"ok": False, "error": f"the kernel compiler process ended with status {code}\n{tail}"}
+
+    def close(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+
+
+def build_kernels(
+    specs: Iterable[KernelSpec],
+    target: Target,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, BuiltKernel]:
+    """Compile every distinct spec for `target`; returns canonical spec text -> BuiltKernel.
+
+    `jobs` worker processes run at once (default: one per core). `progress(done, total)` is called after each kernel.
+    Raises ToolchainError naming every kernel that failed.
+    """
+    distinct = {spec.canonical(): spec for spec in specs}
+    folder = cache_root() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    built: dict[str, BuiltKernel] = {}
+    todo: queue.SimpleQueue[tuple[str, KernelSpec, Path]] = queue.SimpleQueue()
+    missing = 0
+    for text, spec in sorted(distinct.items()):
+        base = folder / kernel_key(spec, target)
+        if (hit := _cached(spec, target, base)) is not None:
+            built[text] = hit
+        else:
+            todo.put((text, spec, base))
+            missing += 1
+    done = len(built)
+    if progress:
+        progress(done, len(distinct))
+    if not missing:
+        return built
+
+    errors: list[str] = []
+    lock = threading.Lock()
+
+    def serve() -> None:
+        nonlocal done
+        worker = _Worker()
+        try:
+            while True:
+                try:
+                    text, spec, base = todo.get_nowait()
+                except queue.Empty:
+                    return
+                answer = _compile(worker, spec, target, base)
+                with lock:
+                    done += 1
+                    if answer is None:
+                        hit = _cached(spec, target, base)
+                        assert hit is not None
+                        built[text] = hit
+                    else:
+                        errors.append(f"{spec.family} {json.dumps(dict(spec.params), sort_keys=True)[:400]}:\n{answer}")
+                    if progress:
+                        progress(done, len(distinct))
+        finally:
+            worker.close()
+
+    count = min(missing, jobs or os.cpu_count() or 1)
+    threads = [threading.Thread(target=serve) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise ToolchainError(f"{len(errors)} kernel(s) could not be compiled:\n" + "\n".join(sorted(errors)))
+    return built
+
+
+def _cached(spec: KernelSpec, target: Target, base: Path) -> BuiltKernel | None:
+    meta_path = base.with_suffix(".json")
+    if not meta_path.exists():
+        return None
+    return BuiltKernel(kernel_symbol(spec, target), base.with_suffix(".o"), json.loads(meta_path.read_text()))
+
+
+def kernel_symbol(spec: KernelSpec, target: Target) -> str:
+    """The C symbol of a kernel: family and cache key, so equal kernels of one program share one function."""
+    return f"spc_{spec.family}_{kernel_key(spec, target)[:12]}"
+
+
+def _compile(worker: _Worker, spec: KernelSpec, target: Target, base: Path) -> str | None:
+    """Compile into the cache; returns the error text, or None. The .json is written last: it marks a complete entry."""
+    with tempfile.TemporaryDirectory(dir=base.parent) as scratch:
+        obj = Path(scratch) / "kernel.o"
+        job = {
+            "family": spec.family,
+            "params": dict(spec.params),
+            "target": target.describe(),
+            "symbol": kernel_symbol(spec, target),
+            "object": str(obj),
+        }
+        answer = worker.run(job)
+        if not answer["ok"]:
+            return str(answer["error"])
+        obj.replace(base.with_suffix(".o"))
+        meta = Path(scratch) / "kernel.json"
+        meta.write_text(json.dumps(answer["meta"], sort_keys=True))
+        meta.replace(base.with_suffix(".json"))
+    return None

@@ -1,0 +1,115 @@
+"""The lowered program: kernel calls on buffers, before memory is planned and C is written.
+
+`lower.py` makes it, `plan.py` places its arena buffers, `build.py` compiles its kernels, `emit_c.py` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from sparsec.target import Target
+
+BufferKind = Literal["input", "output", "arena", "const"]
+
+# Storage types of buffers; ONNX bool is one byte holding 0 or 1.
+ITEMSIZE = {
+    "float32": 4, "float64": 8, "float16": 2, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2,
+    "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1,
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A block of memory: `size` elements of `dtype`. `data` holds the bytes of a const buffer."""
+
+    name: str
+    dtype: str
+    size: int
+    kind: BufferKind
+    index: int = 0  # position among the model's inputs or outputs
+    data: np.ndarray[Any, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A pointer argument: `buffer` plus an offset in bytes."""
+
+    buffer: Buffer
+    byte_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One pointer parameter of a kernel: `size` elements of `dtype`; a work argument is per-thread scratch."""
+
+    name: str
+    dtype: str
+    size: int
+    role: Literal["in", "out", "work"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The C interface of a kernel: int32_t f(args..., int32_t lo, int32_t hi), 0 <= lo <= hi <= units.
+
+    Arguments come in the order in, out, work. `cost` estimates the work of all units in floating-point operations (a byte
+    moved counts as one), so that small steps are not spread over threads.
+    """
+
+    args: tuple[Arg, ...]
+    units: int
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel to generate: `family` is a module of codegen/kernels, `params` its JSON-able parameters."""
+
+    family: str
+    params: Mapping[str, Any]
+
+    def canonical(self) -> str:
+        """The same text for the same kernel, whatever the order of the parameters."""
+        return json.dumps([self.family, dict(self.params)], sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(eq=False)
+class Step:
+    """One kernel call. `refs` are the in and out arguments in the order of the signature (work follows by itself)."""
+
+    spec: KernelSpec
+    signature: Signature
+    refs: tuple[Ref, ...]
+    node: str  # name of the ONNX node it comes from
+    op: str  # ONNX op type, for reports and profiles
+    note: str = ""  # shapes and scheme, for the comment in the generated C
+
+
+@dataclass(frozen=True)
+class IoInfo:
+    """An input or output of the model: name, dtype and logical shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Program:
+    """A model lowered for one target."""
+
+    name: str
+    target: Target
+    inputs: list[IoInfo] = field(default_factory=list)
+    outputs: list[IoInfo] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)

@@ -1,0 +1,53 @@
+"""Worker process that compiles kernels: JSON jobs on stdin, JSON answers on stdout, one a line.
+
+Job: {"family", "params", "target", "symbol", "object", "assembly"?}. Answer: {"ok": true, "meta": {...}} or {"ok": false, "error": text}.
+Run as `python -m sparsec.codegen.worker`; ends when stdin closes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any, TextIO
+
+from sparsec.target import Target
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Compile one kernel to job["object"]; returns the family's metadata (e.g. workspace found while building)."""
+    from sparsec.codegen import tvm_adapter
+
+    fields = dict(job["target"])
+    target = Target(**{**fields, "mattr": tuple(fields["mattr"]), "features": tuple(fields["features"])})
+    module = importlib.import_module(f"sparsec.codegen.kernels.{job['family']}")
+    params = job["params"]
+    if hasattr(module, "compile_kernel"):  # families that do not build a single PrimFunc (the Relax long tail)
+        meta: dict[str, Any] = module.compile_kernel(params, target, job["symbol"], job["object"])
+        return meta
+    signature = module.signature(params, target)
+    func = tvm_adapter.build_prim_func(job["symbol"], signature, target, lambda k: module.build(params, k))
+    tvm_adapter.compile_functions({job["symbol"]: func}, target, job["object"], job.get("assembly"))
+    return {}
+
+
+def main(stdin: TextIO, stdout: TextIO) -> None:
+    """Serve jobs until stdin ends."""
+    # tvm imports torch when it is installed, which triples its start-up time and is never needed here.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    for line in stdin:
+        try:
+            answer: dict[str, Any] = {"ok": True, "meta": run_job(json.loads(line))}
+        except Exception:
+            answer = {"ok": False, "error": traceback.format_exc()}
+        stdout.write(json.dumps(answer) + "\n")
+        stdout.flush()
+
+
+if __name__ == "__main__":
+    # Anything TVM prints must not reach the protocol stream.
+    protocol = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    main(sys.stdin, protocol)
