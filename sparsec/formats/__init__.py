@@ -1,0 +1,45 @@
+"""The weight-format algebra: schemes (structure x codec x scales) and the numpy reference that encodes and decodes them."""
+
+from sparsec.formats.codec import CODECS, Affine, Codebook, Codec, Float, Ternary
+from sparsec.formats.encoded import (
+    EncodedWeight,
+    Unpacked,
+    block_mask_of,
+    decode,
+    encode,
+    expand_block_mask,
+    unpack,
+)
+from sparsec.formats.scales import CHANNEL, NO_SCALES, TENSOR, Scales, group
+from sparsec.formats.scheme import GRAMMAR, Scheme
+from sparsec.formats.structure import DENSE, NM, STRUCTURES, Block, Dense, Structure, Unstructured
+
+__all__ = [
+    "CHANNEL",
+    "CODECS",
+    "DENSE",
+    "GRAMMAR",
+    "NM",
+    "NO_SCALES",
+    "STRUCTURES",
+    "TENSOR",
+    "Affine",
+    "Block",
+    "Codebook",
+    "Codec",
+    "Dense",
+    "EncodedWeight",
+    "Float",
+    "Scales",
+    "Scheme",
+    "Structure",
+    "Ternary",
+    "Unpacked",
+    "Unstructured",
+    "block_mask_of",
+    "decode",
+    "encode",
+    "expand_block_mask",
+    "group",
+    "unpack",
+]

@@ -1,0 +1,304 @@
+"""Encoded weights: the arrays an ONNX file carries, and the numpy reference that makes and reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsec.errors import WeightError
+from sparsec.formats.codec import RowStream
+from sparsec.formats.layout import Layout, pack_bits, pack_planes, unpack_bits, unpack_planes
+from sparsec.formats.scheme import Scheme
+
+__all__ = ["EncodedWeight", "Unpacked", "block_mask_of", "decode", "encode", "expand_block_mask", "unpack"]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedWeight:
+    """A weight W[rows, cols] in a scheme.
+
+    codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or fp16
+    array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits] or None.
+    scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or None. zero_points: uint8 like scales, or None.
+    """
+
+    scheme: Scheme
+    rows: int
+    cols: int
+    codes: tuple[np.ndarray, ...]
+    positions: np.ndarray | None = None
+    codebook: np.ndarray | None = None
+    scales: np.ndarray | None = None
+    zero_points: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All stored arrays by role, in the order of `scheme.roles`."""
+        named: dict[str, np.ndarray | None] = {
+            (f"codes{plane}" if plane else "codes"): array for plane, array in enumerate(self.codes)
+        }
+        named |= {
+            "positions": self.positions,
+            "codebook": self.codebook,
+            "scales": self.scales,
+            "zero_points": self.zero_points,
+        }
+        return {role: array for role, array in named.items() if array is not None}
+
+    @classmethod
+    def from_arrays(
+        cls, scheme: Scheme, rows: int, cols: int, arrays: dict[str, np.ndarray]
+    ) -> EncodedWeight:
+        """Inverse of `arrays`; raises WeightError when roles, dtypes or sizes do not fit the scheme."""
+        if tuple(arrays) != scheme.roles:
+            raise WeightError(f"scheme '{scheme}' needs arrays {list(scheme.roles)}, found {list(arrays)}")
+        codes = tuple(array for role, array in arrays.items() if role.startswith("codes"))
+        weight = cls(
+            scheme,
+            rows,
+            cols,
+            codes,
+            arrays.get("positions"),
+            arrays.get("codebook"),
+            arrays.get("scales"),
+            arrays.get("zero_points"),
+        )
+        weight._check()
+        return weight
+
+    def _check(self) -> None:
+        codec, scales = self.scheme.codec, self.scheme.scales
+        r, c = self.scheme.block
+        grid = (-(-self.rows // r), -(-self.cols // c))
+        count = self.rows * self.cols
+        if self.positions is not None:
+            _expect("positions", self.positions, "uint8", (-(-grid[0] * grid[1] // 8),))
+            count = int(unpack_bits(self.positions, grid).sum()) * r * c
+        if codec.code_bits:
+            wanted = pack_planes(np.zeros(0, np.uint8), codec.code_bits)
+            bits = [8, 4, 2, 1]
+            for plane, width in zip(self.codes, [b for b in bits if codec.code_bits & b], strict=True):
+                _expect("codes", plane, "uint8", (-(-count * width // 8),))
+            assert len(wanted) == len(self.codes)
+        else:
+            _expect("codes", self.codes[0], f"float{codec.value_bits}", (count,))
+        if self.codebook is not None:
+            shape = (codec.scope_count(self.rows, self.cols), 1 << codec.code_bits)
+            _expect("codebook", self.codebook, "float32", shape)
+        if self.scales is not None:
+            if scales.kind == "group":
+                groups = self.layout().length
+                shape = (self.rows, -(-groups // scales.group))
+            else:
+                shape = (1, 1) if scales.kind == "tensor" else (self.rows, 1)
+            _expect("scales", self.scales, "float16" if scales.kind == "group" else "float32", shape)
+            if self.zero_points is not None:
+                _expect("zero_points", self.zero_points, "uint8", shape)
+
+    def layout(self) -> Layout:
+        """Where the stored values lie."""
+        layout = Layout(self.rows, self.cols, self.scheme.block, None)
+        if self.positions is None:
+            return layout
+        return Layout(self.rows, self.cols, self.scheme.block, unpack_bits(self.positions, layout.grid))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything stored: codes, positions, codebooks, scales, zero points, padding."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def bits_per_weight(self) -> float:
+        """Stored bits per element of W, counting everything in `nbytes`."""
+        return 8.0 * self.nbytes / (self.rows * self.cols)
+
+    def zeros_fraction(self) -> float:
+        """Share of the elements of W that are not stored."""
+        valid = self.layout().block_mask
+        if valid is None:
+            return 0.0
+        return 1.0 - float(expand_block_mask(valid, self.scheme.block, self.rows, self.cols).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """An encoded weight as plain arrays, for code generators.
+
+    block_mask: bool [ceil(N/R), ceil(K/C)] (all true when dense). codes: [n, R, C] stored blocks in row-major block order, uint8
+    or the float values (float32 or float16). scales: float32 [N, G] or [1, 1] or None; zero_points: uint8 like scales or None;
+    codebook: float32 [S, 2**bits] or None. The group of a stored block of rank r in its strip is `r * C // scheme.scales.group`.
+    """
+
+    scheme: Scheme
+    rows: int
+    cols: int
+    block_mask: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray | None
+    zero_points: np.ndarray | None
+    codebook: np.ndarray | None
+
+
+def _expect(role: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
+    if array.dtype != np.dtype(dtype) or array.shape != shape:
+        found = f"{array.dtype}{list(array.shape)}"
+        raise WeightError(f"{role}: found {found}, the scheme and sizes need {dtype}{list(shape)}")
+
+
+def block_mask_of(mask: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Keep-mask over blocks, bool [ceil(N/R), ceil(K/C)], of an elementwise one.
+
+    mask: bool [N, K]. Raises WeightError unless each block is kept or dropped as a whole.
+    """
+    (r, c), (rows, cols) = block, mask.shape
+    if block == (1, 1):
+        return mask
+    coarse = mask[::r, ::c]
+    wrong = expand_block_mask(coarse, block, rows, cols) != mask
+    if wrong.any():
+        n, k = (int(v) for v in np.argwhere(wrong)[0])
+        raise WeightError(
+            f"keep-mask is not aligned to blocks of {r}x{c}: element ({n}, {k}) differs from the first element of block "
+            f"({n // r}, {k // c}); keep or drop whole blocks"
+        )
+    return coarse
+
+
+def expand_block_mask(block_mask: np.ndarray, block: tuple[int, int], rows: int, cols: int) -> np.ndarray:
+    """Elementwise bool [rows, cols] of a mask over blocks."""
+    if block == (1, 1):
+        return block_mask
+    return block_mask.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :cols]
+
+
+def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    (r, c), (rows, cols) = block, weight.shape
+    kept = weight != 0
+    if block == (1, 1):
+        return kept
+    padded = np.zeros((-(-rows // r) * r, -(-cols // c) * c), bool)
+    padded[:rows, :cols] = kept
+    return padded.reshape(-(-rows // r), r, -(-cols // c), c).any((1, 3))
+
+
+def encode(
+    weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *, name: str = ""
+) -> EncodedWeight:
+    """Encode W[N, K] (floating, finite) without data: nearest rounding, k-means codebooks, TWN ternary.
+
+    mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure, where None
+    keeps the nonzero values (blocks with any). name: the tensor's name, for messages. Raises WeightError for a weight or mask
+    that does not fit.
+    """
+    try:
+        return _encode(np.asarray(weight), scheme, mask)
+    except WeightError as error:
+        raise WeightError(
+            f"weight '{name}' as {scheme}: {error}" if name else f"as {scheme}: {error}"
+        ) from None
+
+
+def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> EncodedWeight:
+    if weight.ndim != 2 or 0 in weight.shape or weight.dtype.kind != "f":
+        raise WeightError(
+            f"needs a non-empty float matrix [outputs, inputs], found {weight.dtype}{list(weight.shape)}"
+        )
+    with np.errstate(over="ignore"):
+        weight = np.ascontiguousarray(weight, np.float32)
+    finite = np.isfinite(weight)
+    if not finite.all():
+        n, k = (int(v) for v in np.argwhere(~finite)[0])
+        raise WeightError(
+            f"{int((~finite).sum())} of {weight.size} values are NaN or Inf in float32, the first is {weight[n, k]} at ({n}, {k})"
+        )
+    rows, cols = weight.shape
+    block_mask = None
+    if scheme.is_dense:
+        if mask is not None and not mask.all():
+            raise WeightError("a dense scheme stores every position, but a keep-mask with zeros was given")
+    else:
+        if mask is None:
+            block_mask = _nonzero_blocks(weight, scheme.block)
+        else:
+            if mask.shape != weight.shape or mask.dtype != np.bool_:
+                found = f"{mask.dtype}{list(mask.shape)}"
+                raise WeightError(f"keep-mask is {found}, needs bool{list(weight.shape)}")
+            block_mask = block_mask_of(mask, scheme.block)
+        scheme.structure.check_mask(block_mask, cols)
+    layout = Layout(rows, cols, scheme.block, block_mask)
+    valid = layout.stream_valid()
+    coded = scheme.codec.encode(
+        RowStream(layout.to_stream(weight), valid, layout.stream_columns(), rows, cols, scheme.scales)
+    )
+    codes = coded.codes if valid is None else np.where(valid, coded.codes, coded.codes.dtype.type(0))
+    flat = layout.stream_to_blocks(codes).reshape(-1)
+    own_rows = slice(None) if scheme.scales.kind == "tensor" else slice(rows)
+    return EncodedWeight(
+        scheme,
+        rows,
+        cols,
+        pack_planes(flat, scheme.codec.code_bits) if scheme.codec.code_bits else (flat,),
+        None if block_mask is None else pack_bits(block_mask),
+        coded.codebook,
+        None if coded.scales is None else np.ascontiguousarray(coded.scales[own_rows]),
+        None if coded.zero_points is None else np.ascontiguousarray(coded.zero_points[own_rows]),
+    )
+
+
+def _stored_codes(encoded: EncodedWeight, layout: Layout) -> np.ndarray:
+    count = layout.stored_blocks * encoded.scheme.block[0] * encoded.scheme.block[1]
+    bits = encoded.scheme.codec.code_bits
+    flat = unpack_planes(encoded.codes, bits, count) if bits else encoded.codes[0]
+    return flat.reshape(-1, *encoded.scheme.block)
+
+
+def _spread(shared: np.ndarray | None, encoded: EncodedWeight, layout: Layout) -> np.ndarray | None:
+    """Scales or zero points broadcastable to the row stream."""
+    if shared is None:
+        return None
+    if shared.dtype == np.float16:
+        shared = shared.astype(np.float32)
+    if encoded.scheme.scales.kind == "tensor":
+        return shared
+    extra = layout.stream_rows - encoded.rows
+    if extra:
+        shared = np.concatenate([shared, np.zeros((extra, shared.shape[1]), shared.dtype)])
+    if encoded.scheme.scales.kind == "channel":
+        return shared
+    return shared.repeat(encoded.scheme.scales.group, 1)[:, : layout.length]
+
+
+def decode(encoded: EncodedWeight) -> np.ndarray:
+    """float32 [rows, cols]; the reference that ONNX function bodies and kernels are tested against."""
+    layout, codec = encoded.layout(), encoded.scheme.codec
+    stream = layout.blocks_to_stream(_stored_codes(encoded, layout))
+    scope = None
+    if encoded.codebook is not None and encoded.codebook.shape[0] > 1:
+        span = codec.span  # type: ignore[attr-defined]
+        if codec.scope == "rows":  # type: ignore[attr-defined]
+            scope = np.minimum(np.arange(layout.stream_rows) // span, encoded.codebook.shape[0] - 1)[:, None]
+        else:
+            scope = layout.stream_columns() // span
+    values = codec.decode(
+        stream,
+        _spread(encoded.scales, encoded, layout),
+        _spread(encoded.zero_points, encoded, layout),
+        encoded.codebook,
+        scope,
+    )
+    return layout.from_stream(np.broadcast_to(values, stream.shape))
+
+
+def unpack(encoded: EncodedWeight) -> Unpacked:
+    """Plain arrays for code generators."""
+    layout = encoded.layout()
+    mask = layout.block_mask
+    return Unpacked(
+        encoded.scheme,
+        encoded.rows,
+        encoded.cols,
+        np.ones(layout.grid, bool) if mask is None else mask,
+        _stored_codes(encoded, layout),
+        None if encoded.scales is None else encoded.scales.astype(np.float32),
+        encoded.zero_points,
+        encoded.codebook,
+    )
