@@ -6,6 +6,7 @@ and a program whose kernels are all cached never starts TVM.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.codegen.program import KernelSpec
+
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
@@ -64,35 +66,34 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  the worker's stderr, read back only if it dies
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Send one job and wait for its answer; a crash of the worker is an answer too."""
-        with tempfile.TemporaryFile("w+") as log:
-            # stderr goes to a fresh file per process; it is read back only when the process dies.
-            if self._process is None or self._process.poll() is not None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "sparsec.codegen.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    cwd="/",
-                )
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            try:
-                self._process.stdin.write(json.dumps(job) + "\n")
-                self._process.stdin.flush()
-                line = self._process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-            if line:
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-            code = self._process.wait()
-            log.seek(0)
-            tail = log.read()[-2000:]
-            return {"ok": False, "error": f"the kernel compiler process ended with status {code}\n{tail}"}
+        if self._process is None or self._process.poll() is not None:
+            self._log.truncate(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sparsec.codegen.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        code = process.wait()
+        self._log.seek(0)
+        return {"ok": False, "error": f"the kernel compiler ended with status {code}\n{self._log.read()[-2000:]}"}
 
     def close(self) -> None:
         if self._process is not None and self._process.stdin is not None:
@@ -100,6 +101,23 @@ class _Worker:
             self._process.wait()
             if self._process.stdout is not None:
                 self._process.stdout.close()
+
+
+# Starting TVM takes seconds: workers stay for the next call and end with this process (their stdin closes).
+_idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+
+def _take_worker() -> _Worker:
+    try:
+        return _idle.get_nowait()
+    except queue.Empty:
+        return _Worker()
+
+
+@atexit.register
+def _close_workers() -> None:
+    while not _idle.empty():
+        _idle.get().close()
 
 
 def build_kernels(
@@ -138,7 +156,7 @@ def build_kernels(
 
     def serve() -> None:
         nonlocal done
-        worker = _Worker()
+        worker = _take_worker()
         try:
             while True:
                 try:
@@ -157,7 +175,7 @@ def build_kernels(
                     if progress:
                         progress(done, len(distinct))
         finally:
-            worker.close()
+            _idle.put(worker)
 
     count = min(missing, jobs or os.cpu_count() or 1)
     threads = [threading.Thread(target=serve) for _ in range(count)]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
+from sparsec.codegen.program import Signature
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparsec.codegen.program import Signature
 from sparsec.target import Target
 
 TVM_VERSION = "0.27.0.post1"
@@ -71,20 +71,19 @@ class KernelBuilder:
 
 def build_prim_func(symbol: str, signature: Signature, target: Target, emit: Callable[[KernelBuilder], None]) -> Any:
     """A PrimFunc `int32_t symbol(pointers..., lo, hi)` whose body `emit` writes."""
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            T.func_name(symbol)
-            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-            handles = [(a, T.arg(a.name + "_p", T.handle(a.dtype))) for a in signature.args]
-            lo, hi = T.arg("lo", T.int32()), T.arg("hi", T.int32())
-            T.func_ret(tvm.ir.PrimType("int32"))
-            buffers = {
-                # An empty tensor still has a pointer; TVM wants at least one element.
-                a.name: T.decl_buffer((max(1, a.size),), a.dtype, data=h)
-                for a, h in handles
-            }
-            emit(KernelBuilder(target, buffers, lo, hi))
-            T.Return(T.int32(0))
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        handles = [(a, T.arg(a.name + "_p", T.handle(a.dtype))) for a in signature.args]
+        lo, hi = T.arg("lo", T.int32()), T.arg("hi", T.int32())
+        T.func_ret(tvm.ir.PrimType("int32"))
+        buffers = {
+            # An empty tensor still has a pointer; TVM wants at least one element.
+            a.name: T.decl_buffer((max(1, a.size),), a.dtype, data=h)
+            for a, h in handles
+        }
+        emit(KernelBuilder(target, buffers, lo, hi))
+        T.Return(T.int32(0))
     return ib.get()
 
 
@@ -127,7 +126,9 @@ def tvm_target(target: Target) -> Any:
     return tvm.target.Target(config)
 
 
-def compile_functions(functions: dict[str, Any], target: Target, object_path: str, assembly_path: str | None = None) -> None:
+def compile_functions(
+    functions: dict[str, Any], target: Target, object_path: str, assembly_path: str | None = None
+) -> None:
     """Lower and compile PrimFuncs (symbol -> function) into one object file."""
     bound = tvm_target(target)
     module = tvm.IRModule(functions)

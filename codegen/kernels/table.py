@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from sparsec.codegen.lower import Rule
+from sparsec.codegen.context import Rule
 
 
 def rules_for(node: ir.Node) -> Sequence[Rule]:

@@ -1,0 +1,246 @@
+"""What lowering rules work with: where each graph value lives in memory, and the steps appended so far.
+
+A rule is `rule(node, lowering) -> Refusal | None`: it either appends steps for the node's outputs and returns None, or
+refuses with a reason and the next rule for that op is asked (kernels/table.py lists them, most specialised first).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from sparsec.codegen.program import Buffer, KernelSpec, Program, Ref, Signature, Step
+
+from sparsec.errors import ShapeError
+from sparsec.target import Target
+
+# How the elements of a tensor lie in memory: `row` is C order of the logical (ONNX) shape; `cl` (channels last) is C order of
+# (N, spatial..., C) for a logical (N, C, spatial...).
+Layout = Literal["row", "cl"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rule does not take a node."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where and how one graph value lives: logical `shape`, physical `layout`, at `offset` bytes into `buffer`."""
+
+    buffer: Buffer
+    dtype: str
+    shape: tuple[int, ...]
+    layout: Layout = "row"
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def physical_shape(self) -> tuple[int, ...]:
+        """The shape in memory order."""
+        if self.layout == "cl":
+            return (self.shape[0], *self.shape[2:], self.shape[1])
+        return self.shape
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.buffer, self.offset)
+
+
+Rule = Callable[[ir.Node, "Lowering"], Refusal | None]
+
+
+def row_strides(shape: Sequence[int]) -> list[int]:
+    """Strides in elements of a C-order array."""
+    strides, step = [], 1
+    for dim in reversed(shape):
+        strides.append(step)
+        step *= dim
+    return strides[::-1]
+
+
+def same_memory(shape: Sequence[int]) -> bool:
+    """Whether row and channels-last order coincide for this shape (one channel, or one pixel)."""
+    return len(shape) < 3 or shape[1] == 1 or int(np.prod(shape[2:], dtype=np.int64)) == 1
+
+
+class Lowering:
+    """State of one lowering: what rules read values from, allocate buffers with and append steps to."""
+
+    def __init__(self, model: ir.Model, target: Target, name: str) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.target = target
+        self.program = Program(name=name, target=target)
+        self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
+        self._native: dict[ir.Value, Layout] = {}
+        self._consts: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
+        self._names: dict[str, int] = {}
+
+    # --- facts about values -------------------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """Static shape of a value. Raises ShapeError when a dimension is unknown."""
+        dims = value.shape
+        if dims is None or not all(isinstance(d, int) for d in dims):
+            raise ShapeError(
+                f"value '{value.name}' has no static shape ({dims}); bind the model's inputs with --input-shapes"
+            )
+        return tuple(int(d) for d in dims)  # type: ignore[arg-type]
+
+    def dtype(self, value: ir.Value) -> str:
+        """Element type of a value as a numpy name ("float32", "int64", "bool" ...)."""
+        if value.dtype is None:
+            raise ShapeError(f"value '{value.name}' has no element type")
+        return str(value.dtype.numpy())
+
+    def constant(self, value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+        """The array of an initializer, or None when the value is computed at run time."""
+        if value is None:
+            return None
+        tensor = value.const_value
+        return None if tensor is None else np.asarray(tensor.numpy())
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def layout(self, value: ir.Value) -> Layout:
+        """The layout the value was produced in (constants and inputs: row)."""
+        return self._native.get(value, "row")
+
+    def get(self, value: ir.Value, layout: Layout = "row") -> Tensor:
+        """The value in the wanted layout; appends one conversion step the first time a value is wanted in another."""
+        key = (value, layout)
+        if key in self._tensors:
+            return self._tensors[key]
+        array = self.constant(value)
+        if array is not None:
+            if layout == "cl" and not same_memory(array.shape):
+                array = np.moveaxis(array, 1, -1)
+            tensor = self.const(array, value.name or "const", shape=self.shape(value), layout=layout)
+            self._tensors[key] = tensor
+            return tensor
+        source = self._tensors[(value, self.layout(value))]
+        if same_memory(source.shape):
+            tensor = Tensor(source.buffer, source.dtype, source.shape, layout, source.offset)
+        else:
+            tensor = self.temp(source.dtype, source.shape, layout, name=f"{value.name}.{layout}")
+            self._convert(source, tensor, value)
+        self._tensors[key] = tensor
+        return tensor
+
+    def _convert(self, source: Tensor, dest: Tensor, value: ir.Value) -> None:
+        rank = len(source.shape)
+        axes = [0, *range(2, rank), 1] if dest.layout == "cl" else [0, rank - 1, *range(1, rank - 1)]
+        strides = row_strides(source.physical_shape)
+        self.copy(
+            source,
+            dest,
+            shape=dest.physical_shape,
+            src_strides=[strides[a] for a in axes],
+            node=value.name or "",
+            op="Layout",
+            note=f"{source.layout} -> {dest.layout}",
+        )
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def buffer_name(self, wanted: str) -> str:
+        """A name unique in the program."""
+        count = self._names.get(wanted, 0)
+        self._names[wanted] = count + 1
+        return wanted if count == 0 else f"{wanted}.{count}"
+
+    def temp(self, dtype: str, shape: Sequence[int], layout: Layout = "row", name: str = "temp") -> Tensor:
+        """A fresh arena tensor that belongs to no graph value."""
+        shape = tuple(shape)
+        buffer = Buffer(self.buffer_name(name), dtype, int(np.prod(shape, dtype=np.int64)), "arena")
+        self.program.buffers.append(buffer)
+        return Tensor(buffer, dtype, shape, layout)
+
+    def new(self, value: ir.Value, layout: Layout = "row") -> Tensor:
+        """The arena tensor a rule writes a node's output to."""
+        tensor = self.temp(self.dtype(value), self.shape(value), layout, name=value.name or "value")
+        self.bind(value, tensor)
+        return tensor
+
+    def bind(self, value: ir.Value, tensor: Tensor) -> None:
+        """Say that `value` lives at `tensor` (a fresh buffer, or a view of another tensor's memory)."""
+        self._native[value] = tensor.layout
+        self._tensors[(value, tensor.layout)] = tensor
+
+    def const(
+        self, array: np.ndarray[Any, Any], name: str, *, shape: Sequence[int] | None = None, layout: Layout = "row"
+    ) -> Tensor:
+        """A constant buffer; equal arrays are stored once. `shape` is the logical shape when the array is permuted or packed."""
+        array = np.ascontiguousarray(array)
+        logical = tuple(array.shape if shape is None else shape)
+        key = (str(array.dtype), logical + (layout == "cl",), array.tobytes())
+        if key not in self._consts:
+            buffer = Buffer(self.buffer_name(name), str(array.dtype), array.size, "const", data=array.reshape(-1))
+            self.program.buffers.append(buffer)
+            self._consts[key] = Tensor(buffer, str(array.dtype), logical, layout)
+        return self._consts[key]
+
+    def call(
+        self,
+        family: str,
+        params: Mapping[str, Any],
+        ins: Sequence[Tensor],
+        outs: Sequence[Tensor],
+        *,
+        node: str,
+        op: str,
+        note: str = "",
+    ) -> None:
+        """Append one kernel call. `ins` and `outs` follow the in and out arguments of the family's signature."""
+        module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
+        signature: Signature = module.signature(params, self.target)
+        wanted = [a for a in signature.args if a.role != "work"]
+        given = [*ins, *outs]
+        assert len(wanted) == len(given), f"{family}: {len(given)} tensors for {len(wanted)} arguments"
+        for arg, tensor in zip(wanted, given, strict=True):
+            assert arg.dtype == tensor.dtype, f"{family}.{arg.name} wants {arg.dtype}, got {tensor.dtype} ({node})"
+        self.program.steps.append(
+            Step(KernelSpec(family, dict(params)), signature, tuple(t.ref for t in given), node, op, note)
+        )
+
+    def copy(
+        self,
+        source: Tensor,
+        dest: Tensor,
+        *,
+        shape: Sequence[int],
+        src_strides: Sequence[int],
+        src_offset: int = 0,
+        dst_strides: Sequence[int] | None = None,
+        dst_offset: int = 0,
+        node: str,
+        op: str,
+        note: str = "",
+    ) -> None:
+        """dest[dst_offset + sum(i_d * dst_strides[d])] = source[src_offset + sum(i_d * src_strides[d])] for all i in `shape`.
+
+        Strides and offsets count elements of the tensors' memory; `dst_strides` defaults to C order of `shape`.
+        Transpose, Slice, Expand, Concat, Pad and layout changes are all this one family.
+        """
+        params = {
+            "dtype": source.dtype,
+            "shape": list(shape),
+            "src_size": source.size,
+            "src_offset": src_offset,
+            "src_strides": list(src_strides),
+            "dst_size": dest.size,
+            "dst_offset": dst_offset,
+            "dst_strides": list(row_strides(shape) if dst_strides is None else dst_strides),
+        }
+        self.call("copy", params, [source], [dest], node=node, op=op, note=note)
