@@ -1,0 +1,95 @@
+"""The specification of a graph between two stages; run after each with SPARSEC_CHECK=1 and in the tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from sparsec.errors import ModelError, ShapeError
+
+STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
+
+def check_model(model: ir.Model, stage: str, *, static: bool) -> None:
+    """Single assignment, sorted nodes, unique names, known functions, and, if asked, static shapes.
+
+    Raises:
+        ModelError: an invariant is broken; `stage` is the pass that left the graph so.
+        ShapeError: a value has no static shape.
+    """
+    _check_names(model, stage)
+    _check_order(model, stage)
+    _check_functions(model, stage)
+    if not static:
+        return  # the onnx checker wants shapes on the graph's outputs
+    check_static(model)
+    try:
+        common.CheckerPass(full_check=False)(model)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, onnx.checker.ValidationError):
+            raise ModelError(f"after {stage}: the onnx checker says: {cause}") from error
+        raise
+
+
+def check_static(model: ir.Model) -> None:
+    """Every value of the main graph has a dtype and a static shape.
+
+    Raises:
+        ShapeError: lists all the nodes whose results have none.
+    """
+    open_values = []
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and (value.shape is None or not value.shape.is_static() or value.dtype is None):
+                known = "unknown" if value.shape is None else str(list(value.shape))
+                open_values.append(f"{value.name} = {node.domain or 'onnx'}::{node.op_type} ({node.name}): {known}")
+    if open_values:
+        more = f"\n  and {len(open_values) - 10} more" if len(open_values) > 10 else ""
+        listing = "\n  ".join(open_values[:10])
+        raise ShapeError(
+            f"{len(open_values)} value(s) have no static shape although all inputs do; shapes that depend on data "
+            f"(NonZero, Loop ...) cannot be compiled:\n  {listing}{more}"
+        )
+
+
+def _check_names(model: ir.Model, stage: str) -> None:
+    graph = model.graph
+    defined = {v: None for v in (*graph.inputs, *graph.initializers.values())}
+    names = [v.name for v in defined] + [out.name for node in graph for out in node.outputs if out.name]
+    twice = sorted(str(name) for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ModelError(f"after {stage}: values defined more than once: {', '.join(twice[:10])}")
+    nodes = Counter(node.name for node in graph if node.name)
+    twice = sorted(name for name, count in nodes.items() if count > 1)
+    if twice:
+        raise ModelError(f"after {stage}: node names used more than once: {', '.join(twice[:10])}")
+
+
+def _check_order(model: ir.Model, stage: str) -> None:
+    graph = model.graph
+    seen = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value not in seen:
+                raise ModelError(f"after {stage}: {node.op_type} ({node.name}) reads {value.name} before it exists")
+        seen.update(node.outputs)
+    missing = [str(value.name) for value in graph.outputs if value not in seen]
+    if missing:
+        raise ModelError(f"after {stage}: graph outputs that nothing produces: {', '.join(missing)}")
+
+
+def _check_functions(model: ir.Model, stage: str) -> None:
+    known = {(function.domain, function.name) for function in model.functions.values()}
+    missing = {
+        f"{node.domain}::{node.op_type}"
+        for node in model.graph.all_nodes()
+        if node.domain == "sparsec"
+        and (node.domain, node.op_type) not in known
+        and not any(name.startswith(node.op_type) for domain, name in known if domain == node.domain)
+    }
+    if missing:
+        raise ModelError(f"after {stage}: nodes without a function body: {', '.join(sorted(missing))}")
