@@ -1,0 +1,1 @@
+"""Benchmarks and the model zoo; not part of the installed package."""
