@@ -1,0 +1,350 @@
+"""Recipes: which weight gets which scheme, and by which algorithm.
+
+    version: 1
+    rules:
+      - targets: "*"                 # or a list of selectors
+        scheme: cb4-g32
+      - targets: ["@first", "re:.*head.*"]
+        scheme: int8
+    ignore: [classifier.weight]      # stay dense
+
+A selector is, from the most to the least specific: the exact name of a node or weight, `re:` and a regular expression that
+matches the whole name, `@first` or `@last` (in the order of execution), an operator (`Conv`, `DepthwiseConv`, `MatMul`, `Gemm`,
+`Gather`), or `*`. For each weight the rule with the most specific matching selector counts; among equals the later rule.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sparsec.errors import RecipeError, SchemeError
+from sparsec.formats import Scheme
+
+__all__ = [
+    "OPERATORS", "PRESETS", "Assignment", "Candidate", "Quantize", "Recipe", "Rule", "Sparsify", "assign", "load_recipe",
+]  # fmt: skip
+
+OPERATORS = ("Conv", "DepthwiseConv", "MatMul", "Gemm", "Gather")
+"""Operators whose weights a recipe can address; a depthwise convolution is also a `Conv`."""
+
+DEFAULT_MIN_ELEMENTS = 1024
+"""Smaller weights stay dense: their side arrays and their kernels' set-up outweigh what they save."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sparsify(_Strict):
+    """How the zeros of a sparse structure are chosen.
+
+    `magnitude` keeps the largest absolute values; `scope: global` compares all weights of the rule with each other (after
+    dividing each by its root mean square), so that layers may end up with different shares of zeros.
+    """
+
+    algorithm: Literal["magnitude"] = "magnitude"
+    scope: Literal["layer", "global"] = "layer"
+
+
+class Quantize(_Strict):
+    """How stored values become codes: `nearest` rounds to the nearest level, k-means for codebooks; no data needed."""
+
+    algorithm: Literal["nearest"] = "nearest"
+
+
+class Rule(_Strict):
+    """One scheme for the weights that the selectors in `targets` reach and those in `ignore` do not."""
+
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+    scheme: str
+    sparsify: Sparsify = Sparsify()
+    quantize: Quantize = Quantize()
+    optional: bool = False
+    """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
+
+    @field_validator("targets", "ignore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("targets", "ignore")
+    @classmethod
+    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_checked_selector, value))
+
+    @field_validator("scheme")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        try:
+            return str(Scheme.parse(value))
+        except SchemeError as error:
+            raise ValueError(str(error)) from None
+
+
+class Recipe(_Strict):
+    """A validated recipe; without rules every weight stays dense."""
+
+    version: Literal[1] = 1
+    rules: tuple[Rule, ...] = ()
+    ignore: tuple[str, ...] = ()
+    min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("ignore")
+    @classmethod
+    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_checked_selector, value))
+
+    def to_yaml(self) -> str:
+        """YAML text that loads to an equal recipe; defaults are left out, except the version."""
+        data = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
+        return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
+
+
+class Candidate(BaseModel):
+    """A weight a recipe can address: its name, the nodes that use it, their operators, its place in the order of execution."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    nodes: tuple[str, ...]
+    operators: tuple[str, ...]
+    is_first: bool = False
+    is_last: bool = False
+
+
+class Assignment(BaseModel):
+    """What a recipe says of one candidate: the index of its rule, or the reason why it stays dense."""
+
+    model_config = ConfigDict(frozen=True)
+    rule: int | None
+    reason: str = ""
+
+
+_EXACT, _REGEX, _PLACE, _DEPTHWISE, _OPERATOR, _GLOBAL, _NONE = 6, 5, 4, 3, 2, 1, 0
+
+
+def assign(recipe: Recipe, candidates: Sequence[Candidate]) -> list[Assignment]:
+    """The rule of each candidate, in order.
+
+    Raises:
+        RecipeError: a selector matches none of the candidates (with the nearest name).
+    """
+    _check_selectors(recipe, candidates)
+    result = []
+    for candidate in candidates:
+        ignored = next((s for s in recipe.ignore if _rank(s, candidate)), None)
+        if ignored is not None:
+            result.append(Assignment(rule=None, reason=f"ignored by recipe ({ignored})"))
+            continue
+        best, chosen, reason = _NONE, None, "no rule of the recipe reaches it"
+        for index, rule in enumerate(recipe.rules):
+            rank = max((_rank(selector, candidate) for selector in rule.targets), default=_NONE)
+            if not rank:
+                continue
+            kept_out = next((s for s in rule.ignore if _rank(s, candidate)), None)
+            if kept_out is not None:
+                reason = f"ignored by rule {index + 1} ({kept_out})" if chosen is None else reason
+            elif rank >= best:
+                best, chosen = rank, index
+        result.append(Assignment(rule=chosen, reason="" if chosen is not None else reason))
+    return result
+
+
+def _rank(selector: str, candidate: Candidate) -> int:
+    """How specifically a selector matches, `_NONE` if it does not."""
+    if selector == candidate.name or selector in candidate.nodes:
+        return _EXACT
+    if selector.startswith("re:"):
+        hit = any(re.fullmatch(selector[3:], name) for name in (candidate.name, *candidate.nodes))
+        return _REGEX if hit else _NONE
+    if selector in ("@first", "@last"):
+        return _PLACE if (candidate.is_first if selector == "@first" else candidate.is_last) else _NONE
+    if selector == "*":
+        return _GLOBAL
+    if selector in candidate.operators:
+        return _DEPTHWISE if selector == "DepthwiseConv" else _OPERATOR
+    return _NONE
+
+
+def _check_selectors(recipe: Recipe, candidates: Sequence[Candidate]) -> None:
+    named = [("ignore", selector) for selector in recipe.ignore]
+    for index, rule in enumerate(recipe.rules):
+        if not rule.optional:
+            named += [(f"rules[{index}].targets", s) for s in rule.targets]
+            named += [(f"rules[{index}].ignore", s) for s in rule.ignore]
+    names = sorted({name for c in candidates for name in (c.name, *c.nodes) if name})
+    operators = sorted({operator for c in candidates for operator in c.operators})
+    for where, selector in named:
+        if any(_rank(selector, candidate) for candidate in candidates) or (selector == "*" and not candidates):
+            continue
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise RecipeError(
+            f"recipe {where}: selector {selector!r} matches none of the model's {len(candidates)} weights"
+            f"{_did_you_mean(selector, [*names, *operators])}. Operators here: {', '.join(operators) or 'none'}; "
+            f"names: {shown or 'none'}. Set optional: true on a rule that may match nothing."
+        )
+
+
+def _checked_selector(selector: str) -> str:
+    if selector.startswith("re:"):
+        try:
+            re.compile(selector[3:])
+        except re.error as error:
+            raise ValueError(f"selector {selector!r} is not a regular expression: {error}") from None
+    elif selector.startswith("@") and selector not in ("@first", "@last"):
+        raise ValueError(f"selector {selector!r} is not known; @first and @last are")
+    elif not selector:
+        raise ValueError("an empty selector; use '*' for all weights")
+    return selector
+
+
+def _rule(targets: str, scheme: str) -> Rule:
+    return Rule(targets=(targets,), scheme=scheme, optional=True)
+
+
+PRESETS: dict[str, Recipe] = {
+    # 8 bits per channel: the loss is usually below what a test set can show.
+    "safe": Recipe(rules=(_rule("*", "int8"),)),
+    # 4-bit codebooks where most of the weights are; what is few or fragile keeps 8 bits.
+    "balanced": Recipe(
+        rules=(_rule("*", "cb4-g32"), *(_rule(s, "int8") for s in ("DepthwiseConv", "@first", "@last")))
+    ),
+    # Smallest without data: 3-bit codebooks, 4 bits for the first and last layer.
+    "small": Recipe(
+        rules=(
+            _rule("*", "cb3-g32"),
+            _rule("DepthwiseConv", "int8"),
+            _rule("@first", "cb4-g32"),
+            _rule("@last", "cb4-g32"),
+        )
+    ),  # fmt: skip
+    # Half of the 16x1 blocks dropped, values kept in fp32: fewest operations. Without fine-tuning it costs accuracy.
+    "fast": Recipe(
+        rules=(
+            _rule("*", "s16x1@50"),
+            _rule("DepthwiseConv", "fp32"),
+            _rule("Gather", "int8"),
+            _rule("@first", "fp32"),
+            _rule("@last", "int8"),
+        )
+    ),  # fmt: skip
+}
+"""Recipes by name; see docs/recipes.md."""
+
+
+def load_recipe(source: Any = None) -> Recipe:
+    """Make a recipe of whatever the user gave.
+
+    Args:
+        source: None (all dense), `Recipe`, mapping, path of a YAML file, YAML text (more than one line), name of a preset, or a
+            scheme such as `cb4-g32`, which then holds for every weight.
+
+    Raises:
+        RecipeError: unknown key, bad value, scheme that does not parse (with the line where the text is YAML), no such file.
+    """
+    if source is None:
+        return Recipe()
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return _validate(dict(source), "recipe", None)
+    if isinstance(source, str) and "\n" in source:
+        return _from_yaml(source, "recipe")
+    if isinstance(source, PathLike) or (isinstance(source, str) and source.endswith((".yaml", ".yml"))):
+        path = Path(source)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path}: cannot be read: {error}") from error
+        return _from_yaml(text, str(path))
+    if isinstance(source, str):
+        return _from_word(source)
+    raise RecipeError(f"a recipe is a scheme, preset, YAML file, mapping or Recipe; found {type(source).__name__}.")
+
+
+def _from_word(word: str) -> Recipe:
+    if word in PRESETS:
+        return PRESETS[word]
+    try:
+        scheme = Scheme.parse(word)
+    except SchemeError as error:
+        raise RecipeError(
+            f"recipe {word!r} is no preset ({', '.join(sorted(PRESETS))}){_did_you_mean(word, PRESETS)}, "
+            f"no .yaml file and no scheme: {error}"
+        ) from None
+    return Recipe() if scheme.is_plain else Recipe(rules=(Rule(scheme=str(scheme)),))
+
+
+def _from_yaml(text: str, where: str) -> Recipe:
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping with 'version' and 'rules', found {type(data).__name__}.")
+    if "version" not in data:
+        raise RecipeError(f"{where}: 'version: 1' is missing.")
+    return _validate(data, where, tree)
+
+
+def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            loc = tuple(item["loc"])
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+            line = _line_of(tree, loc)
+            place = f"line {line}: " if line else ""
+            if item["type"] == "extra_forbidden":
+                known = _keys_at(loc)
+                text = f"unknown key{_did_you_mean(str(loc[-1]), known)}. Allowed: {', '.join(known)}"
+            else:
+                text = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{place}{path}: {text}")
+        raise RecipeError(f"{where}: " + "\n  ".join(problems)) from None
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    parent = next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
+    model: type[BaseModel] = {"rules": Rule, "sparsify": Sparsify, "quantize": Quantize}.get(parent, Recipe)
+    return list(model.model_fields)
+
+
+def _line_of(tree: yaml.Node | None, loc: Iterable[int | str]) -> int | None:
+    """The line, from 1, of the innermost part of `loc` that the YAML text has."""
+    if tree is None:
+        return None
+    node, line = tree, tree.start_mark.line + 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == part), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _did_you_mean(word: str, options: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
