@@ -300,9 +300,7 @@ class Codebook(Codec):
     scope: Literal["tensor", "rows", "inputs"] = "tensor"
     span: int = 0
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"cb(\d+)(?:\.([ri])(\d+))?")
-    forms: ClassVar[str] = (
-        "cb1..cb8 (codebook per tensor), cbB.rROWS (per ROWS outputs), cbB.iCOLS (per COLS inputs)"
-    )
+    forms: ClassVar[str] = "cb1..cb8 (codebook per tensor), cbB.rROWS (per ROWS outputs), cbB.iCOLS (per COLS inputs)"
     example: ClassVar[str] = "cb4.r16-c"
     tokens: ClassVar[tuple[str, ...]] = tuple(f"cb{b}" for b in range(1, 9))
     default_scales: ClassVar[Scales] = NO_SCALES
@@ -330,9 +328,7 @@ class Codebook(Codec):
         return self.bits
 
     def scope_count(self, rows: int, cols: int) -> int:
-        return {"tensor": 1, "rows": -(-rows // max(self.span, 1)), "inputs": -(-cols // max(self.span, 1))}[
-            self.scope
-        ]
+        return {"tensor": 1, "rows": -(-rows // max(self.span, 1)), "inputs": -(-cols // max(self.span, 1))}[self.scope]
 
     def encode(self, stream: RowStream) -> Coded:
         scales, values = None, stream.values

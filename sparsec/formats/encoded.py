@@ -46,9 +46,7 @@ class EncodedWeight:
         return {role: array for role, array in named.items() if array is not None}
 
     @classmethod
-    def from_arrays(
-        cls, scheme: Scheme, rows: int, cols: int, arrays: dict[str, np.ndarray]
-    ) -> EncodedWeight:
+    def from_arrays(cls, scheme: Scheme, rows: int, cols: int, arrays: dict[str, np.ndarray]) -> EncodedWeight:
         """Inverse of `arrays`; raises WeightError when roles, dtypes or sizes do not fit the scheme."""
         if tuple(arrays) != scheme.roles:
             raise WeightError(f"scheme '{scheme}' needs arrays {list(scheme.roles)}, found {list(arrays)}")
@@ -180,9 +178,7 @@ def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     return padded.reshape(-(-rows // r), r, -(-cols // c), c).any((1, 3))
 
 
-def encode(
-    weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *, name: str = ""
-) -> EncodedWeight:
+def encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *, name: str = "") -> EncodedWeight:
     """Encode W[N, K] (floating, finite) without data: nearest rounding, k-means codebooks, TWN ternary.
 
     mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure, where None
@@ -192,16 +188,12 @@ def encode(
     try:
         return _encode(np.asarray(weight), scheme, mask)
     except WeightError as error:
-        raise WeightError(
-            f"weight '{name}' as {scheme}: {error}" if name else f"as {scheme}: {error}"
-        ) from None
+        raise WeightError(f"weight '{name}' as {scheme}: {error}" if name else f"as {scheme}: {error}") from None
 
 
 def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> EncodedWeight:
     if weight.ndim != 2 or 0 in weight.shape or weight.dtype.kind != "f":
-        raise WeightError(
-            f"needs a non-empty float matrix [outputs, inputs], found {weight.dtype}{list(weight.shape)}"
-        )
+        raise WeightError(f"needs a non-empty float matrix [outputs, inputs], found {weight.dtype}{list(weight.shape)}")
     with np.errstate(over="ignore"):
         weight = np.ascontiguousarray(weight, np.float32)
     finite = np.isfinite(weight)

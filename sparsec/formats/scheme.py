@@ -81,9 +81,7 @@ class Scheme:
             codec = found_codec
             left.pop(0)
         elif left and (found_structure is None or _match((Scales,), text, left[0]) is None):
-            raise _unknown(
-                text, left[0], "a codec" if found_structure is not None else "a structure or codec"
-            )
+            raise _unknown(text, left[0], "a codec" if found_structure is not None else "a structure or codec")
         if left:
             scales = _match((Scales,), text, left[0])
             if scales is None:

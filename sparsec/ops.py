@@ -1,0 +1,429 @@
+"""The `sparsec` ONNX domain: nodes whose weights are encoded, their function bodies, and the view code generators read.
+
+Decode(weight...) -> W in its ONNX shape            attributes: scheme rows cols shape trans
+MatMul(x, weight..., bias?, residual?)              = act(x @ W^T + bias + residual)    x [..., K] -> [..., N]
+Conv(x, weight..., bias?, residual?)                = act(conv(x, W) + bias + residual)  and ONNX Conv's attributes
+Gather(weight..., indices)                          = W[indices]
+
+`weight...` are the arrays of `Scheme.roles` in that order; scheme fp32 has one, W[N, K] itself. Every node calls a model-local function
+of standard operators, so the file runs in any onnxruntime. The function's overload names everything its body was specialised for;
+nodes with equal overloads share one function. Overloads need IR version 10, which `Built.register` sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.activations import activation as find_activation
+from sparsec.decode_body import decode_body
+from sparsec.errors import ModelError, WeightError
+from sparsec.formats import EncodedWeight, Scheme
+from sparsec.formats import decode as decode_weight
+from sparsec.onnx_body import Body, reference
+
+__all__ = [
+    "DOMAIN",
+    "Built",
+    "Kind",
+    "SparsecNode",
+    "WeightInputs",
+    "conv",
+    "decode",
+    "gather",
+    "is_sparsec",
+    "matmul",
+    "read_weight",
+    "view",
+    "weight_inputs",
+    "weight_inputs_of",
+]
+
+DOMAIN = "sparsec"
+VERSION = 1
+_LOWEST_OPSET = 18
+_PLAIN = Scheme.parse("fp32")
+
+Kind = Literal["Decode", "MatMul", "Conv", "Gather"]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightInputs:
+    """The graph values that hold one weight W[rows, cols], in the order of `scheme.roles`."""
+
+    scheme: Scheme
+    rows: int
+    cols: int
+    values: tuple[ir.Value, ...]
+
+    def read(self) -> EncodedWeight | np.ndarray:
+        """The stored arrays, or float32 W[rows, cols] for scheme fp32; raises WeightError unless they are constants that fit."""
+        arrays = {}
+        for role, value in zip(self.scheme.roles, self.values, strict=True):
+            if value.const_value is None:
+                raise WeightError(f"weight input '{value.name}' ({role} of a {self.scheme} weight) is not a constant")
+            arrays[role] = value.const_value.numpy()
+        if not self.scheme.is_plain:
+            return EncodedWeight.from_arrays(self.scheme, self.rows, self.cols, arrays)
+        plain = arrays["codes"]
+        if plain.dtype != np.float32 or plain.shape != (self.rows, self.cols):
+            found = f"{plain.dtype}{list(plain.shape)}"
+            raise WeightError(f"weight '{self.values[0].name}' is {found}, needs float32[{self.rows}, {self.cols}]")
+        return plain
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A new node that is not in a graph yet, with the initializers and the function it needs."""
+
+    node: ir.Node
+    initializers: tuple[ir.Value, ...]
+    overload: str
+    _body: Callable[[int], ir.Function]
+
+    @property
+    def output(self) -> ir.Value:
+        """The node's result."""
+        return self.node.outputs[0]
+
+    def function(self, opset: int = _LOWEST_OPSET) -> ir.Function:
+        """The model-local function for a model of that opset."""
+        return self._body(opset)
+
+    def register(self, model: ir.Model) -> None:
+        """Give the model the node's initializers and function, and the versions they need; the node itself is the caller's to insert.
+
+        Raises ModelError below opset 18, or when a different value already has an initializer's name.
+        """
+        opset = model.opset_imports.get("", 0)
+        if opset < _LOWEST_OPSET:
+            raise ModelError(
+                f"sparsec operators need opset {_LOWEST_OPSET} or later, the model has {opset}; convert it first"
+            )
+        for value in self.initializers:
+            assert value.name is not None
+            known = model.graph.initializers.get(value.name)
+            if known is None:
+                model.graph.register_initializer(value)
+            elif known is not value:
+                raise ModelError(f"an initializer named '{value.name}' exists already; choose another weight name")
+        key = self.node.op_identifier()
+        if key not in model.functions:
+            model.functions[key] = self.function(opset)
+        model.graph.opset_imports[DOMAIN] = VERSION
+        model.ir_version = max(model.ir_version or 0, 10)
+
+
+def weight_inputs(weight: EncodedWeight | np.ndarray, name: str) -> WeightInputs:
+    """New initializers for a weight: an encoded one ("<name>.codes", "<name>.scales" ...) or a plain float32 W[N, K] ("<name>")."""
+    if isinstance(weight, EncodedWeight) and weight.scheme.is_plain:
+        weight = decode_weight(weight)
+    if isinstance(weight, np.ndarray):
+        if weight.ndim != 2 or weight.dtype != np.float32:
+            raise WeightError(
+                f"weight '{name}' is {weight.dtype}{list(weight.shape)}; needs a float32 matrix [outputs, inputs]"
+            )
+        return WeightInputs(_PLAIN, weight.shape[0], weight.shape[1], (_initializer(name, weight),))
+    values = tuple(_initializer(f"{name}.{role}", array) for role, array in weight.arrays().items())
+    return WeightInputs(weight.scheme, weight.rows, weight.cols, values)
+
+
+def _initializer(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def decode(weight: WeightInputs, shape: Sequence[int], *, trans: bool = False, name: str = "") -> Built:
+    """sparsec::Decode: W (transposed if `trans`) in ONNX shape `shape`."""
+    if math.prod(shape) != weight.rows * weight.cols:
+        raise ModelError(f"Decode '{name}': shape {list(shape)} does not hold {weight.rows} x {weight.cols} values")
+
+    def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
+        result = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
+        if trans:
+            result = body.op("Transpose", result, perm=[1, 0])
+        shape_of = reference("shape", ir.AttributeType.INTS, "value_ints")
+        target = body.op("Constant", references={"value_ints": shape_of})
+        return body.op("Reshape", result, target)
+
+    return _build(
+        "Decode",
+        weight,
+        fill,
+        {"shape": list(shape), "trans": int(trans)},
+        ["trans"] if trans else [],
+        (),
+        (),
+        name,
+        shape,
+    )
+
+
+def matmul(
+    x: ir.Value,
+    weight: WeightInputs,
+    *,
+    bias: ir.Value | None = None,
+    residual: ir.Value | None = None,
+    activation: str = "",
+    act_params: Sequence[float] = (),
+    name: str = "",
+) -> Built:
+    """sparsec::MatMul: act(x @ W^T + bias + residual); bias [N], residual broadcasts to the result."""
+
+    def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
+        matrix = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
+        result = body.op("MatMul", values["x"], body.op("Transpose", matrix, perm=[1, 0]))
+        if bias is not None:
+            result = body.op("Add", result, values["bias"])
+        return _epilogue(body, result, values, activation, act_params)
+
+    shape = None if x.shape is None else [*x.shape[:-1], weight.rows]
+    attributes, marks = _fused_attributes(activation, act_params)
+    return _build(
+        "MatMul", weight, fill, attributes, marks, (("x", x),), (("bias", bias), ("residual", residual)), name, shape
+    )
+
+
+def conv(
+    x: ir.Value,
+    weight: WeightInputs,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    bias: ir.Value | None = None,
+    residual: ir.Value | None = None,
+    activation: str = "",
+    act_params: Sequence[float] = (),
+    name: str = "",
+) -> Built:
+    """sparsec::Conv over any number of spatial dimensions; W is [O, I/group * prod(kernel_shape)]; pads as in ONNX."""
+    dims = len(kernel_shape)
+    geometry: dict[str, Any] = {
+        "kernel_shape": list(kernel_shape),
+        "strides": list(strides or [1] * dims),
+        "pads": list(pads or [0] * 2 * dims),
+        "dilations": list(dilations or [1] * dims),
+    }
+    taps = math.prod(kernel_shape)
+    if weight.cols % taps or group < 1 or weight.rows % group:
+        raise ModelError(
+            f"Conv '{name}': kernel {list(kernel_shape)} and group {group} do not fit a weight of {weight.rows} x {weight.cols}"
+        )
+
+    def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
+        matrix = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
+        shape = body.ints_const([weight.rows, weight.cols // taps, *kernel_shape])
+        attributes = {key: reference(key, ir.AttributeType.INTS) for key in geometry}
+        attributes["group"] = reference("group", ir.AttributeType.INT)
+        kernel = body.op("Reshape", matrix, shape)
+        result = body.op("Conv", values["x"], kernel, values.get("bias"), references=attributes)
+        return _epilogue(body, result, values, activation, act_params)
+
+    attributes, marks = _fused_attributes(activation, act_params)
+    attributes |= geometry | {"group": group}
+    marks = ["k" + "x".join(map(str, kernel_shape)), f"{weight.rows}x{weight.cols}", *marks]
+    return _build(
+        "Conv",
+        weight,
+        fill,
+        attributes,
+        marks,
+        (("x", x),),
+        (("bias", bias), ("residual", residual)),
+        name,
+        _conv_shape(x, weight.rows, geometry),
+    )
+
+
+def gather(weight: WeightInputs, indices: ir.Value, *, name: str = "") -> Built:
+    """sparsec::Gather: the rows of W at `indices` (any shape, int32 or int64, negative ones count from the end)."""
+
+    def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
+        ids = body.cast(values["indices"], "INT64")
+        flat = body.op("Reshape", ids, body.ints_const([-1]))
+        from_end = body.op("Add", flat, body.int_const(weight.rows))
+        flat = body.op("Where", body.op("Less", flat, body.int_const(0)), from_end, flat)
+        table = decode_body(body, values, weight.scheme, weight.rows, weight.cols, flat)
+        shape = body.op("Concat", body.op("Shape", ids), body.ints_const([weight.cols]), axis=0)
+        return body.op("Reshape", table, shape)
+
+    shape = None if indices.shape is None else [*indices.shape, weight.cols]
+    return _build("Gather", weight, fill, {}, [], (), (("indices", indices),), name, shape)
+
+
+def _epilogue(
+    body: Body, result: ir.Value, values: dict[str, ir.Value], activation: str, act_params: Sequence[float]
+) -> ir.Value:
+    if "residual" in values:
+        result = body.op("Add", result, values["residual"])
+    return find_activation(activation, act_params).body(body, result, *act_params)
+
+
+def _fused_attributes(activation: str, act_params: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+    find_activation(activation, act_params)
+    params = [float(np.float32(value)) for value in act_params]
+    attributes: dict[str, Any] = {"activation": activation, "act_params": ir.AttrFloat32s("act_params", params)}
+    listed = f"({','.join(f'{value:.9g}' for value in params)})" if params else ""
+    return attributes, [activation + listed] if activation else []
+
+
+def _conv_shape(x: ir.Value, outputs: int, geometry: dict[str, list[int]]) -> list[Any] | None:
+    if x.shape is None or not all(isinstance(size, int) for size in x.shape[2:]):
+        return None
+    dims = len(geometry["kernel_shape"])
+    if len(x.shape) != dims + 2:
+        raise ModelError(f"Conv: x has shape {x.shape}, kernel {geometry['kernel_shape']} needs {dims + 2} dimensions")
+    pads = geometry["pads"]
+    spatial = [
+        (int(x.shape[2 + i]) + pads[i] + pads[dims + i] - d * (k - 1) - 1) // s + 1  # type: ignore[arg-type]
+        for i, (k, s, d) in enumerate(
+            zip(geometry["kernel_shape"], geometry["strides"], geometry["dilations"], strict=True)
+        )
+    ]
+    return [x.shape[0], outputs, *spatial]
+
+
+def _build(
+    kind: Kind,
+    weight: WeightInputs,
+    fill: Callable[[Body, dict[str, ir.Value]], ir.Value],
+    attributes: dict[str, Any],
+    marks: Sequence[str],
+    before: Sequence[tuple[str, ir.Value]],
+    after: Sequence[tuple[str, ir.Value | None]],
+    name: str,
+    shape: Sequence[Any] | None,
+) -> Built:
+    scheme = weight.scheme
+    inputs = [*before, *zip(scheme.roles, weight.values, strict=True), *after]
+    # Trailing absent inputs are left out, absent ones in the middle are empty.
+    while inputs and inputs[-1][1] is None:
+        inputs.pop()
+    presence = [role for role, value in after if value is not None and role != "indices"]
+    size = [] if scheme.is_plain and kind != "Gather" else [f"{weight.rows}x{weight.cols}"]
+    overload = "/".join(dict.fromkeys([str(scheme), *size, *marks, *presence]))
+    all_attributes = {"scheme": str(scheme), "rows": weight.rows, "cols": weight.cols, **attributes}
+    node = ir.node(
+        kind,
+        [value for _, value in inputs],
+        all_attributes,
+        domain=DOMAIN,
+        overload=overload,
+        name=name or None,
+    )
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    if shape is not None:
+        node.outputs[0].shape = ir.Shape(shape)
+
+    def make(opset: int) -> ir.Function:
+        formal = [ir.Value(name=role) for role, _ in inputs]
+        given = {role: value for (role, actual), value in zip(inputs, formal, strict=True) if actual is not None}
+        body = Body()
+        result = fill(body, given)
+        kinds = [(key, attribute.type) for key, attribute in node.attributes.items()]
+        return body.function(DOMAIN, kind, overload, formal, result, kinds, opset)
+
+    return Built(node, weight.values, overload, make)
+
+
+def is_sparsec(node: ir.Node) -> bool:
+    """True for a node of this domain."""
+    return node.domain == DOMAIN and node.op_type in get_args(Kind)
+
+
+@dataclass(frozen=True, eq=False)
+class SparsecNode:
+    """A node of this domain, parsed. Fields that its kind lacks are None, empty or their neutral value."""
+
+    node: ir.Node
+    kind: Kind
+    weight_inputs: WeightInputs
+    x: ir.Value | None = None
+    bias: ir.Value | None = None
+    residual: ir.Value | None = None
+    indices: ir.Value | None = None
+    activation: str = ""
+    act_params: tuple[float, ...] = ()
+    kernel_shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    group: int = 1
+    shape: tuple[int, ...] = ()
+    trans: bool = False
+
+    @property
+    def scheme(self) -> Scheme:
+        """The weight's scheme."""
+        return self.weight_inputs.scheme
+
+    @property
+    def rows(self) -> int:
+        """N: outputs."""
+        return self.weight_inputs.rows
+
+    @property
+    def cols(self) -> int:
+        """K: inputs per output."""
+        return self.weight_inputs.cols
+
+    @property
+    def output(self) -> ir.Value:
+        """The node's result."""
+        return self.node.outputs[0]
+
+    def weight(self) -> EncodedWeight | np.ndarray:
+        """The encoded weight, or float32 [N, K] for scheme fp32 (see `WeightInputs.read`)."""
+        return self.weight_inputs.read()
+
+
+def view(node: ir.Node) -> SparsecNode:
+    """Parse a node of this domain; raises ModelError when inputs or attributes are missing, SchemeError for a bad scheme."""
+    if not is_sparsec(node):
+        raise ModelError(f"node '{node.name}' ({node.domain}::{node.op_type}) is not a sparsec operator")
+    kind: Kind = node.op_type  # type: ignore[assignment]
+    values = {key: attribute.value for key, attribute in node.attributes.items()}
+    try:
+        scheme = Scheme.parse(values.pop("scheme"))
+        rows, cols = int(values.pop("rows")), int(values.pop("cols"))
+    except KeyError as error:
+        raise ModelError(f"node '{node.name}' (sparsec::{kind}) lacks the attribute {error}") from None
+    first = 1 if kind in ("MatMul", "Conv") else 0
+    weights = node.inputs[first : first + len(scheme.roles)]
+    present = tuple(value for value in weights if value is not None)
+    after = ("bias", "residual") if first else (("indices",) if kind == "Gather" else ())
+    extra = node.inputs[first + len(scheme.roles) :]
+    if len(present) != len(scheme.roles) or len(extra) > len(after) or (kind == "Gather" and not extra):
+        wanted = [*(["x"] if first else []), *scheme.roles, *after]
+        found = [None if value is None else value.name for value in node.inputs]
+        raise ModelError(f"node '{node.name}' (sparsec::{kind}, scheme {scheme}) has inputs {found}; it takes {wanted}")
+    fields: dict[str, Any] = dict(zip(after, extra, strict=False))
+    if first:
+        fields["x"] = node.inputs[0]
+    known = {"activation", "act_params", "kernel_shape", "strides", "pads", "dilations", "group", "shape", "trans"}
+    for key, value in values.items():
+        if key in known:
+            fields[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+    if "trans" in fields:
+        fields["trans"] = bool(fields["trans"])
+    find_activation(fields.get("activation", ""), fields.get("act_params", ()))
+    return SparsecNode(node, kind, WeightInputs(scheme, rows, cols, present), **fields)
+
+
+def weight_inputs_of(node: ir.Node) -> WeightInputs:
+    """The weight values of a node, to build another node on the same initializers."""
+    return view(node).weight_inputs
+
+
+def read_weight(node: ir.Node) -> EncodedWeight | np.ndarray:
+    """The encoded weight of a node, or float32 W[N, K] for scheme fp32."""
+    return view(node).weight()
