@@ -1,0 +1,103 @@
+"""Models run by stock onnxruntime: the reference that everything sparsec makes is compared with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsec.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+
+# protobuf stops at 2 GiB; above this a model goes to onnxruntime through a file with external data.
+_LARGEST_IN_MEMORY = 1_900_000_000
+
+
+class Reference:
+    """A model opened in stock onnxruntime, CPU provider, no custom operators.
+
+    Args:
+        model: path of an ONNX file, its bytes, or an `onnx_ir.Model` (serialised as it is).
+        fixed: inputs with a constant value, added to every run; names the model does not have are left out.
+        threads: intra-op threads.
+
+    Raises:
+        ModelError: onnxruntime refuses the model.
+    """
+
+    def __init__(
+        self, model: str | Path | bytes | ir.Model, *, fixed: Mapping[str, Any] | None = None, threads: int = 1
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self._session = ort.InferenceSession(self._source(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelError(f"onnxruntime {ort.__version__} does not take the reference model: {error}") from error
+        self.inputs: dict[str, tuple[str, list[Any]]] = {
+            i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()
+        }
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self._fixed = {
+            name: self._fit(name, value) for name, value in (fixed or {}).items() if name in self.inputs
+        }
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; `feed` may hold more names than the model has inputs.
+
+        Raises:
+            InputError: onnxruntime refuses the inputs.
+        """
+        given = {**{name: feed[name] for name in self.inputs if name in feed}, **self._fixed}
+        try:
+            values = self._session.run(None, given)
+        except Exception as error:
+            raise InputError(f"the reference model cannot run on these inputs: {error}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def _fit(self, name: str, value: Any) -> Array:
+        kind, shape = self.inputs[name]
+        dtype = {"float": "float32", "double": "float64"}.get(kind[7:-1], kind[7:-1])
+        array = np.asarray(value).astype(dtype)
+        if array.ndim == len(shape):
+            return array
+        return np.ascontiguousarray(np.broadcast_to(array, [d if isinstance(d, int) else 1 for d in shape]))
+
+    def _source(self, model: str | Path | bytes | ir.Model) -> str | bytes:
+        if isinstance(model, str | Path):
+            return str(model)
+        if isinstance(model, bytes):
+            return model
+        import onnx_ir as ir
+
+        if sum(_nbytes(value) for value in model.graph.initializers.values()) > _LARGEST_IN_MEMORY:
+            self._folder = tempfile.TemporaryDirectory(prefix="sparsec-reference-")
+            path = Path(self._folder.name) / "model.onnx"
+            ir.save(model.clone(), path, external_data="model.data")
+            return str(path)
+        return onnx_bytes(model)
+
+
+def onnx_bytes(model: ir.Model) -> bytes:
+    """Serialise with all data inside (mapped external data is read); `model` stays as it is."""
+    import onnx_ir as ir
+
+    copy = model.clone()
+    ir.external_data.load_to_model(copy)
+    data: bytes = ir.to_proto(copy).SerializeToString(deterministic=True)
+    return data
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0
