@@ -1,0 +1,6 @@
+"""Graph to graph, on onnx_ir: canonicalise, choose schemes, encode, fuse."""
+
+from sparsec.passes.layers import LayerRecord
+from sparsec.passes.pipeline import Compressed, PassRecord, canonicalise, compress
+
+__all__ = ["Compressed", "LayerRecord", "PassRecord", "canonicalise", "compress"]

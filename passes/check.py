@@ -10,8 +10,6 @@ import onnx_ir.passes.common as common
 
 from sparsec.errors import ModelError, ShapeError
 
-STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-
 
 def check_model(model: ir.Model, stage: str, *, static: bool) -> None:
     """Single assignment, sorted nodes, unique names, known functions, and, if asked, static shapes.
@@ -83,13 +81,10 @@ def _check_order(model: ir.Model, stage: str) -> None:
 
 
 def _check_functions(model: ir.Model, stage: str) -> None:
-    known = {(function.domain, function.name) for function in model.functions.values()}
     missing = {
-        f"{node.domain}::{node.op_type}"
+        f"{node.domain}::{node.op_type}:{node.overload}"
         for node in model.graph.all_nodes()
-        if node.domain == "sparsec"
-        and (node.domain, node.op_type) not in known
-        and not any(name.startswith(node.op_type) for domain, name in known if domain == node.domain)
+        if node.domain == "sparsec" and node.op_identifier() not in model.functions
     }
     if missing:
         raise ModelError(f"after {stage}: nodes without a function body: {', '.join(sorted(missing))}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -15,12 +16,16 @@ from onnxscript.rewriter.rules import common as onnxscript_rules
 
 from sparsec.errors import OutputError, SparsecError
 from sparsec.passes.check import check_model, check_static
+from sparsec.passes.compression import EncodeWeights, Job, SelectSchemes, Sparsify
 from sparsec.passes.fold import FoldConstants, InferShapes
+from sparsec.passes.fuse import Fuse
+from sparsec.passes.layers import LayerRecord
 from sparsec.passes.opset import ConvertOpset, RaiseOpset
 from sparsec.passes.rules.activations import gelu_rules, hardswish_rules
 from sparsec.passes.rules.affine import affine_rules, batchnorm_rules
 from sparsec.passes.rules.norms import layernorm_rules, rmsnorm_rules
 from sparsec.passes.rules.pads import pool_pad_rules
+from sparsec.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ CANONICALISE: tuple[Stage, ...] = (
 )
 
 
+def compression(job: Job) -> tuple[Stage, ...]:
+    """The stages that follow canonicalisation; `job` carries what they decide from one to the next."""
+    return (
+        Stage("select-schemes", lambda: SelectSchemes(job)),
+        Stage("sparsify", lambda: Sparsify(job)),
+        Stage("encode-weights", lambda: EncodeWeights(job)),
+        Stage("fuse", Fuse),
+        Stage("remove-unused-weights", common.RemoveUnusedNodesPass),
+        Stage("remove-unused-functions", common.RemoveUnusedFunctionsPass),
+        Stage("final-names", common.NameFixPass),
+    )
+
+
 def run_stages(
     model: ir.Model,
     stages: Sequence[Stage],
@@ -144,6 +162,44 @@ def run_stages(
         if check:
             check_model(model, stage.name, static=stage.static)
     return records
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of `compress`: the graph, what became of each weight in order of execution, and what each stage did."""
+
+    model: ir.Model
+    layers: list[LayerRecord]
+    passes: list[PassRecord]
+    effective_recipe: str
+    """YAML text of a recipe that names every compressed weight and gives the same result."""
+
+
+def compress(
+    model: ir.Model,
+    recipe: Any = None,
+    *,
+    debug_dump: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Compressed:
+    """Canonicalise, compress by the recipe and fuse; the argument stays as it is.
+
+    Args:
+        model: from `sparsec.frontend.load_model`, input shapes static.
+        recipe: what `sparsec.recipe.load_recipe` takes; None leaves every weight dense (fp32) and fuses all the same.
+        debug_dump: folder that gets `NN-name.onnx` after each stage.
+        progress: called with the name of each stage, and of each weight while it is encoded.
+
+    Raises:
+        ShapeError: a shape depends on data.
+        RecipeError: the recipe is wrong, or a selector matches nothing.
+        WeightError: weights hold NaN or Inf, or do not fit their scheme.
+    """
+    job = Job(load_recipe(recipe), progress=progress)
+    work = model.clone()
+    stages = (*CANONICALISE, *compression(job))
+    records = run_stages(work, stages, debug_dump=debug_dump, progress=progress)
+    return Compressed(work, job.layers, records, job.effective_recipe())
 
 
 def canonicalise(model: ir.Model, *, debug_dump: str | Path | None = None) -> list[PassRecord]:

@@ -45,9 +45,7 @@ def bind_shapes(model: ir.Model, shapes: Mapping[str, int | Sequence[int]]) -> N
     """
     graph = model.graph
     names = {value.name or "" for value in graph.inputs}
-    dims = {
-        str(d) for v in graph.inputs if v.shape is not None for d in v.shape if _is_open(d) and _dim_name(d)
-    }
+    dims = {str(d) for v in graph.inputs if v.shape is not None for d in v.shape if _is_open(d) and _dim_name(d)}
     known: dict[str, int] = {}
     whole: dict[str, list[int]] = {}
     for key, given in shapes.items():
@@ -56,9 +54,7 @@ def bind_shapes(model: ir.Model, shapes: Mapping[str, int | Sequence[int]]) -> N
         elif key in dims and isinstance(given, int):
             _learn(known, key, _positive(key, [given])[0], f"input_shapes[{key!r}]")
         elif key in dims:
-            raise ShapeError(
-                f"input_shapes[{key!r}] = {given!r}: {key!r} is a dimension, so it takes one integer."
-            )
+            raise ShapeError(f"input_shapes[{key!r}] = {given!r}: {key!r} is a dimension, so it takes one integer.")
         else:
             hint = did_you_mean(key, names | dims)
             raise ShapeError(
@@ -89,9 +85,7 @@ def bind_shapes(model: ir.Model, shapes: Mapping[str, int | Sequence[int]]) -> N
         value.shape = ir.Shape(bound)
     if unbound:
         listing = "\n  ".join(unbound)
-        raise ShapeError(
-            f"{len(unbound)} input dimension(s) are dynamic; sparsec compiles static shapes:\n  {listing}"
-        )
+        raise ShapeError(f"{len(unbound)} input dimension(s) are dynamic; sparsec compiles static shapes:\n  {listing}")
     _forget_symbolic_shapes(model)
 
 

@@ -78,9 +78,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     if not proto.ir_version or not proto.opset_import or not proto.graph.node and not proto.graph.output:
-        raise ModelError(
-            f"{where}: not an ONNX model (no IR version, opset or graph): wrong file, or an empty one."
-        )
+        raise ModelError(f"{where}: not an ONNX model (no IR version, opset or graph): wrong file, or an empty one.")
     if not proto.graph.output:
         raise ModelError(f"{where}: the graph has no outputs: the file is truncated or not a whole model.")
     try:
@@ -102,9 +100,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
         elif have < need:
             problems.append(f"{value.name}: {tensor.path} has {have} bytes, {need} are needed")
     if problems:
-        listing = "\n  ".join(problems[:10]) + (
-            f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        )
+        listing = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise ModelError(f"{path}: external data cannot be read:\n  {listing}")
 
 

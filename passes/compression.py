@@ -1,0 +1,87 @@
+"""The passes between choosing schemes and fusing: thin wrappers that carry one `Job` through the algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsec.passes.insert_decode import encode_weights, insert_decode
+from sparsec.passes.layers import LayerRecord
+from sparsec.passes.select import Choice, select_schemes
+from sparsec.passes.sparsify.magnitude import magnitude_masks
+from sparsec.recipe import Recipe
+
+__all__ = ["EncodeWeights", "Job", "SelectSchemes", "Sparsify"]
+
+
+@dataclass
+class Job:
+    """One run of the compression stages: the recipe, and what the stages found so far."""
+
+    recipe: Recipe
+    progress: Callable[[str], None] | None = None
+    choices: list[Choice] = field(default_factory=list)
+    masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
+    layers: list[LayerRecord] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    def effective_recipe(self) -> str:
+        """The recipe with every selector replaced by the exact names of the weights it reached."""
+        rules = []
+        for index, rule in enumerate(self.recipe.rules):
+            names = tuple(choice.weight.name for choice in self.choices if choice.rule_index == index)
+            if names:
+                rules.append(rule.model_copy(update={"targets": names, "ignore": (), "optional": False}))
+        return Recipe(rules=tuple(rules), min_elements=0).to_yaml()
+
+
+class _JobPass(ir.passes.InPlacePass):
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+
+
+class SelectSchemes(_JobPass):
+    """Recipe against graph: fills `job.choices` and the records of what stays dense."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self.job.choices, self.job.layers, self.job.order = select_schemes(model, self.job.recipe)
+        return ir.passes.PassResult(model, False)
+
+
+class Sparsify(_JobPass):
+    """Keep-masks for the sparse schemes, rule by rule."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        job.masks = [None] * len(job.choices)
+        for index, rule in enumerate(job.recipe.rules):
+            members = [i for i, choice in enumerate(job.choices) if choice.rule_index == index]
+            if not members or job.choices[members[0]].scheme.is_dense:
+                continue
+            masks = magnitude_masks(
+                [job.choices[i].weight.matrix() for i in members],
+                [job.choices[i].scheme.structure for i in members],
+                joint=rule.sparsify.scope == "global",
+            )
+            for i, mask in zip(members, masks, strict=True):
+                job.masks[i] = mask
+        return ir.passes.PassResult(model, False)
+
+
+class EncodeWeights(_JobPass):
+    """Every chosen weight becomes a Decode node; the records are complete after it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        results = encode_weights(job.choices, job.masks, job.progress)
+        for choice, (encoded, record) in zip(job.choices, results, strict=True):
+            insert_decode(model, choice, encoded)
+            job.layers.append(record)
+        place = {name: i for i, name in enumerate(job.order)}
+        job.layers.sort(key=lambda layer: place[layer.name])
+        return ir.passes.PassResult(model, bool(results))

@@ -1,0 +1,78 @@
+"""Encode the chosen weights: `W` becomes `sparsec::Decode(codes, ...)`, in place, with a record of what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsec import ops
+from sparsec.formats import EncodedWeight, decode, encode
+from sparsec.passes.layers import LayerRecord
+from sparsec.passes.select import Choice
+
+__all__ = ["encode_weights", "insert_decode"]
+
+Mask = NDArray[np.bool_]
+
+
+def encode_weights(
+    choices: Sequence[Choice], masks: Sequence[Mask | None], progress: Callable[[str], None] | None = None
+) -> list[tuple[EncodedWeight, LayerRecord]]:
+    """Encode every weight in its scheme (numpy, in threads: the heavy parts release the interpreter's lock).
+
+    Raises:
+        WeightError: a weight does not fit its scheme.
+    """
+
+    def work(item: tuple[Choice, Mask | None]) -> tuple[EncodedWeight, LayerRecord]:
+        choice, mask = item
+        if progress is not None:
+            progress(choice.weight.name)
+        matrix = choice.weight.matrix()
+        encoded = encode(matrix, choice.scheme, mask, name=choice.weight.name)
+        return encoded, _record(choice, encoded, matrix)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(work, zip(choices, masks, strict=True)))
+
+
+def insert_decode(model: ir.Model, choice: Choice, encoded: EncodedWeight) -> None:
+    """Put a Decode node before the first reader of the weight and drop the weight itself."""
+    weight = choice.weight
+    value, name = weight.value, weight.name
+    first = _first_reader(model.graph, value)
+    model.graph.initializers.pop(name)
+    built = ops.decode(ops.weight_inputs(encoded, name), weight.shape, trans=weight.flipped, name=f"{name}.decode")
+    built.output.name = f"{name}.decoded"
+    model.graph.insert_before(first, built.node)
+    ir.convenience.replace_all_uses_with(value, built.output)
+    built.register(model)
+
+
+def _first_reader(graph: ir.Graph, value: ir.Value) -> ir.Node:
+    readers = {node for node, _ in value.uses()}
+    return next(node for node in graph if node in readers)
+
+
+def _record(choice: Choice, encoded: EncodedWeight, matrix: NDArray[np.float32]) -> LayerRecord:
+    decoded = decode(encoded)
+    error = float(np.square(decoded - matrix, dtype=np.float64).sum())
+    power = float(np.square(matrix, dtype=np.float64).sum())
+    use = choice.weight.uses[0]
+    return LayerRecord(
+        name=choice.weight.name,
+        node=use.node.name or "",
+        op=use.operator,
+        shape=choice.weight.shape,
+        scheme=str(encoded.scheme),
+        reason="",
+        zeros=float(np.mean(decoded == 0)),
+        bits_per_weight=encoded.bits_per_weight(),
+        nbytes=encoded.nbytes,
+        nmse=error / power if power else 0.0,
+        rule=choice.rule_index,
+    )

@@ -1,0 +1,28 @@
+"""The record of what became of each weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class LayerRecord:
+    """One weight: its scheme, or the reason why it is dense, and what that costs.
+
+    name: the tensor; node: the first node that reads it; op: that node's operator (`DepthwiseConv` for depthwise Conv);
+    shape: as ONNX has it; zeros: fraction of elements that are zero after compression; bits_per_weight and nbytes count
+    everything stored; nmse: |W' - W|^2 / |W|^2 of the weight, 0 when exact.
+    """
+
+    name: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    scheme: str
+    reason: str
+    zeros: float
+    bits_per_weight: float
+    nbytes: int
+    nmse: float
+    rule: int | None = None
+    """Index of the rule in the recipe that chose the scheme; None when the weight is dense for another reason."""

@@ -1,0 +1,117 @@
+"""Choose a scheme for every weight: the recipe's rules against the graph, a reason for each weight that stays dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.errors import WeightError
+from sparsec.formats import Scheme
+from sparsec.passes.layers import LayerRecord
+from sparsec.passes.weights import Dense, Weight, find_weights
+from sparsec.recipe import Assignment, Candidate, Recipe, Rule, assign
+
+__all__ = ["Choice", "select_schemes"]
+
+
+@dataclass
+class Choice:
+    """A weight that will be encoded, with the rule that asks for it."""
+
+    weight: Weight
+    scheme: Scheme
+    rule: Rule
+    rule_index: int
+
+
+def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[LayerRecord], list[str]]:
+    """Match the recipe with the graph.
+
+    Returns:
+        The weights to encode, a record for each weight that stays dense, and the names of all in order of execution.
+
+    Raises:
+        RecipeError: a selector matches nothing.
+        WeightError: weights hold NaN or Inf (all of them are listed).
+    """
+    found = find_weights(model)
+    weights = [item for item in found if isinstance(item, Weight)]
+    _check_finite(weights)
+    candidates = [_candidate(weight) for weight in weights]
+    _mark_ends(weights, candidates)
+    assigned = dict(zip((id(w) for w in weights), assign(recipe, candidates), strict=True))
+    choices: list[Choice] = []
+    records: list[LayerRecord] = []
+    for item in found:
+        if isinstance(item, Dense):
+            records.append(_dense_record(item.name, item.node, item.operator, item.shape, item.reason, item.nbytes))
+            continue
+        answer: Assignment = assigned[id(item)]
+        reason, scheme = (answer.reason if recipe.rules else "the recipe has no rules"), None
+        if answer.rule is not None:
+            scheme = Scheme.parse(recipe.rules[answer.rule].scheme)
+            reason = _refusal(item, scheme, recipe)
+        if reason or scheme is None or answer.rule is None:
+            size = item.rows * item.cols * 4
+            first = item.uses[0]
+            records.append(_dense_record(item.name, first.node.name or "", first.operator, item.shape, reason, size))
+            records[-1].zeros = _zeros(item)
+        else:
+            choices.append(Choice(item, scheme, recipe.rules[answer.rule], answer.rule))
+    return choices, records, [item.name for item in found]
+
+
+def _refusal(weight: Weight, scheme: Scheme, recipe: Recipe) -> str:
+    if scheme.is_plain:
+        return "the recipe asks for fp32"
+    size = weight.rows * weight.cols
+    if size < recipe.min_elements:
+        return f"too small: {size} elements, the recipe's min_elements is {recipe.min_elements}"
+    return ""
+
+
+def _candidate(weight: Weight) -> Candidate:
+    operators = {use.operator for use in weight.uses}
+    if "DepthwiseConv" in operators:
+        operators.add("Conv")
+    return Candidate(
+        name=weight.name,
+        nodes=tuple(use.node.name or "" for use in weight.uses),
+        operators=tuple(sorted(operators)),
+    )
+
+
+def _mark_ends(weights: Sequence[Weight], candidates: list[Candidate]) -> None:
+    """The first and the last weight that multiplies; lookups of embeddings are neither."""
+    linear = [i for i, weight in enumerate(weights) if any(use.operator != "Gather" for use in weight.uses)]
+    if linear:
+        candidates[linear[0]] = candidates[linear[0]].model_copy(update={"is_first": True})
+        candidates[linear[-1]] = candidates[linear[-1]].model_copy(update={"is_last": True})
+
+
+def _check_finite(weights: Sequence[Weight]) -> None:
+    bad = []
+    for weight in weights:
+        assert weight.value.const_value is not None
+        array = weight.value.const_value.numpy()
+        count = int(array.size - np.isfinite(array).sum())
+        if count:
+            bad.append(f"{weight.name} ({weight.uses[0].operator} {weight.uses[0].node.name}): {count} of {array.size}")
+    if bad:
+        raise WeightError(
+            f"{len(bad)} weight(s) hold NaN or Inf; the model is damaged or its training diverged:\n  "
+            + "\n  ".join(bad)
+        )
+
+
+def _zeros(weight: Weight) -> float:
+    assert weight.value.const_value is not None
+    return float(np.mean(weight.value.const_value.numpy() == 0))
+
+
+def _dense_record(name: str, node: str, operator: str, shape: tuple[int, ...], reason: str, nbytes: int) -> LayerRecord:
+    elements = max(int(np.prod(shape)), 1)
+    return LayerRecord(name, node, operator, shape, "fp32", reason, 0.0, 8.0 * nbytes / elements, nbytes, 0.0)

@@ -1,0 +1,1 @@
+"""Sparsification algorithms: functions (weights, structure) -> keep-masks, free of graphs."""
