@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -176,6 +177,7 @@ def export(model: ZooModel) -> ir.Model:
     import torch
 
     assert model.module is not None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not installed
     program = torch.onnx.export(
         model.module.eval(),
         model.example,

@@ -119,8 +119,11 @@ class Prefill(Llama):
 
 
 class Decode(Llama):
-    """One step: token [1, 1] and position [1] int64, caches k0, v0, k1, v1 ... [1, KV, S, hd] with the earlier
-    tokens' keys and values -> logits [1, vocab] and the caches with this token's row written at `position`."""
+    """One step with a cache of S slots.
+
+    token [1, 1] and position [1] int64, caches (k and v of layer 0, of layer 1 ...) [1, KV, S, hd] with the keys
+    and values of earlier tokens -> logits [1, vocab] and the caches with this token's row written at `position`.
+    """
 
     def forward(self, token: Tensor, position: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         slots = torch.arange(caches[0].shape[2])

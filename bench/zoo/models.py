@@ -51,27 +51,27 @@ def _signed(image: Array) -> Array:
 
 
 def mobilenet_v1() -> ZooModel:
-    """MobileNet v1 0.25 at 128x128; x / 127.5 - 1, RGB. Measured: top-1 {mobilenet_v1} % of 650."""
+    """MobileNet v1 0.25 at 128x128; x / 127.5 - 1, RGB. Measured: top-1 50.0 % of 650."""
     file = "mobilenet/mobilenet_v1_0.25_128_quant_deq.onnx"
     examples = _imagenet("t0", 128, _signed, first_class=1)  # output 0 is "background"
-    return _classifier("mobilenet_v1", file, "t0", (1, 3, 128, 128), examples, 0)
+    return _classifier("mobilenet_v1", file, "t0", (1, 3, 128, 128), examples, 50.0)
 
 
 def mobilenet_v2() -> ZooModel:
-    """MobileNet v2 1.0 at 224x224; x / 127.5 - 1, RGB. Measured: top-1 {mobilenet_v2} % of 650."""
+    """MobileNet v2 1.0 at 224x224; x / 127.5 - 1, RGB. Measured: top-1 78.46 % of 650."""
     file = "mobilenet/mobilenet_v2_1.0_224_quant_deq.onnx"
     examples = _imagenet("t0", 224, _signed, first_class=1)  # output 0 is "background"
-    return _classifier("mobilenet_v2", file, "t0", (1, 3, 224, 224), examples, 0)
+    return _classifier("mobilenet_v2", file, "t0", (1, 3, 224, 224), examples, 78.4615)
 
 
 def squeezenet() -> ZooModel:
-    """SqueezeNet, Deep Compression decoded to fp32; BGR minus the Caffe mean. Measured: {squeezenet} % of 650."""
+    """SqueezeNet, Deep Compression decoded to fp32; BGR minus the Caffe mean. Measured: 71.08 % of 650."""
 
     def prepare(image: Array) -> Array:
         return _chw(image[:, :, ::-1]) - np.array([104, 117, 123], np.float32)[None, :, None, None]
 
     file = "squeezenet_dc/squeezenet_dc_fp32.onnx"
-    return _classifier("squeezenet", file, "data", (1, 3, 227, 227), _imagenet("data", 227, prepare), 0)
+    return _classifier("squeezenet", file, "data", (1, 3, 227, 227), _imagenet("data", 227, prepare), 71.0769)
 
 
 def _cifar_normalised() -> Iterator[tuple[Feed, int]]:
@@ -97,22 +97,22 @@ def _cifar(name: str, depth: int, file: str, reference: float) -> ZooModel:
 
 
 def resnet20() -> ZooModel:
-    """ResNet-20 for CIFAR-10, from torch. Measured: {resnet20} % of 5000 JPEGs."""
-    return _cifar("resnet20", 20, "cifar10/resnet20-12fca82f.th", 0)
+    """ResNet-20 for CIFAR-10, from torch. Measured: 81.00 % of 5000 JPEGs."""
+    return _cifar("resnet20", 20, "cifar10/resnet20-12fca82f.th", 81.0)
 
 
 def resnet56() -> ZooModel:
-    """ResNet-56 for CIFAR-10, from torch. Measured: {resnet56} % of 5000 JPEGs."""
-    return _cifar("resnet56", 56, "cifar10/resnet56-4bfd9763.th", 0)
+    """ResNet-56 for CIFAR-10, from torch. Measured: 83.12 % of 5000 JPEGs."""
+    return _cifar("resnet56", 56, "cifar10/resnet56-4bfd9763.th", 83.12)
 
 
 def kws() -> ZooModel:
-    """MLPerf Tiny keyword spotting (DS-CNN) on 49x10 MFCC. Measured: {kws} % of 500."""
+    """MLPerf Tiny keyword spotting (DS-CNN) on 49x10 MFCC. Measured: 89.8 % of 500."""
 
     def examples() -> Iterator[tuple[Feed, int]]:
         return (({"t0": mfcc[None, None]}, label) for mfcc, label in data.kws())
 
-    return _classifier("kws", "mlperf_tiny/kws_fp32.onnx", "t0", (1, 1, 49, 10), examples, 0)
+    return _classifier("kws", "mlperf_tiny/kws_fp32.onnx", "t0", (1, 1, 49, 10), examples, 89.8)
 
 
 def vww() -> ZooModel:
@@ -123,28 +123,28 @@ def vww() -> ZooModel:
 
 
 def resnet8() -> ZooModel:
-    """MLPerf Tiny ResNet-8 for CIFAR-10; pixels 0..255 as they are. Measured: {resnet8} % of 5000 JPEGs."""
+    """MLPerf Tiny ResNet-8 for CIFAR-10; pixels 0..255 as they are. Measured: 75.24 % of 5000 JPEGs."""
 
     def examples() -> Iterator[tuple[Feed, int]]:
         return (({"t0": _chw(image)}, label) for image, label in data.cifar10())
 
-    return _classifier("resnet8", "mlperf_tiny/resnet8_fp32.onnx", "t0", (1, 3, 32, 32), examples, 0)
+    return _classifier("resnet8", "mlperf_tiny/resnet8_fp32.onnx", "t0", (1, 3, 32, 32), examples, 75.24)
 
 
 def mnist() -> ZooModel:
-    """The ONNX model zoo's MNIST CNN (opset 8); pixels 0..255. Measured: {mnist} % of 3000."""
+    """The ONNX model zoo's MNIST CNN (opset 8); pixels 0..255. Measured: 98.1 % of 3000."""
 
     def examples() -> Iterator[tuple[Feed, int]]:
         return (({"Input3": image[None, None].astype(np.float32)}, label) for image, label in data.mnist())
 
-    return _classifier("mnist", "onnx_small/mnist.onnx", "Input3", (1, 1, 28, 28), examples, 0)
+    return _classifier("mnist", "onnx_small/mnist.onnx", "Input3", (1, 1, 28, 28), examples, 98.1)
 
 
 def silero_vad() -> ZooModel:
     """Silero voice activity detector at 16 kHz, LSTM state in and out.
 
     One step takes 576 samples: 64 of context from the step before, then 512 new ones (without the context it
-    hears no speech at all). Measured: {silero_vad} % of 1875 chunks hold speech.
+    hears no speech at all). Measured: 77.44 % of 1875 chunks hold speech.
     """
 
     def chunks() -> Iterator[Array]:
@@ -152,7 +152,7 @@ def silero_vad() -> ZooModel:
         for start in range(0, len(samples) - 575, 512):
             yield samples[None, start : start + 576]
 
-    metric = SpeechShare(chunks, (2, 1, 128), 0)
+    metric = SpeechShare(chunks, (2, 1, 128), 77.44)
     zeros = np.zeros((2, 1, 128), np.float32)
     return ZooModel(
         "silero_vad",
@@ -189,7 +189,7 @@ def _padded(ids: list[int]) -> Feed:
 
 
 def stories_prefill() -> ZooModel:
-    """stories260K (Llama) over 128 tokens without a cache. Measured: perplexity {stories_prefill}, 200 texts."""
+    """stories260K (Llama) over 128 tokens without a cache. Measured: perplexity 4.2256, 200 texts."""
     import torch
 
     from . import llama
@@ -201,19 +201,19 @@ def stories_prefill() -> ZooModel:
         output_names=("logits",),
         integer_ranges={"tokens": (0, 512)},
         real=lambda: (_padded(ids) for ids in _story_ids()),
-        metric=Perplexity(_story_ids, lambda run, ids: run(_padded(ids))[0][0, : len(ids) - 1], 0),
+        metric=Perplexity(_story_ids, lambda run, ids: run(_padded(ids))[0][0, : len(ids) - 1], 4.22557),
     )
 
 
 def stories_decode() -> ZooModel:
-    """stories260K, one token with its KV cache in and out. Measured: perplexity {stories_decode}, 200 texts."""
+    """stories260K, one token with its KV cache in and out. Measured: perplexity 4.2256, 200 texts."""
     import torch
 
     from . import llama
 
     module = llama.load(llama.Decode, data_path("stories260k/stories260K.bin"))
     shape = (1, module.c.kv_heads, CACHE_SLOTS, module.c.head_dim)
-    names = [f"{kind}{layer}" for layer in range(module.c.layers) for kind in "kv"]
+    names = [f"caches_{i}" for i in range(2 * module.c.layers)]  # as forward names its arguments
 
     def empty() -> Feed:
         return {name: np.zeros(shape, np.float32) for name in names}
@@ -239,15 +239,15 @@ def stories_decode() -> ZooModel:
             "position": torch.zeros(1, dtype=torch.int64),
             **{name: torch.zeros(shape) for name in names},
         },
-        output_names=("logits", *(f"{name}_out" for name in names)),
+        output_names=("logits", *(f"updated_{i}" for i in range(len(names)))),
         integer_ranges={"token": (0, 512), "position": (0, CACHE_SLOTS)},
         real=real,
-        metric=Perplexity(_story_ids, steps, 0),
+        metric=Perplexity(_story_ids, steps, 4.22557),
     )
 
 
 def minilm() -> ZooModel:
-    """all-MiniLM-L6-v2 at 128 tokens, mean pooled, unit length. Measured: STS-B dev Spearman {minilm}."""
+    """all-MiniLM-L6-v2 at 128 tokens, mean pooled, unit length. Measured: STS-B dev Spearman 0.8672."""
     import torch
 
     from . import bert
@@ -285,7 +285,7 @@ def minilm() -> ZooModel:
         integer_ranges={"input_ids": (0, 30522), "attention_mask": (0, 2)},
         constrain=prefix_mask,
         real=real,
-        metric=Spearman(pairs, 0),
+        metric=Spearman(pairs, 0.86716),
     )
 
 
