@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparsec.codegen.isa import vecmath
+
 # Cost of an activation in floating-point operations an element, for the estimate of a kernel's work.
 ACTIVATIONS: dict[str, int] = {
     "": 0, "relu": 1, "relu6": 2, "clip": 2, "leakyrelu": 3, "hardsigmoid": 4, "hardswish": 5,
     "sigmoid": 20, "silu": 21, "tanh": 22, "gelu_tanh": 28, "gelu": 30,
 }  # fmt: skip
-
-DEFAULTS: dict[str, tuple[float, ...]] = {"leakyrelu": (0.01,), "hardsigmoid": (0.2, 0.5)}
 
 
 def activation_cost(name: str) -> int:
@@ -27,13 +27,12 @@ def activation_cost(name: str) -> int:
 def apply_activation(k: Any, name: str, params: Sequence[float], value: Any, lanes: int) -> Any:
     """Activation `name` of `value`, a float32 vector of `lanes` (a scalar when lanes is 1).
 
-    `params`: clip lo, hi (either may be infinite: no bound); leakyrelu alpha; hardsigmoid alpha, beta; else empty. Writes
-    statements (the value is bound to a variable when it is used more than once): call it where a statement may stand.
+    `params`: clip lo, hi (either may be infinite: no bound); leakyrelu alpha; hardsigmoid alpha, beta; else empty.
+    Writes statements (a value used more than once is bound to a variable): call it where a statement may stand.
     """
     if name == "":
         return value
-    values = tuple(params) or DEFAULTS.get(name, ())
-    return _TABLE[name](k, values, value, lanes)
+    return _TABLE[name](k, tuple(params), value, lanes)
 
 
 def bound(k: Any, value: Any, lo: float, hi: float, lanes: int) -> Any:
@@ -78,27 +77,19 @@ def _hardswish(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
 
 
 def _sigmoid(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    from sparsec.codegen.isa import vecmath
-
     return vecmath.sigmoid(k, x, lanes)
 
 
 def _silu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    from sparsec.codegen.isa import vecmath
-
     x = k.T.bind(x)
     return x * vecmath.sigmoid(k, x, lanes)
 
 
 def _tanh(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    from sparsec.codegen.isa import vecmath
-
     return vecmath.tanh(k, x, lanes)
 
 
 def _gelu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    from sparsec.codegen.isa import vecmath
-
     # 0.5 x (1 + erf(x / sqrt 2)), Hendrycks and Gimpel 2016
     x = k.T.bind(x)
     half = x * k.f32(0.5, lanes)
@@ -106,8 +97,6 @@ def _gelu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
 
 
 def _gelu_tanh(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    from sparsec.codegen.isa import vecmath
-
     # 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): no cancellation for negative x
     x = k.T.bind(x)
     root = 2.0 * math.sqrt(2.0 / math.pi)

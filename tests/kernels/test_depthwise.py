@@ -1,0 +1,116 @@
+"""Depthwise convolution against onnxruntime, fused epilogues against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.table import TABLE
+
+from sparsec import ops
+from sparsec.activations import ACTIVATIONS
+from sparsec.target import NAMED
+from tests.kernels.programs import lower_and_run, one_node_model, reference, refusals
+
+RNG = np.random.default_rng()
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def _conv(shape: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, **attributes: Any) -> tuple[ir.Model, dict]:
+    c = shape[1]
+    feed = {"x": _normal(*shape), "w": _normal(c, 1, *kernel)}
+    if bias:
+        feed["b"] = _normal(c)
+    return one_node_model("Conv", feed, ["w", "b"], {"group": c, **attributes}), feed
+
+
+CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ((1, 1, 1, 1), (3, 3), {"pads": [1, 1, 1, 1]}),
+    ((2, 3, 5, 7), (3, 3), {"pads": [1, 1, 1, 1]}),
+    ((1, 17, 9, 14), (3, 3), {"pads": [0, 1, 1, 0], "strides": [2, 2]}),
+    ((1, 24, 16, 16), (5, 5), {"pads": [2, 2, 2, 2], "strides": [2, 1]}),
+    ((1, 130, 7, 7), (3, 3), {"pads": [1, 1, 1, 1]}),
+    ((1, 33, 13, 40), (3, 3), {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+    ((1, 16, 8, 8), (8, 8), {}),
+    ((1, 8, 6, 5), (3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    ((1, 8, 6, 5), (2, 2), {"auto_pad": "SAME_LOWER"}),
+    ((2, 20, 101), (9,), {"pads": [4, 4]}),
+    ((1, 5, 50), (4,), {"pads": [3, 0], "strides": [3], "dilations": [2]}),
+    ((1, 17, 90), (71,), {"pads": [35, 35]}),
+    ((1, 18, 40, 3), (3, 3), {"pads": [4, 4, 4, 4], "dilations": [3, 1]}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "attributes"), CASES)
+def test_against_onnxruntime(shape: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    model, feed = _conv(shape, kernel, **attributes)
+    (wanted,) = reference(model, feed)
+    (found,) = lower_and_run(model, feed)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("lanes", ["x86-avx2", "x86-avx512"])
+def test_every_vector_width(lanes: str) -> None:
+    from sparsec.target import host_target
+
+    if set(NAMED[lanes].features) - set(host_target().features):
+        pytest.skip(f"this machine has no {lanes}")
+    model, feed = _conv((1, 40, 9, 30), (3, 3), bias=False, pads=[1, 1, 1, 1])
+    (found,) = lower_and_run(model, feed, NAMED[lanes])
+    np.testing.assert_allclose(found, reference(model, feed)[0], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_fused_epilogue(activation: str) -> None:
+    params = {"clip": (-0.5, 1.25), "leakyrelu": (0.1,), "hardsigmoid": (0.25, 0.4)}.get(activation, ())
+    plain, feed = _conv((1, 19, 6, 10), (3, 3), pads=[1, 1, 1, 1])
+    skip = _normal(1, 19, 6, 10)
+    wanted = ACTIVATIONS[activation](reference(plain, feed)[0].astype(np.float64) + skip, params)
+
+    x, residual = (
+        ir.Value(name=n, shape=ir.Shape(skip.shape), type=ir.TensorType(ir.DataType.FLOAT)) for n in ("x", "residual")
+    )
+    bias = ir.Value(
+        name="b", shape=ir.Shape([19]), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(feed["b"])
+    )
+    built = ops.conv(
+        x,
+        ops.weight_inputs(feed["w"].reshape(19, 9), "w"),
+        kernel_shape=[3, 3],
+        pads=[1, 1, 1, 1],
+        group=19,
+        bias=bias,
+        residual=residual,
+        activation=activation,
+        act_params=params,
+        name="conv",
+    )
+    graph = ir.Graph([x, residual], [built.output], nodes=[built.node], opset_imports={"": 18}, initializers=[bias])
+    model = ir.Model(graph, ir_version=10)
+    built.register(model)
+    (found,) = lower_and_run(model, {"x": feed["x"], "residual": skip})
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_refusals_name_the_reason() -> None:
+    def reasons(model: ir.Model) -> str:
+        kept, TABLE["", "Conv"] = TABLE["", "Conv"], (lower_depthwise,)
+        try:
+            return " ".join(refusals(model))
+        finally:
+            TABLE["", "Conv"] = kept
+
+    feed = {"x": _normal(1, 4, 5, 5), "w": _normal(8, 1, 3, 3)}
+    assert "8 filters for 4 channels" in reasons(one_node_model("Conv", feed, ["w"], {"group": 4}))
+    feed["w"] = _normal(4, 2, 3, 3)
+    assert "group 2, 4 channels" in reasons(one_node_model("Conv", feed, ["w"], {"group": 2}))
+    feed["w"] = _normal(4, 1, 3, 3)
+    assert "not constant" in reasons(one_node_model("Conv", feed, [], {"group": 4}))
+    feed = {"x": _normal(1, 4, 5, 5, 5), "w": _normal(4, 1, 3, 3, 3)}
+    assert "3-D" in reasons(one_node_model("Conv", feed, ["w"], {"group": 4}))
