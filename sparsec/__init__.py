@@ -1,1 +1,24 @@
 """sparsec: a compiler that makes trained neural networks small and fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsec.api import compile, compress, load
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "compile", "compress", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy (PEP 562): `import sparsec` must not pay for onnx, numpy or torch.
+    if name in ("compile", "compress", "load"):
+        from sparsec import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

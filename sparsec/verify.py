@@ -98,6 +98,14 @@ class Verification:
             )
         return "\n".join(lines)
 
+    def summary(self) -> str:
+        """One line: who was compared with whom, on which inputs, and the verdict."""
+        if not self.passed:
+            verdict = "FAILED"
+        else:
+            verdict = "error reported, no bound" if self.bound is None else f"within {self.bound:g}"
+        return f"{self.subject} against {self.reference} (inputs: {self.inputs}): {verdict}"
+
     def check(self) -> Verification:
         """Return self; raise VerificationError with the table of outputs unless passed."""
         if self.passed:

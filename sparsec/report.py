@@ -1,0 +1,177 @@
+"""Reports: before and after, and what became of each layer; as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from sparsec.tables import Table
+from sparsec.verify import Verification, rounded
+
+if TYPE_CHECKING:
+    from sparsec.codegen.program import Program
+    from sparsec.passes.layers import LayerRecord
+
+
+@dataclass
+class Figures:
+    """What a model costs. Bytes on disk, bytes in RAM while it runs, median milliseconds of a run, largest relative
+    error of an output; None where it was not measured."""
+
+    file_bytes: int | None = None
+    ram_bytes: int | None = None
+    milliseconds: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer record with the kernel families that compute it (empty before code generation)."""
+
+    record: LayerRecord
+    kernel: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        r = self.record
+        return {
+            "name": r.name,
+            "node": r.node,
+            "op": r.op,
+            "shape": list(r.shape),
+            "scheme": r.scheme,
+            "zeros": round(r.zeros, 6),
+            "bits_per_weight": round(r.bits_per_weight, 4),
+            "bytes": r.nbytes,
+            "nmse": rounded(r.nmse),
+            "kernel": self.kernel,
+            "reason": r.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerRow:
+        """Inverse of `to_json`."""
+        from sparsec.passes.layers import LayerRecord
+
+        return cls(
+            LayerRecord(
+                data["name"], data["node"], data["op"], tuple(data["shape"]), data["scheme"], data["reason"],
+                data["zeros"], data["bits_per_weight"], data["bytes"], data["nmse"],
+            ),
+            data["kernel"],
+        )  # fmt: skip
+
+
+@dataclass
+class Report:
+    """Everything one compress or compile found out. `before` is the original model in onnxruntime."""
+
+    name: str
+    target: str | None
+    before: Figures
+    after: Figures
+    layers: list[LayerRow]
+    verification: Verification | None = None
+    steps: dict[str, int] = field(default_factory=dict)
+    """Kernel family -> number of calls in the program; empty before code generation."""
+
+    def summary(self) -> Table:
+        """Before and after."""
+        rows = tuple(
+            (label, megabytes(f.file_bytes), megabytes(f.ram_bytes), _number(f.milliseconds, ".3f"), _number(f.error, ".2g"))
+            for label, f in (("before", self.before), ("after", self.after))
+        )
+        where = f" for {self.target}" if self.target else ""
+        return Table(f"{self.name}{where}", ("", "MB file", "MB RAM", "ms median", "error"), rows)
+
+    def show(self, stream: IO[str] | None = None, *, why: bool = False) -> None:
+        """Print all tables: rich on a terminal, plain text otherwise."""
+        layer_table(self.layers, why=why).show(stream)
+        print(file=stream)
+        self.summary().show(stream)
+
+    def __str__(self) -> str:
+        return f"{layer_table(self.layers).text()}\n\n{self.summary().text()}"
+
+    def to_json(self, *, measured: bool = False) -> dict[str, Any]:
+        """JSON-able. The same compile gives the same result; `measured` adds timings and measured memory, which vary."""
+        data: dict[str, Any] = {
+            "name": self.name,
+            "target": self.target,
+            "before": self._figures(self.before, measured),
+            "after": self._figures(self.after, measured, ram=True),
+            "layers": [row.to_json() for row in self.layers],
+            "steps": dict(sorted(self.steps.items())),
+            "verification": self.verification.to_json() if self.verification else None,
+        }
+        return data
+
+    @staticmethod
+    def _figures(figures: Figures, measured: bool, ram: bool = False) -> dict[str, Any]:
+        data: dict[str, Any] = {"file_bytes": figures.file_bytes}
+        if measured or ram:
+            data["ram_bytes"] = figures.ram_bytes
+        if measured:
+            data["median_ms"] = rounded(figures.milliseconds) if figures.milliseconds is not None else None
+        data["error"] = rounded(figures.error) if figures.error is not None else None
+        return data
+
+
+def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
+    """One row per weight. The last column is the kernel, or the REASON why the weight is dense; `why`: both columns."""
+    # A reason that all weights share ("the recipe has no rules") tells nothing: the kernels do.
+    plain = len({row.record.reason for row in layers}) == 1 and any(row.kernel for row in layers)
+    headers = ["layer", "op", "shape", "scheme", "zeros %", "bits/weight", "KB", "NMSE"]
+    headers += ["kernel", "REASON"] if why else ["kernel or REASON"]
+    rows = []
+    for row in layers:
+        r = row.record
+        cells = [
+            r.name, r.op, "x".join(map(str, r.shape)), r.scheme, f"{100 * r.zeros:.1f}", f"{r.bits_per_weight:.2f}",
+            f"{r.nbytes / 1000:.1f}", f"{r.nmse:.2g}",
+        ]  # fmt: skip
+        last = [row.kernel, r.reason] if why else [row.kernel if plain or not r.reason else r.reason]
+        rows.append((*cells, *last))
+    return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, 8, 9}))
+
+
+def dumps(data: Any) -> str:
+    """The one JSON form of sparsec's files and of `--json`: sorted keys, two spaces, a newline at the end."""
+    return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def megabytes(nbytes: int | None) -> str:
+    """Millions of bytes; '-' for None."""
+    if nbytes is None:
+        return "-"
+    return f"{nbytes / 1e6:.3f}" if nbytes < 1e7 else f"{nbytes / 1e6:.1f}"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def layer_rows(
+    layers: Sequence[LayerRecord], program: Program | None, readers: Mapping[str, Iterable[str]]
+) -> list[LayerRow]:
+    """Join records with kernels: `readers` maps a weight's name to the nodes of the final graph that use it."""
+    if program is None:
+        return [LayerRow(record) for record in layers]
+    families: dict[str, list[str]] = {}
+    for step in program.steps:
+        if step.spec.family != "copy":
+            families.setdefault(step.node, []).append(step.spec.family)
+    rows = []
+    for record in layers:
+        names = [family for node in readers.get(record.name, (record.node,)) for family in families.get(node, [])]
+        rows.append(LayerRow(record, "+".join(dict.fromkeys(names))))
+    return rows
+
+
+def step_counts(program: Program) -> dict[str, int]:
+    """Kernel family -> number of calls."""
+    counts: dict[str, int] = {}
+    for step in program.steps:
+        counts[step.spec.family] = counts.get(step.spec.family, 0) + 1
+    return dict(sorted(counts.items()))
