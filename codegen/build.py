@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.codegen.program import KernelSpec
-
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 

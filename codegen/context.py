@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-from sparsec.codegen.program import Buffer, KernelSpec, Program, Ref, Signature, Step
 
+from sparsec.codegen.program import Buffer, KernelSpec, Program, Ref, Signature, Step
 from sparsec.errors import ShapeError
 from sparsec.target import Target
 
@@ -87,7 +87,7 @@ class Lowering:
         self._consts: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
         self._names: dict[str, int] = {}
 
-    # --- facts about values -------------------------------------------------------------------------------------------
+    # --- facts about values ---
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """Static shape of a value. Raises ShapeError when a dimension is unknown."""
@@ -111,7 +111,7 @@ class Lowering:
         tensor = value.const_value
         return None if tensor is None else np.asarray(tensor.numpy())
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ---
 
     def layout(self, value: ir.Value) -> Layout:
         """The layout the value was produced in (constants and inputs: row)."""
@@ -152,7 +152,7 @@ class Lowering:
             note=f"{source.layout} -> {dest.layout}",
         )
 
-    # --- making -------------------------------------------------------------------------------------------------------
+    # --- making ---
 
     def buffer_name(self, wanted: str) -> str:
         """A name unique in the program."""
@@ -184,7 +184,7 @@ class Lowering:
         """A constant buffer; equal arrays are stored once. `shape` is the logical shape when the array is permuted or packed."""
         array = np.ascontiguousarray(array)
         logical = tuple(array.shape if shape is None else shape)
-        key = (str(array.dtype), logical + (layout == "cl",), array.tobytes())
+        key = (str(array.dtype), (*logical, layout == "cl"), array.tobytes())
         if key not in self._consts:
             buffer = Buffer(self.buffer_name(name), str(array.dtype), array.size, "const", data=array.reshape(-1))
             self.program.buffers.append(buffer)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from sparsec.codegen.context import Lowering, Tensor, row_strides
 from sparsec.codegen.kernels.table import rules_for
 from sparsec.codegen.program import Buffer, IoInfo, Program
-
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
-from sparsec.codegen.program import Signature
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from sparsec.codegen.program import Signature
 from sparsec.target import Target
 
 TVM_VERSION = "0.27.0.post1"

@@ -81,7 +81,7 @@ def pack(
     if rows is None:
         rows = np.where(np.arange(count) < weight.rows, np.arange(count), -1)
     lanes, k = target.lanes, weight.cols
-    r, c = weight.scheme.block
+    r, _ = weight.scheme.block
     codec, scales = weight.scheme.codec, weight.scheme.scales
     panels = len(rows) // nr
     dense = isinstance(weight.scheme.structure, Dense)
@@ -102,7 +102,10 @@ def pack(
         stored = element_codes.reshape(panels, nr, k).transpose(0, 2, 1)[by_panel].reshape(-1, 1)
         starts = np.zeros(panels, np.int64)
         starts[1:] = np.cumsum(by_panel.reshape(panels, -1).sum(1))[:-1]
-        arrays += [("positions", _pack_rows(by_panel.reshape(panels * k, nr).astype(np.uint8), 1)), ("starts", _int32(starts))]
+        arrays += [
+            ("positions", _pack_rows(by_panel.reshape(panels * k, nr).astype(np.uint8), 1)),
+            ("starts", _int32(starts)),
+        ]
     else:
         strips = element_mask.reshape(-1, strip_rows, k)[:, 0, :]
         blocks = element_codes.reshape(-1, strip_rows, k).transpose(0, 2, 1)
@@ -186,7 +189,9 @@ def _code_arrays(stored: Array, codec: Any, kind: str) -> list[tuple[str, Array]
     return arrays
 
 
-def _scale_arrays(weight: Unpacked, rows: Array, panels: int, nr: int, params: dict[str, Any]) -> list[tuple[str, Array]]:
+def _scale_arrays(
+    weight: Unpacked, rows: Array, panels: int, nr: int, params: dict[str, Any]
+) -> list[tuple[str, Array]]:
     if weight.scales is None:
         params["groups"] = 0
         return []
@@ -298,7 +303,7 @@ class _Decoder:
         channels = self.depth // taps
         return self.T.truncmod(index, taps) * channels + self.T.truncdiv(index, taps)
 
-    # --- the three forms --------------------------------------------------------------------------------------------------
+    # --- the three forms ---
 
     def _dense(self) -> None:
         T, k, p = self.T, self.k, self.p
@@ -394,11 +399,11 @@ class _Decoder:
                 k.store(self.dest, row + bit0, T.Select(has > k.i32(0, lanes), value, k.f32(0.0, lanes)), lanes)
                 k.store(count, 0, k.load(count, 0) + T.popcount(bits))
 
-    # --- codes ------------------------------------------------------------------------------------------------------------
+    # --- codes ---
 
     def _run_codes(self, run: Any, width: int, j: int) -> Any:
         """Codes (int32 vector), or float values, of lanes [j * lanes, ...) of run number `run` of `width` codes."""
-        T, k, lanes = self.T, self.k, self.lanes
+        _T, k, lanes = self.T, self.k, self.lanes
         if not self.planes:
             return k.load(k.arg("codes"), run * width + j * lanes, lanes)
         total = None
@@ -443,7 +448,7 @@ class _Decoder:
             total = part if total is None else total | part
         return bind(k, total)
 
-    # --- values -----------------------------------------------------------------------------------------------------------
+    # --- values ---
 
     def _as_f32(self, value: Any, lanes: int) -> Any:
         return self.T.Cast(f"float32x{lanes}", value)

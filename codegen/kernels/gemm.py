@@ -220,7 +220,7 @@ class _Gemm:
         for at, lanes in self._chunks(count):
             self.k.store(dst, d + at, self.k.f32(0.0, lanes), lanes)
 
-    # --- B ----------------------------------------------------------------------------------------------------------------
+    # --- B ---
 
     def _panel(self, batch: Any, panel: Any, tile0: Any, tile1: Any, columns: int) -> None:
         """All tiles of the block against one panel of B, `columns` of whose NR columns exist."""
@@ -267,10 +267,18 @@ class _Gemm:
             for j in range(columns, t.nr):
                 k.store(self.panel, i * t.nr + j, T.float32(0))
 
-    # --- the register tile --------------------------------------------------------------------------------------------------
+    # --- the register tile ---
 
     def _tile(
-        self, batch: Any, packed: Any, panel: Any, tile: Any, tile0: Any, rows: int, columns: int, b: tuple[Any, Any, int]
+        self,
+        batch: Any,
+        packed: Any,
+        panel: Any,
+        tile: Any,
+        tile0: Any,
+        rows: int,
+        columns: int,
+        b: tuple[Any, Any, int],
     ) -> None:
         T, k, p, lanes = self.T, self.k, self.p, self.lanes
         source, at, step = b

@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+
 from sparsec.codegen.context import Rule
+from sparsec.codegen.kernels.conv import lower_conv
 from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
+from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
 from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
+from sparsec.codegen.kernels.views import (
+    lower_constant_of_shape,
+    lower_expand,
+    lower_identity,
+    lower_range,
+    lower_reshape,
+    lower_shape,
+    lower_slice,
+    lower_split,
+    lower_transpose,
+)
 
 
 def rules_for(node: ir.Node) -> Sequence[Rule]:
@@ -17,9 +32,32 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "AveragePool"): (lower_pool,),
+    ("", "Concat"): (lower_concat,),
+    ("", "ConstantOfShape"): (lower_constant_of_shape,),
     ("", "Conv"): (lower_depthwise,),
+    ("", "DepthToSpace"): (lower_depth_space,),
+    ("", "Dropout"): (lower_identity,),
+    ("", "Expand"): (lower_expand,),
+    ("", "Flatten"): (lower_reshape,),
+    ("", "Gemm"): (lower_gemm,),
     ("", "GlobalAveragePool"): (lower_global_pool,),
     ("", "GlobalMaxPool"): (lower_global_pool,),
+    ("", "Identity"): (lower_identity,),
+    ("", "MatMul"): (lower_matmul,),
     ("", "MaxPool"): (lower_pool,),
-    ("sparsec", "Conv"): (lower_depthwise,),
+    ("", "Pad"): (lower_pad,),
+    ("", "Range"): (lower_range,),
+    ("", "Reshape"): (lower_reshape,),
+    ("", "Shape"): (lower_shape,),
+    ("", "Size"): (lower_shape,),
+    ("", "Slice"): (lower_slice,),
+    ("", "SpaceToDepth"): (lower_depth_space,),
+    ("", "Split"): (lower_split,),
+    ("", "Squeeze"): (lower_reshape,),
+    ("", "Tile"): (lower_tile,),
+    ("", "Transpose"): (lower_transpose,),
+    ("", "Trilu"): (lower_trilu,),
+    ("", "Unsqueeze"): (lower_reshape,),
+    ("sparsec", "Conv"): (lower_depthwise, lower_conv),
+    ("sparsec", "MatMul"): (lower_fused_matmul,),
 }

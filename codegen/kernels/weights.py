@@ -1,0 +1,53 @@
+"""A fused operator's constant weight and bias, laid out for the panels of gemm.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsec.codegen.context import Lowering, Tensor
+from sparsec.codegen.kernels import decode
+from sparsec.formats.encoded import unpack
+from sparsec.op_view import SparsecNode
+
+Array = np.ndarray[Any, Any]
+
+
+def panel_rows(rows: int, groups: int, nr: int) -> Array:
+    """Logical row of each physical row when every group is padded to whole panels (-1: padding)."""
+    each = rows // groups
+    padded = -(-each // nr) * nr
+    index = np.arange(padded)
+    one = np.where(index < each, index, -1)
+    return np.concatenate([np.where(one >= 0, one + g * each, -1) for g in range(groups)])
+
+
+def pack_weight(
+    view: SparsecNode, low: Lowering, nr: int, *, groups: int = 1, taps: int = 1
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """(the `b` parameters of gemm, the constant tensors behind them) for W[N, K] of a fused node.
+
+    K is in ONNX order (channel, tap) and becomes (tap, channel). A plain float32 weight is packed as it is, any other scheme
+    stays coded and is decoded inside the kernel.
+    """
+    label = view.node.name or "weight"
+    weight = view.weight()
+    rows = panel_rows(view.rows, groups, nr)
+    if isinstance(weight, np.ndarray):
+        physical = weight.reshape(view.rows, -1, taps).transpose(0, 2, 1).reshape(view.rows, view.cols)
+        physical = physical[np.maximum(rows, 0)] * (rows >= 0)[:, None].astype(np.float32)
+        panels = physical.reshape(-1, nr, view.cols).transpose(0, 2, 1)
+        return {"kind": "packed"}, [low.const(panels, f"{label}.weight")]
+    packed = decode.pack(unpack(weight), nr, low.target, rows=rows, taps=taps, label=label)
+    return {"kind": "coded", "decode": packed.params}, [low.const(array, name) for name, array in packed.arrays]
+
+
+def pack_bias(view: SparsecNode, low: Lowering, nr: int, *, groups: int = 1) -> list[Tensor]:
+    """The bias padded like the rows of the weight, or nothing."""
+    bias = low.constant(view.bias)
+    if bias is None:
+        return []
+    rows = panel_rows(view.rows, groups, nr)
+    flat = np.broadcast_to(bias.reshape(-1), (view.rows,)).astype(np.float32)
+    return [low.const(np.where(rows >= 0, flat[np.maximum(rows, 0)], np.float32(0)), f"{view.node.name}.bias")]
