@@ -32,7 +32,9 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["residual"]:
         args.append(Arg("residual", "float32", results, "in"))
     args.append(Arg("out", "float32", results, "out"))
-    return Signature(tuple(args), window_units(w, c, batch, target), results * (2 * taps + activation_cost(p["activation"])))
+    return Signature(
+        tuple(args), window_units(w, c, batch, target), results * (2 * taps + activation_cost(p["activation"]))
+    )
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -69,7 +71,9 @@ def lower_depthwise(node: ir.Node, low: Lowering) -> Refusal | None:
     if group != shape[1]:
         return Refusal(f"not depthwise: group {group}, {shape[1]} channels")
     if filters != group:
-        return Refusal(f"depthwise with {filters} filters for {group} channels: only one filter a channel is taken here")
+        return Refusal(
+            f"depthwise with {filters} filters for {group} channels: only one filter a channel is taken here"
+        )
     if fused is not None:
         weight, kernel = fused.weight(), fused.kernel_shape
         if not isinstance(weight, np.ndarray):
@@ -105,5 +109,7 @@ def lower_depthwise(node: ir.Node, low: Lowering) -> Refusal | None:
         "act_params": list(act_params),
     }
     note = f"{'x'.join(map(str, shape))} {'x'.join(map(str, kernel))}"
-    low.call("depthwise", params, ins, [low.new(node.outputs[0], "cl")], node=node.name or "", op=node.op_type, note=note)
+    low.call(
+        "depthwise", params, ins, [low.new(node.outputs[0], "cl")], node=node.name or "", op=node.op_type, note=note
+    )
     return None

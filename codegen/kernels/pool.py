@@ -79,8 +79,11 @@ def lower_pool(node: ir.Node, low: Lowering) -> Refusal | None:
         return window
     shape = low.shape(source)
     op = _OPS[node.op_type]
-    if window.out == (1, 1) and window.kernel == window.size and window.dilations == (1, 1) and not any(
-        window.pads + window.pads_end
+    if (
+        window.out == (1, 1)
+        and window.kernel == window.size
+        and window.dilations == (1, 1)
+        and not any(window.pads + window.pads_end)
     ):
         return _global(node, low, op)
     params = {

@@ -26,17 +26,23 @@ def one_node_model(
     *,
     opset: int = 22,
 ) -> ir.Model:
-    """A model of one ai.onnx node over `inputs` (those in `constants` are initializers), shapes inferred by onnx."""
-    import onnx
+    """A model of one ai.onnx node over `inputs` (those in `constants` are initializers), shapes inferred by onnx.
+
+    The output has the element type of the first input.
+    """
     from onnx import helper, numpy_helper, shape_inference
 
     node = helper.make_node(op, list(inputs), ["y"], name=op.lower(), **(attributes or {}))
-    kinds = {k: helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in inputs.items()}
+    kinds = {
+        k: helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for k, v in inputs.items()
+    }
+    first = next(iter(inputs.values()))
     graph = helper.make_graph(
         [node],
         "one",
         [v for k, v in kinds.items() if k not in constants],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(first.dtype), None)],
         [numpy_helper.from_array(v, k) for k, v in inputs.items() if k in constants],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

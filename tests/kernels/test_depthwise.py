@@ -22,7 +22,9 @@ def _normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def _conv(shape: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, **attributes: Any) -> tuple[ir.Model, dict]:
+def _conv(
+    shape: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, **attributes: Any
+) -> tuple[ir.Model, dict]:
     c = shape[1]
     feed = {"x": _normal(*shape), "w": _normal(c, 1, *kernel)}
     if bias:

@@ -39,7 +39,9 @@ def test_windows(op: str, shape: tuple[int, ...], attributes: dict[str, Any]) ->
     _check(op.removesuffix("+pads"), shape, **attributes, **extra)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 17, 4, 4), (3, 150, 7, 7), (2, 24, 33), (1, 9, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 17, 4, 4), (3, 150, 7, 7), (2, 24, 33), (1, 9, 2, 3, 4)]
+)
 @pytest.mark.parametrize("op", ["GlobalMaxPool", "GlobalAveragePool"])
 def test_global(op: str, shape: tuple[int, ...]) -> None:
     _check(op, shape)
