@@ -1,0 +1,253 @@
+"""Elementary functions on float32 TIR expressions, as range reduction and polynomials.
+
+TVM turns a vector exp, log, erf or tanh into one libm call per lane; these functions stay in vector registers. Each takes
+the KernelBuilder, a float32 expression of `lanes` lanes (1 = scalar) and returns an expression of the same type. Values used
+more than once are bound to a variable (`bind`) in the current block, so expressions never grow exponentially; call the
+functions where a statement may be emitted.
+
+Sources: exp, log and the sine kernels follow Cephes (S. Moshier, expf.c, logf.c, sinf.c); tanh and erf are the rational
+approximations of Eigen (MathFunctionsImpl.h). NaN propagates, infinities give the limits. Errors against float64 (relative,
+measured by tests/kernels/test_vecmath.py): exp 2e-7, log 2e-7, tanh 4e-7, erf 5e-7, sigmoid 3e-7, sin/cos 2e-7, pow 1e-7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Expr = Any  # TIR expression
+_F32_MAX = 3.4028234663852886e38
+
+# 2/pi in pieces of 24 bits: the product of one with a float32 is exact in float64 (see _quarter_turns).
+_TWO_OVER_PI = (
+    0xA2F983, 0x6E4E44, 0x1529FC, 0x2757D1, 0xF534DD, 0xC0DB62, 0x95993C, 0x439041, 0xFE5163,
+)  # fmt: skip
+
+
+def bind(k: Any, value: Expr) -> Expr:
+    """Compute `value` here, once, and return the variable that holds it."""
+    return k.T.Bind(value)
+
+
+def typed(k: Any, dtype: str, lanes: int) -> str:
+    """TIR type name of a vector: ("float32", 8) -> "float32x8"."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _cast(k: Any, value: Expr, dtype: str, lanes: int) -> Expr:
+    return k.T.Cast(typed(k, dtype, lanes), value)
+
+
+def _f64(k: Any, value: float, lanes: int) -> Expr:
+    # not T.float64(value), which passes through a float32 literal
+    return k.splat(k.T.FloatImm("float64", value), lanes)
+
+
+def _fma(k: Any, a: Expr, b: Expr, c: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    return k.T.call_llvm_pure_intrin(typed(k, dtype, lanes), "llvm.fma", a, b, c)
+
+
+def _horner(k: Any, x: Expr, coefficients: tuple[float, ...], lanes: int, dtype: str = "float32") -> Expr:
+    """Polynomial in x, highest coefficient first."""
+    const = k.f32 if dtype == "float32" else (lambda v, n: _f64(k, v, n))
+    result = const(coefficients[0], lanes)
+    for c in coefficients[1:]:
+        result = _fma(k, result, x, const(c, lanes), lanes, dtype)
+    return result
+
+
+def _power_of_two(k: Any, n: Expr, lanes: int) -> Expr:
+    """2**n for an int32 n in [-126, 127]."""
+    return k.T.reinterpret(typed(k, "float32", lanes), (n + k.i32(127, lanes)) << k.i32(23, lanes))
+
+
+def _at_most(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
+    """min(x, bound); NaN stays NaN, which T.min does not promise."""
+    return k.T.Select(x > k.f32(bound, lanes), k.f32(bound, lanes), x)
+
+
+def _at_least(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
+    return k.T.Select(x < k.f32(bound, lanes), k.f32(bound, lanes), x)
+
+
+def exp(k: Any, x: Expr, lanes: int) -> Expr:
+    """e**x: n = round(x / ln 2), a polynomial in the rest, times 2**n in two factors so that results near the limits are right."""
+    x = bind(k, _at_least(k, _at_most(k, x, 89.0, lanes), -105.0, lanes))
+    n = bind(k, k.T.nearbyint(x * k.f32(1.4426950408889634, lanes)))
+    r = _fma(k, n, k.f32(-0.693359375, lanes), x, lanes)
+    r = bind(k, _fma(k, n, k.f32(2.12194440e-4, lanes), r, lanes))
+    c = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    p = _fma(k, _horner(k, r, c, lanes), bind(k, r * r), r + k.f32(1.0, lanes), lanes)
+    whole = _cast(k, n, "int32", lanes)
+    half = whole >> k.i32(1, lanes)
+    return bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
+
+
+def log(k: Any, x: Expr, lanes: int) -> Expr:
+    """Natural logarithm: -inf at 0, NaN below, right for denormals."""
+    T = k.T
+    x = bind(k, x)
+    tiny = x < k.f32(1.17549435e-38, lanes)
+    scaled = bind(k, T.Select(tiny, x * k.f32(8388608.0, lanes), x))
+    bits = T.reinterpret(typed(k, "int32", lanes), scaled)
+    # mantissa in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) makes the exponent field count from there
+    shifted = bits - k.i32(0x3F3504F3, lanes)
+    exponent = shifted >> k.i32(23, lanes)
+    e = bind(k, _cast(k, exponent, "float32", lanes) - T.Select(tiny, k.f32(23.0, lanes), k.f32(0.0, lanes)))
+    mantissa = T.reinterpret(typed(k, "float32", lanes), bits - (exponent << k.i32(23, lanes)))
+    m = bind(k, mantissa - k.f32(1.0, lanes))
+    z = bind(k, m * m)
+    c = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+         2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
+    y = _horner(k, m, c, lanes) * m * z
+    y = _fma(k, e, k.f32(-2.12194440e-4, lanes), y, lanes)
+    y = _fma(k, z, k.f32(-0.5, lanes), y, lanes)
+    y = bind(k, _fma(k, e, k.f32(0.693359375, lanes), m + y, lanes))
+    inf, zero = k.f32(float("inf"), lanes), k.f32(0.0, lanes)
+    y = T.Select(x <= k.f32(_F32_MAX, lanes), y, x)  # inf and NaN are their own logarithm
+    y = T.Select(x == zero, zero - inf, y)
+    return bind(k, T.Select(x < zero, k.f32(float("nan"), lanes), y))
+
+
+def log1p(k: Any, x: Expr, lanes: int) -> Expr:
+    """log(1 + x) without the loss near 0: log(w) + (x - (w - 1)) / w with w = 1 + x (Kahan's correction), x > -1."""
+    one = k.f32(1.0, lanes)
+    x = bind(k, x)
+    w = bind(k, x + one)
+    lost = x - bind(k, w - one)
+    corrected = log(k, w, lanes) + lost / w
+    return bind(k, k.T.Select(w < k.f32(float("inf"), lanes), corrected, x))
+
+
+def tanh(k: Any, x: Expr, lanes: int) -> Expr:
+    """Hyperbolic tangent: odd rational function on [-9, 9], which is 1 in float32 from there on."""
+    x = bind(k, x)
+    c = bind(k, _at_least(k, _at_most(k, x, 7.90531110763549805, lanes), -7.90531110763549805, lanes))
+    z = bind(k, c * c)
+    alpha = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+             1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+    beta = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+    y = c * _horner(k, z, alpha, lanes) / _horner(k, z, beta, lanes)
+    return bind(k, k.T.Select(k.T.fabs(x) < k.f32(0.0004, lanes), x, y))
+
+
+def erf(k: Any, x: Expr, lanes: int) -> Expr:
+    """Error function: odd rational function on [-4, 4], which is 1 in float32 from there on."""
+    c = bind(k, _at_least(k, _at_most(k, x, 4.0, lanes), -4.0, lanes))
+    z = bind(k, c * c)
+    alpha = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+             -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
+    beta = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+            -1.42647390514189e-02)  # fmt: skip
+    return bind(k, c * _horner(k, z, alpha, lanes) / _horner(k, z, beta, lanes))
+
+
+def sigmoid(k: Any, x: Expr, lanes: int) -> Expr:
+    """1 / (1 + e**-x)."""
+    one = k.f32(1.0, lanes)
+    return bind(k, one / (one + exp(k, k.f32(0.0, lanes) - x, lanes)))
+
+
+def sqrt(k: Any, x: Expr, lanes: int) -> Expr:
+    """Square root, correctly rounded."""
+    return bind(k, k.T.sqrt(x))
+
+
+def rsqrt(k: Any, x: Expr, lanes: int) -> Expr:
+    """1 / sqrt(x), within 1 ulp."""
+    return bind(k, k.f32(1.0, lanes) / k.T.sqrt(x))
+
+
+def _quarter_turns(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """(q, r): x = (4j + q) pi/2 + r with r in [-pi/4, pi/4], q int32 in [0, 4), right for every finite float32.
+
+    Payne and Hanek's idea in float64: x times each piece of 2/pi is exact, whole turns are dropped from each product exactly,
+    so nothing is lost however large x is.
+    """
+    wide = bind(k, _cast(k, x, "float64", lanes))
+    four = _f64(k, 4.0, lanes)
+    total: Expr = None
+    for i, piece in enumerate(_TWO_OVER_PI):
+        product = bind(k, wide * _f64(k, piece * 2.0 ** (-24 * (i + 1)), lanes))
+        turns = k.T.nearbyint(product * _f64(k, 0.25, lanes))
+        rest = _fma(k, turns, _f64(k, 0.0, lanes) - four, product, lanes, "float64")
+        total = rest if total is None else total + rest
+    total = bind(k, total)
+    n = bind(k, k.T.nearbyint(total))
+    r = _cast(k, (total - n) * _f64(k, 1.5707963267948966, lanes), "float32", lanes)
+    finite = n - n == _f64(k, 0.0, lanes)  # converting NaN to an integer is undefined
+    q = _cast(k, k.T.Select(finite, n, _f64(k, 0.0, lanes)), "int32", lanes)
+    return k.T.bitwise_and(q, k.i32(3, lanes)), bind(k, r)
+
+
+def _sin_quadrant(k: Any, q: Expr, r: Expr, lanes: int) -> Expr:
+    T = k.T
+    z = bind(k, r * r)
+    s = _horner(k, z, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1), lanes)
+    sine = _fma(k, s * z, r, r, lanes)
+    c = _horner(k, z, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2), lanes)
+    cosine = _fma(k, c * z, z, _fma(k, z, k.f32(-0.5, lanes), k.f32(1.0, lanes), lanes), lanes)
+    y = bind(k, T.Select(T.bitwise_and(q, k.i32(1, lanes)) == k.i32(0, lanes), sine, cosine))
+    return bind(k, T.Select(T.bitwise_and(q, k.i32(2, lanes)) == k.i32(0, lanes), y, k.f32(0.0, lanes) - y))
+
+
+def sin(k: Any, x: Expr, lanes: int) -> Expr:
+    """Sine of x radians; NaN at +-inf."""
+    q, r = _quarter_turns(k, x, lanes)
+    return _sin_quadrant(k, q, r, lanes)
+
+
+def cos(k: Any, x: Expr, lanes: int) -> Expr:
+    """Cosine of x radians; NaN at +-inf."""
+    q, r = _quarter_turns(k, x, lanes)
+    return _sin_quadrant(k, q + k.i32(1, lanes), r, lanes)
+
+
+def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like the others
+    """x**y with C's special cases (pow(x, 0) = pow(1, y) = 1; a negative x needs a whole y).
+
+    2**(y log2|x|) in float64, since an error in the exponent grows with it. log2 by the series of atanh.
+    """
+    T, f64 = k.T, "float64"
+    wide = typed(k, f64, lanes)
+    one, zero = _f64(k, 1.0, lanes), _f64(k, 0.0, lanes)
+    x, y = bind(k, _cast(k, x, f64, lanes)), bind(k, _cast(k, y, f64, lanes))
+    size = bind(k, T.fabs(x))
+
+    bits = T.reinterpret(typed(k, "int64", lanes), size)
+    shifted = bits - k.splat(T.int64(0x3FE6A09E667F3BCD), lanes)  # sqrt(1/2)
+    exponent = shifted >> k.splat(T.int64(52), lanes)
+    m = bind(k, T.reinterpret(wide, bits - (exponent << k.splat(T.int64(52), lanes))))
+    s = bind(k, (m - one) / (m + one))
+    z = bind(k, s * s)
+    series = _horner(k, z, tuple(2.8853900817779268 / n for n in (13, 11, 9, 7, 5, 3, 1)), lanes, f64)
+    narrow = _cast(k, exponent, "int32", lanes)  # int64 -> float64 is slow before AVX-512
+    log2 = bind(k, _fma(k, series, s, _cast(k, narrow, f64, lanes), lanes, f64))
+    log2 = T.Select(size == zero, _f64(k, float("-inf"), lanes), log2)
+    log2 = T.Select(size < _f64(k, float("inf"), lanes), log2, size)  # inf and NaN
+
+    t = bind(k, y * bind(k, log2))
+    t = T.Select(t > _f64(k, 300.0, lanes), _f64(k, 300.0, lanes), t)
+    t = bind(k, T.Select(t < _f64(k, -300.0, lanes), _f64(k, -300.0, lanes), t))
+    n = bind(k, T.nearbyint(t))
+    f = bind(k, t - n)
+    taylor, term = [1.0], 1.0
+    for i in range(1, 10):
+        term *= 0.6931471805599453 / i
+        taylor.append(term)
+    p = _horner(k, f, tuple(reversed(taylor)), lanes, f64)
+    whole = _cast(k, T.Select(n == n, n, zero), "int32", lanes)
+    scale = (_cast(k, whole, "int64", lanes) + k.splat(T.int64(1023), lanes)) << k.splat(T.int64(52), lanes)
+    power = bind(k, p * T.reinterpret(wide, scale))
+
+    is_whole = T.floor(y) == y
+    half = bind(k, y * _f64(k, 0.5, lanes))
+    negated = T.Select(T.floor(half) == half, power, zero - power)
+    negative = T.Select(is_whole, negated, _f64(k, float("nan"), lanes))
+    # -0 and -inf take the sign too, but are never out of the domain
+    edge = T.Select(is_whole, negated, power)
+    odd_edge = T.Select(x == zero, T.Select(one / x < zero, edge, power), power)
+    inside = T.Select(x == _f64(k, float("-inf"), lanes), edge, T.Select(x < zero, negative, odd_edge))
+    result = T.Select(y == zero, one, T.Select(x == one, one, inside))
+    # |x| = 1 to an infinite power is 1
+    result = T.Select(size == one, T.Select(T.fabs(y) == _f64(k, float("inf"), lanes), one, result), result)
+    return bind(k, _cast(k, bind(k, result), "float32", lanes))
