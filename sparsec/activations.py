@@ -36,7 +36,7 @@ class Activation:
 
     def __call__(self, x: Array, params: Sequence[float] = ()) -> Array:
         """float64 reference of the same shape as x."""
-        return self.reference(np.asarray(x, np.float64), *params)
+        return np.asarray(self.reference(np.asarray(x, np.float64), *params))
 
     def check(self, params: Sequence[float]) -> None:
         """Raise ModelError unless the number of parameters is right."""
@@ -50,7 +50,7 @@ class Activation:
 def _sigmoid(x: Array) -> Array:
     # Both branches keep the exponent nonpositive, so nothing overflows.
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    return np.asarray(np.where(x >= 0, 1.0, small) / (1 + small))
 
 
 def _gelu(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """The ONNX body that turns the stored arrays of a weight back into float32 W: `formats.decode`, in standard operators.
 
-Index arithmetic is int64. Positions that are not stored read the element -1 of a stream with one zero appended, so that a weight
-without any stored block needs no special case.
+Index arithmetic is int64. Positions that are not stored read the element -1 of a stream with one zero appended, so that
+a weight without any stored block needs no special case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.formats.codec import Codebook
+from sparsec.formats.codec import Codebook, Side
 from sparsec.formats.layout import plane_widths
 from sparsec.formats.scheme import Scheme
 from sparsec.onnx_body import Body
@@ -75,7 +75,7 @@ def _values(
         else:
             line = body.arange(cols)
         scope = body.op("Div", line, body.int_const(scheme.codec.span))
-    return scheme.codec.onnx_decode(body, codes, scale, shared("zero_points"), arrays.get("codebook"), scope)
+    return scheme.codec.onnx_decode(body, codes, Side(scale, shared("zero_points"), arrays.get("codebook"), scope))
 
 
 def _lanes(body: Body, plane: ir.Value, width: int) -> ir.Value:

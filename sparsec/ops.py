@@ -5,9 +5,10 @@ MatMul(x, weight..., bias?, residual?)              = act(x @ W^T + bias + resid
 Conv(x, weight..., bias?, residual?)                = act(conv(x, W) + bias + residual)  and ONNX Conv's attributes
 Gather(weight..., indices)                          = W[indices]
 
-`weight...` are the arrays of `Scheme.roles` in that order; scheme fp32 has one, W[N, K] itself. Every node calls a model-local function
-of standard operators, so the file runs in any onnxruntime. The function's overload names everything its body was specialised for;
-nodes with equal overloads share one function. Overloads need IR version 10, which `Built.register` sets.
+`weight...` are the arrays of `Scheme.roles` in that order; scheme fp32 has one, W[N, K] itself. Every node calls a
+model-local function of standard operators, so the file runs in any onnxruntime. The function's overload names
+everything its body was specialised for; nodes with equal overloads share one function. Overloads need IR version 10,
+which `Built.register` sets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ from sparsec.errors import ModelError, WeightError
 from sparsec.formats import EncodedWeight, Scheme
 from sparsec.formats import decode as decode_weight
 from sparsec.onnx_body import Body, reference
+from sparsec.op_view import DOMAIN, Kind, SparsecNode, WeightInputs, is_sparsec, read_weight, view, weight_inputs_of
 
 __all__ = [
     "DOMAIN",
@@ -44,37 +46,9 @@ __all__ = [
     "weight_inputs_of",
 ]
 
-DOMAIN = "sparsec"
 VERSION = 1
 _LOWEST_OPSET = 18
 _PLAIN = Scheme.parse("fp32")
-
-Kind = Literal["Decode", "MatMul", "Conv", "Gather"]
-
-
-@dataclass(frozen=True, eq=False)
-class WeightInputs:
-    """The graph values that hold one weight W[rows, cols], in the order of `scheme.roles`."""
-
-    scheme: Scheme
-    rows: int
-    cols: int
-    values: tuple[ir.Value, ...]
-
-    def read(self) -> EncodedWeight | np.ndarray:
-        """The stored arrays, or float32 W[rows, cols] for scheme fp32; raises WeightError unless they are constants that fit."""
-        arrays = {}
-        for role, value in zip(self.scheme.roles, self.values, strict=True):
-            if value.const_value is None:
-                raise WeightError(f"weight input '{value.name}' ({role} of a {self.scheme} weight) is not a constant")
-            arrays[role] = value.const_value.numpy()
-        if not self.scheme.is_plain:
-            return EncodedWeight.from_arrays(self.scheme, self.rows, self.cols, arrays)
-        plain = arrays["codes"]
-        if plain.dtype != np.float32 or plain.shape != (self.rows, self.cols):
-            found = f"{plain.dtype}{list(plain.shape)}"
-            raise WeightError(f"weight '{self.values[0].name}' is {found}, needs float32[{self.rows}, {self.cols}]")
-        return plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +70,8 @@ class Built:
         return self._body(opset)
 
     def register(self, model: ir.Model) -> None:
-        """Give the model the node's initializers and function, and the versions they need; the node itself is the caller's to insert.
+        """Give the model the node's initializers and function, and the versions they need; the node itself is the
+        caller's to insert.
 
         Raises ModelError below opset 18, or when a different value already has an initializer's name.
         """
@@ -120,7 +95,10 @@ class Built:
 
 
 def weight_inputs(weight: EncodedWeight | np.ndarray, name: str) -> WeightInputs:
-    """New initializers for a weight: an encoded one ("<name>.codes", "<name>.scales" ...) or a plain float32 W[N, K] ("<name>")."""
+    """New initializers for a weight: "<name>.codes", "<name>.scales" ... if encoded, "<name>" for plain W[N, K].
+
+    Raises WeightError for a plain weight that is not a float32 matrix.
+    """
     if isinstance(weight, EncodedWeight) and weight.scheme.is_plain:
         weight = decode_weight(weight)
     if isinstance(weight, np.ndarray):
@@ -135,7 +113,7 @@ def weight_inputs(weight: EncodedWeight | np.ndarray, name: str) -> WeightInputs
 
 def _initializer(name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def decode(weight: WeightInputs, shape: Sequence[int], *, trans: bool = False, name: str = "") -> Built:
@@ -216,7 +194,8 @@ def conv(
     taps = math.prod(kernel_shape)
     if weight.cols % taps or group < 1 or weight.rows % group:
         raise ModelError(
-            f"Conv '{name}': kernel {list(kernel_shape)} and group {group} do not fit a weight of {weight.rows} x {weight.cols}"
+            f"Conv '{name}': kernel {list(kernel_shape)} and group {group} do not fit "
+            f"a weight of {weight.rows} x {weight.cols}"
         )
 
     def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
@@ -333,97 +312,3 @@ def _build(
         return body.function(DOMAIN, kind, overload, formal, result, kinds, opset)
 
     return Built(node, weight.values, overload, make)
-
-
-def is_sparsec(node: ir.Node) -> bool:
-    """True for a node of this domain."""
-    return node.domain == DOMAIN and node.op_type in get_args(Kind)
-
-
-@dataclass(frozen=True, eq=False)
-class SparsecNode:
-    """A node of this domain, parsed. Fields that its kind lacks are None, empty or their neutral value."""
-
-    node: ir.Node
-    kind: Kind
-    weight_inputs: WeightInputs
-    x: ir.Value | None = None
-    bias: ir.Value | None = None
-    residual: ir.Value | None = None
-    indices: ir.Value | None = None
-    activation: str = ""
-    act_params: tuple[float, ...] = ()
-    kernel_shape: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    group: int = 1
-    shape: tuple[int, ...] = ()
-    trans: bool = False
-
-    @property
-    def scheme(self) -> Scheme:
-        """The weight's scheme."""
-        return self.weight_inputs.scheme
-
-    @property
-    def rows(self) -> int:
-        """N: outputs."""
-        return self.weight_inputs.rows
-
-    @property
-    def cols(self) -> int:
-        """K: inputs per output."""
-        return self.weight_inputs.cols
-
-    @property
-    def output(self) -> ir.Value:
-        """The node's result."""
-        return self.node.outputs[0]
-
-    def weight(self) -> EncodedWeight | np.ndarray:
-        """The encoded weight, or float32 [N, K] for scheme fp32 (see `WeightInputs.read`)."""
-        return self.weight_inputs.read()
-
-
-def view(node: ir.Node) -> SparsecNode:
-    """Parse a node of this domain; raises ModelError when inputs or attributes are missing, SchemeError for a bad scheme."""
-    if not is_sparsec(node):
-        raise ModelError(f"node '{node.name}' ({node.domain}::{node.op_type}) is not a sparsec operator")
-    kind: Kind = node.op_type  # type: ignore[assignment]
-    values = {key: attribute.value for key, attribute in node.attributes.items()}
-    try:
-        scheme = Scheme.parse(values.pop("scheme"))
-        rows, cols = int(values.pop("rows")), int(values.pop("cols"))
-    except KeyError as error:
-        raise ModelError(f"node '{node.name}' (sparsec::{kind}) lacks the attribute {error}") from None
-    first = 1 if kind in ("MatMul", "Conv") else 0
-    weights = node.inputs[first : first + len(scheme.roles)]
-    present = tuple(value for value in weights if value is not None)
-    after = ("bias", "residual") if first else (("indices",) if kind == "Gather" else ())
-    extra = node.inputs[first + len(scheme.roles) :]
-    if len(present) != len(scheme.roles) or len(extra) > len(after) or (kind == "Gather" and not extra):
-        wanted = [*(["x"] if first else []), *scheme.roles, *after]
-        found = [None if value is None else value.name for value in node.inputs]
-        raise ModelError(f"node '{node.name}' (sparsec::{kind}, scheme {scheme}) has inputs {found}; it takes {wanted}")
-    fields: dict[str, Any] = dict(zip(after, extra, strict=False))
-    if first:
-        fields["x"] = node.inputs[0]
-    known = {"activation", "act_params", "kernel_shape", "strides", "pads", "dilations", "group", "shape", "trans"}
-    for key, value in values.items():
-        if key in known:
-            fields[key] = tuple(value) if isinstance(value, (list, tuple)) else value
-    if "trans" in fields:
-        fields["trans"] = bool(fields["trans"])
-    find_activation(fields.get("activation", ""), fields.get("act_params", ()))
-    return SparsecNode(node, kind, WeightInputs(scheme, rows, cols, present), **fields)
-
-
-def weight_inputs_of(node: ir.Node) -> WeightInputs:
-    """The weight values of a node, to build another node on the same initializers."""
-    return view(node).weight_inputs
-
-
-def read_weight(node: ir.Node) -> EncodedWeight | np.ndarray:
-    """The encoded weight of a node, or float32 W[N, K] for scheme fp32."""
-    return view(node).weight()

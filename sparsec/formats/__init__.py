@@ -1,4 +1,4 @@
-"""The weight-format algebra: schemes (structure x codec x scales) and the numpy reference that encodes and decodes them."""
+"""The weight-format algebra: schemes (structure x codec x scales) and their numpy reference."""
 
 from sparsec.formats.codec import CODECS, Affine, Codebook, Codec, Float, Ternary
 from sparsec.formats.encoded import (

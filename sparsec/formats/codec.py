@@ -1,7 +1,8 @@
-"""Codecs: how one stored value is represented. Each class is the whole of its codec: syntax, bits, numpy encode and decode, ONNX body.
+"""Codecs: how one stored value is represented. Each class is the whole of its codec: syntax, bits, numpy encode and
+decode, ONNX body.
 
-`encode` sees a row stream (`RowStream`) and never a structure. `decode` and `onnx_decode` are the same elementwise formula, once
-in numpy and once in ONNX operators. A new codec is one class here, listed in `CODECS`.
+`encode` sees a row stream (`RowStream`) and never a structure. `decode` and `onnx_decode` are the same elementwise
+formula, once in numpy and once in ONNX operators. A new codec is one class here, listed in `CODECS`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 
     from sparsec.onnx_body import Body
 
-__all__ = ["CODECS", "Affine", "Codebook", "Codec", "Coded", "Float", "RowStream", "Ternary"]
+__all__ = ["CODECS", "Affine", "Codebook", "Codec", "Coded", "Float", "RowStream", "Side", "Ternary"]
 
 
 @dataclass(frozen=True, eq=False)
 class RowStream:
     """What a codec encodes: stored values side by side in each row.
 
-    values: float32 [rows, L], 0 where not valid. valid: bool [rows, L] or None for all. columns: int32 input index of each value,
-    broadcastable to values. rows, cols: N, K (the stream may have more rows: N rounded up to a block). scales: which values share a scale.
+    values: float32 [rows, L], 0 where not valid. valid: bool [rows, L] or None for all. columns: int32 input index of
+    each value, broadcastable to values. rows, cols: N, K (the stream may have more rows: N rounded up to a block).
+    scales: which values share a scale.
     """
 
     values: np.ndarray
@@ -41,7 +43,7 @@ class RowStream:
     scales: Scales
 
     def shared(self, array: np.ndarray) -> np.ndarray:
-        """View [A, G, n]: the n values that share scale (a, g). Padded with zeros (False) if L is not a multiple of the group."""
+        """View [A, G, n]: the n values that share scale (a, g). Padded with zeros (False) to whole groups."""
         rows, length = array.shape
         if self.scales.kind in ("tensor", "none"):
             return array.reshape(1, 1, -1)
@@ -81,6 +83,20 @@ class Coded:
     scales: np.ndarray | None = None
     zero_points: np.ndarray | None = None
     codebook: np.ndarray | None = None
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Side(Generic[T]):
+    """What decoding needs beside the codes, as arrays or graph values; None where there is none."""
+
+    scale: T | None = None
+    zero_point: T | None = None
+    codebook: T | None = None
+    scope: T | None = None
+    """Index of the codebook that a code refers to; None when there is only one."""
 
 
 def _divide(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -128,27 +144,12 @@ class Codec(ABC):
         """Round the stream's values to this codec, data-free."""
 
     @abstractmethod
-    def decode(
-        self,
-        codes: np.ndarray,
-        scale: np.ndarray | None,
-        zero_point: np.ndarray | None,
-        codebook: np.ndarray | None,
-        scope: np.ndarray | None,
-    ) -> np.ndarray:
-        """float32 values of codes; scale (float32), zero_point (uint8) and scope (int) broadcast to codes."""
+    def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
+        """float32 values of codes; scale (float32), zero point (uint8) and scope (int) broadcast to codes."""
 
     @abstractmethod
-    def onnx_decode(
-        self,
-        body: Body,
-        codes: ir.Value,
-        scale: ir.Value | None,
-        zero_point: ir.Value | None,
-        codebook: ir.Value | None,
-        scope: ir.Value | None,
-    ) -> ir.Value:
-        """`decode` in ONNX operators: codes uint8 (float codecs: their floats), scale float32, zero_point uint8, scope int64."""
+    def onnx_decode(self, body: Body, codes: ir.Value, side: Side[ir.Value]) -> ir.Value:
+        """`decode` in ONNX operators: codes uint8 (float codecs: their floats), scale float32, scope int64."""
 
     def scope_count(self, rows: int, cols: int) -> int:
         """Number of codebooks for W[rows, cols]; 0 without codebook."""
@@ -188,25 +189,10 @@ class Float(Codec):
             raise WeightError(f"a value of magnitude {peak:.4g} does not fit fp16 (at most 65504); use fp32")
         return Coded(stream.values.astype(np.float16))
 
-    def decode(
-        self,
-        codes: np.ndarray,
-        scale: np.ndarray | None,
-        zero_point: np.ndarray | None,
-        codebook: np.ndarray | None,
-        scope: np.ndarray | None,
-    ) -> np.ndarray:
+    def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
         return codes.astype(np.float32)
 
-    def onnx_decode(
-        self,
-        body: Body,
-        codes: ir.Value,
-        scale: ir.Value | None,
-        zero_point: ir.Value | None,
-        codebook: ir.Value | None,
-        scope: ir.Value | None,
-    ) -> ir.Value:
+    def onnx_decode(self, body: Body, codes: ir.Value, side: Side[ir.Value]) -> ir.Value:
         return body.cast(codes, "FLOAT")
 
     def __str__(self) -> str:
@@ -261,32 +247,16 @@ class Affine(Codec):
         q = np.clip(np.rint(_divide(values, scales)) + zeros, 0, levels)
         return Coded(stream.unshared(q.astype(np.uint8)), scales, zeros[:, :, 0].astype(np.uint8))
 
-    def decode(
-        self,
-        codes: np.ndarray,
-        scale: np.ndarray | None,
-        zero_point: np.ndarray | None,
-        codebook: np.ndarray | None,
-        scope: np.ndarray | None,
-    ) -> np.ndarray:
-        assert scale is not None
-        offset = np.float32(1 << (self.bits - 1)) if zero_point is None else zero_point.astype(np.float32)
-        return np.multiply(codes.astype(np.float32) - offset, scale, dtype=np.float32)
+    def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
+        assert side.scale is not None
+        middle = np.float32(1 << (self.bits - 1))
+        offset = middle if side.zero_point is None else side.zero_point.astype(np.float32)
+        return np.asarray((codes.astype(np.float32) - offset) * side.scale)
 
-    def onnx_decode(
-        self,
-        body: Body,
-        codes: ir.Value,
-        scale: ir.Value | None,
-        zero_point: ir.Value | None,
-        codebook: ir.Value | None,
-        scope: ir.Value | None,
-    ) -> ir.Value:
-        if zero_point is None:
-            offset = body.float_const(1 << (self.bits - 1))
-        else:
-            offset = body.cast(zero_point, "FLOAT")
-        return body.op("Mul", body.op("Sub", body.cast(codes, "FLOAT"), offset), scale)
+    def onnx_decode(self, body: Body, codes: ir.Value, side: Side[ir.Value]) -> ir.Value:
+        middle = body.float_const(1 << (self.bits - 1))
+        offset = middle if side.zero_point is None else body.cast(side.zero_point, "FLOAT")
+        return body.op("Mul", body.op("Sub", body.cast(codes, "FLOAT"), offset), side.scale)
 
     def __str__(self) -> str:
         return f"{'u' if self.unsigned else ''}int{self.bits}"
@@ -361,33 +331,18 @@ class Codebook(Codec):
             codes[part] = assign(chosen, codebook[index])
         return Coded(codes, scales, None, codebook)
 
-    def decode(
-        self,
-        codes: np.ndarray,
-        scale: np.ndarray | None,
-        zero_point: np.ndarray | None,
-        codebook: np.ndarray | None,
-        scope: np.ndarray | None,
-    ) -> np.ndarray:
-        assert codebook is not None
-        values = codebook[0][codes] if scope is None else codebook[scope, codes]
-        return values if scale is None else np.multiply(values, scale, dtype=np.float32)
+    def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
+        assert side.codebook is not None
+        values: np.ndarray = side.codebook[0][codes] if side.scope is None else side.codebook[side.scope, codes]
+        return values if side.scale is None else np.asarray(values * side.scale)
 
-    def onnx_decode(
-        self,
-        body: Body,
-        codes: ir.Value,
-        scale: ir.Value | None,
-        zero_point: ir.Value | None,
-        codebook: ir.Value | None,
-        scope: ir.Value | None,
-    ) -> ir.Value:
+    def onnx_decode(self, body: Body, codes: ir.Value, side: Side[ir.Value]) -> ir.Value:
         index = body.cast(codes, "INT64")
-        if scope is not None:
-            index = body.op("Add", index, body.op("Mul", scope, body.int_const(1 << self.bits)))
-        flat = body.op("Reshape", codebook, body.ints_const([-1]))
+        if side.scope is not None:
+            index = body.op("Add", index, body.op("Mul", side.scope, body.int_const(1 << self.bits)))
+        flat = body.op("Reshape", side.codebook, body.ints_const([-1]))
         values = body.op("Gather", flat, index, axis=0)
-        return values if scale is None else body.op("Mul", values, scale)
+        return values if side.scale is None else body.op("Mul", values, side.scale)
 
     def __str__(self) -> str:
         suffix = {"tensor": "", "rows": f".r{self.span}", "inputs": f".i{self.span}"}[self.scope]
@@ -396,7 +351,10 @@ class Codebook(Codec):
 
 @dataclass(frozen=True)
 class Ternary(Codec):
-    """-1, 0 or 1 times a scale, 2-bit codes. Threshold and scale of TWN (F. Li et al., "Ternary Weight Networks", 2016)."""
+    """-1, 0 or 1 times a scale, 2-bit codes.
+
+    Threshold and scale follow TWN (F. Li et al., "Ternary Weight Networks", 2016).
+    """
 
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"ternary")
     forms: ClassVar[str] = "ternary (-1, 0, 1 times a scale)"
@@ -431,27 +389,12 @@ class Ternary(Codec):
         codes = np.where(kept, np.sign(values), 0) + 1
         return Coded(stream.unshared(codes.astype(np.uint8)), stream.stored_scales(mean))
 
-    def decode(
-        self,
-        codes: np.ndarray,
-        scale: np.ndarray | None,
-        zero_point: np.ndarray | None,
-        codebook: np.ndarray | None,
-        scope: np.ndarray | None,
-    ) -> np.ndarray:
-        assert scale is not None
-        return np.multiply(codes.astype(np.float32) - np.float32(1), scale, dtype=np.float32)
+    def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
+        assert side.scale is not None
+        return np.asarray((codes.astype(np.float32) - np.float32(1)) * side.scale)
 
-    def onnx_decode(
-        self,
-        body: Body,
-        codes: ir.Value,
-        scale: ir.Value | None,
-        zero_point: ir.Value | None,
-        codebook: ir.Value | None,
-        scope: ir.Value | None,
-    ) -> ir.Value:
-        return body.op("Mul", body.op("Sub", body.cast(codes, "FLOAT"), body.float_const(1)), scale)
+    def onnx_decode(self, body: Body, codes: ir.Value, side: Side[ir.Value]) -> ir.Value:
+        return body.op("Mul", body.op("Sub", body.cast(codes, "FLOAT"), body.float_const(1)), side.scale)
 
     def __str__(self) -> str:
         return "ternary"

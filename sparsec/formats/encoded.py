@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsec.errors import WeightError
-from sparsec.formats.codec import RowStream
-from sparsec.formats.layout import Layout, pack_bits, pack_planes, unpack_bits, unpack_planes
+from sparsec.formats.codec import Codebook, RowStream, Side
+from sparsec.formats.layout import Layout, pack_bits, pack_planes, plane_widths, unpack_bits, unpack_planes
 from sparsec.formats.scheme import Scheme
 
 __all__ = ["EncodedWeight", "Unpacked", "block_mask_of", "decode", "encode", "expand_block_mask", "unpack"]
@@ -18,9 +18,9 @@ __all__ = ["EncodedWeight", "Unpacked", "block_mask_of", "decode", "encode", "ex
 class EncodedWeight:
     """A weight W[rows, cols] in a scheme.
 
-    codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or fp16
-    array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits] or None.
-    scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or None. zero_points: uint8 like scales, or None.
+    codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or
+    fp16 array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits] or
+    None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or None. zero_points: uint8 like scales, or None.
     """
 
     scheme: Scheme
@@ -73,11 +73,8 @@ class EncodedWeight:
             _expect("positions", self.positions, "uint8", (-(-grid[0] * grid[1] // 8),))
             count = int(unpack_bits(self.positions, grid).sum()) * r * c
         if codec.code_bits:
-            wanted = pack_planes(np.zeros(0, np.uint8), codec.code_bits)
-            bits = [8, 4, 2, 1]
-            for plane, width in zip(self.codes, [b for b in bits if codec.code_bits & b], strict=True):
+            for plane, width in zip(self.codes, plane_widths(codec.code_bits), strict=True):
                 _expect("codes", plane, "uint8", (-(-count * width // 8),))
-            assert len(wanted) == len(self.codes)
         else:
             _expect("codes", self.codes[0], f"float{codec.value_bits}", (count,))
         if self.codebook is not None:
@@ -85,8 +82,7 @@ class EncodedWeight:
             _expect("codebook", self.codebook, "float32", shape)
         if self.scales is not None:
             if scales.kind == "group":
-                groups = self.layout().length
-                shape = (self.rows, -(-groups // scales.group))
+                shape = (self.rows, -(-self.layout().length // scales.group))
             else:
                 shape = (1, 1) if scales.kind == "tensor" else (self.rows, 1)
             _expect("scales", self.scales, "float16" if scales.kind == "group" else "float32", shape)
@@ -121,9 +117,10 @@ class EncodedWeight:
 class Unpacked:
     """An encoded weight as plain arrays, for code generators.
 
-    block_mask: bool [ceil(N/R), ceil(K/C)] (all true when dense). codes: [n, R, C] stored blocks in row-major block order, uint8
-    or the float values (float32 or float16). scales: float32 [N, G] or [1, 1] or None; zero_points: uint8 like scales or None;
-    codebook: float32 [S, 2**bits] or None. The group of a stored block of rank r in its strip is `r * C // scheme.scales.group`.
+    block_mask: bool [ceil(N/R), ceil(K/C)] (all true when dense). codes: [n, R, C] stored blocks in row-major block
+    order, uint8 or the float values (float32 or float16). scales: float32 [N, G] or [1, 1] or None; zero_points: uint8
+    like scales or None; codebook: float32 [S, 2**bits] or None. The group of a stored block of rank r in its strip is
+    `r * C // scheme.scales.group`.
     """
 
     scheme: Scheme
@@ -150,13 +147,13 @@ def block_mask_of(mask: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     (r, c), (rows, cols) = block, mask.shape
     if block == (1, 1):
         return mask
-    coarse = mask[::r, ::c]
-    wrong = expand_block_mask(coarse, block, rows, cols) != mask
+    coarse: np.ndarray = mask[::r, ::c]
+    wrong = np.asarray(expand_block_mask(coarse, block, rows, cols) != mask)
     if wrong.any():
         n, k = (int(v) for v in np.argwhere(wrong)[0])
         raise WeightError(
-            f"keep-mask is not aligned to blocks of {r}x{c}: element ({n}, {k}) differs from the first element of block "
-            f"({n // r}, {k // c}); keep or drop whole blocks"
+            f"keep-mask is not aligned to blocks of {r}x{c}: element ({n}, {k}) differs from the first element of its "
+            f"block ({n // r}, {k // c}); keep or drop whole blocks"
         )
     return coarse
 
@@ -165,7 +162,7 @@ def expand_block_mask(block_mask: np.ndarray, block: tuple[int, int], rows: int,
     """Elementwise bool [rows, cols] of a mask over blocks."""
     if block == (1, 1):
         return block_mask
-    return block_mask.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :cols]
+    return np.repeat(np.repeat(block_mask, block[0], 0)[:rows], block[1], 1)[:, :cols]
 
 
 def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
@@ -175,15 +172,15 @@ def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
         return kept
     padded = np.zeros((-(-rows // r) * r, -(-cols // c) * c), bool)
     padded[:rows, :cols] = kept
-    return padded.reshape(-(-rows // r), r, -(-cols // c), c).any((1, 3))
+    return np.asarray(padded.reshape(-(-rows // r), r, -(-cols // c), c).any((1, 3)))
 
 
 def encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *, name: str = "") -> EncodedWeight:
     """Encode W[N, K] (floating, finite) without data: nearest rounding, k-means codebooks, TWN ternary.
 
-    mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure, where None
-    keeps the nonzero values (blocks with any). name: the tensor's name, for messages. Raises WeightError for a weight or mask
-    that does not fit.
+    mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure,
+    where None keeps the nonzero values (blocks with any). name: the tensor's name, for messages. Raises WeightError for
+    a weight or mask that does not fit.
     """
     try:
         return _encode(np.asarray(weight), scheme, mask)
@@ -200,7 +197,8 @@ def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> Enco
     if not finite.all():
         n, k = (int(v) for v in np.argwhere(~finite)[0])
         raise WeightError(
-            f"{int((~finite).sum())} of {weight.size} values are NaN or Inf in float32, the first is {weight[n, k]} at ({n}, {k})"
+            f"{int((~finite).sum())} of {weight.size} values are NaN or Inf in float32, "
+            f"the first is {weight[n, k]} at ({n}, {k})"
         )
     rows, cols = weight.shape
     block_mask = None
@@ -264,18 +262,19 @@ def decode(encoded: EncodedWeight) -> np.ndarray:
     layout, codec = encoded.layout(), encoded.scheme.codec
     stream = layout.blocks_to_stream(_stored_codes(encoded, layout))
     scope = None
-    if encoded.codebook is not None and encoded.codebook.shape[0] > 1:
-        span = codec.span  # type: ignore[attr-defined]
-        if codec.scope == "rows":  # type: ignore[attr-defined]
-            scope = np.minimum(np.arange(layout.stream_rows) // span, encoded.codebook.shape[0] - 1)[:, None]
+    if isinstance(codec, Codebook) and encoded.codebook is not None and encoded.codebook.shape[0] > 1:
+        if codec.scope == "rows":
+            scope = np.minimum(np.arange(layout.stream_rows) // codec.span, encoded.codebook.shape[0] - 1)[:, None]
         else:
-            scope = layout.stream_columns() // span
+            scope = layout.stream_columns() // codec.span
     values = codec.decode(
         stream,
-        _spread(encoded.scales, encoded, layout),
-        _spread(encoded.zero_points, encoded, layout),
-        encoded.codebook,
-        scope,
+        Side(
+            _spread(encoded.scales, encoded, layout),
+            _spread(encoded.zero_points, encoded, layout),
+            encoded.codebook,
+            scope,
+        ),
     )
     return layout.from_stream(np.broadcast_to(values, stream.shape))
 

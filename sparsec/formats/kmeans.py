@@ -1,8 +1,8 @@
 """One-dimensional weighted k-means: deterministic and fast enough for embedding tables.
 
-Lloyd's algorithm (S. Lloyd, "Least squares quantization in PCM", 1982) on sorted values: cluster borders are midpoints between
-centroids, so a step is one binary search and one difference of prefix sums. The start is the asymptotically optimal density of
-levels, proportional to the cube root of the density of the values (P. F. Panter and W. Dite, 1951).
+Lloyd's algorithm (S. Lloyd, "Least squares quantization in PCM", 1982) on sorted values: cluster borders are midpoints
+between centroids, so a step is one binary search and one difference of prefix sums. The start is the asymptotically
+optimal density of levels, proportional to the cube root of the density of the values (P. F. Panter and W. Dite, 1951).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def _start(x: np.ndarray, w: np.ndarray, k: int) -> np.ndarray:
     bins = min(2048, max(k * 8, 64))
     density, edges = np.histogram(x, bins, weights=w)
     total = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
-    return np.interp((np.arange(k) + 0.5) / k * total[-1], total, edges)
+    return np.asarray(np.interp((np.arange(k) + 0.5) / k * total[-1], total, edges))
 
 
 def kmeans_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Centroids, float32 [k] ascending, that (locally) minimise sum(weights * (values - nearest)**2).
 
-    values: float32 [n], finite; weights: nonnegative float [n] or None for ones. With at most k distinct values the result holds
-    them exactly, padded by repeating the largest; no values give zeros.
+    values: float32 [n], finite; weights: nonnegative float [n] or None for ones. With at most k distinct values the
+    result holds them exactly, padded by repeating the largest; no values give zeros.
     """
     if weights is not None:
         used = weights > 0

@@ -1,7 +1,8 @@
-"""Where stored values lie: bit planes, the position bitmap, and the row-stream view that makes all structures look dense.
+"""Where stored values lie: bit planes, the position bitmap, and the row-stream view that makes all structures look
+dense.
 
-The row stream of a strip of R rows is its stored blocks in order of rank, side by side: value (row, rank * C + c). Dense weights
-are their own row stream. Scales and codebooks are computed on it, so codecs never see a structure.
+The row stream of a strip of R rows is its stored blocks in order of rank, side by side: value (row, rank * C + c).
+Dense weights are their own row stream. Scales and codebooks are computed on it, so codecs never see a structure.
 """
 
 from __future__ import annotations

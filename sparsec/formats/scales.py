@@ -15,7 +15,8 @@ __all__ = ["CHANNEL", "NO_SCALES", "TENSOR", "Scales", "group"]
 class Scales:
     """none | tensor (one) | channel (one per output row) | group (one per `group` stored values of a row).
 
-    Group scales are fp16, the others fp32. The scale index of a stored block of rank r in its strip is `r * C // group`.
+    Group scales are fp16, the others fp32. The scale index of a stored block of rank r in its strip is `r * C //
+    group`.
     """
 
     kind: Literal["none", "tensor", "channel", "group"]

@@ -1,8 +1,8 @@
 """Structures: which positions of a weight matrix W[N, K] are stored.
 
-A structure decides the block (R outputs x C inputs) that shares one stored-or-not bit and which keep-masks are legal. Position
-storage itself is the same for all of them (one bitmap over blocks, `layout.py`), so a new structure is one class here, listed in
-`STRUCTURES`.
+A structure decides the block (R outputs x C inputs) that shares one stored-or-not bit and which keep-masks are legal.
+Position storage itself is the same for all of them (one bitmap over blocks, `layout.py`), so a new structure is one
+class here, listed in `STRUCTURES`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,100 @@
+"""For the format and operator tests: every kind of scheme, matching masks, a decoder written element by element."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsec.errors import SchemeError
+from sparsec.formats import NM, EncodedWeight, Scheme, expand_block_mask
+
+STRUCTURES = ("", "s50", "s97.5", "s2:4", "s1:3", "s3x2@50", "s4x1@60", "s1x4@70")
+CODECS = (
+    *("fp32", "fp16", "int8", "int4", "int2", "uint8", "uint4", "uint2", "ternary"),
+    *("cb1", "cb2", "cb3", "cb4", "cb5", "cb6", "cb7", "cb8", "cb3.r2", "cb4.i5", "cb1.r1"),
+)
+SCALES = ("", "t", "c", "g4", "g12")
+SIZES = ((1, 1), (1, 7), (13, 1), (5, 24), (11, 29))
+
+
+def legal_schemes() -> list[Scheme]:
+    """Every legal combination of the parts above."""
+    found = []
+    for structure in STRUCTURES:
+        for codec in CODECS:
+            for scales in SCALES:
+                try:
+                    found.append(Scheme.parse("-".join(part for part in (structure, codec, scales) if part)))
+                except SchemeError:
+                    continue
+    return sorted(set(found), key=str)
+
+
+def random_mask(scheme: Scheme, rows: int, cols: int, rng: np.random.Generator) -> np.ndarray | None:
+    """A legal keep-mask with some empty and some full rows; None for dense."""
+    if scheme.is_dense:
+        return None
+    structure = scheme.structure
+    if isinstance(structure, NM):
+        order = rng.random((rows, -(-cols // structure.m), structure.m)).argsort(2)
+        return (order < structure.n).reshape(rows, -1)[:, :cols]
+    r, c = scheme.block
+    coarse = rng.random((-(-rows // r), -(-cols // c))) < 0.4
+    coarse[rng.random(coarse.shape[0]) < 0.2] = False
+    coarse[rng.random(coarse.shape[0]) < 0.1] = True
+    return expand_block_mask(coarse, scheme.block, rows, cols).copy()
+
+
+def slow_decode(encoded: EncodedWeight) -> np.ndarray:
+    """W, element by element, straight from the definition in docs/formats.md; shares no code with the package."""
+    scheme, rows, cols = encoded.scheme, encoded.rows, encoded.cols
+    r, c = scheme.block
+    codec = str(scheme.codec)
+    bits = scheme.codec.code_bits
+    blocks_across = -(-cols // c)
+    result = np.zeros((rows, cols), np.float32)
+    place = 0
+
+    def code(element: int) -> int:
+        value, shift, plane = 0, 0, 0
+        for width in (8, 4, 2, 1):
+            if bits & width:
+                stream = int.from_bytes(encoded.codes[plane].tobytes(), "little")
+                value |= ((stream >> (element * width)) & ((1 << width) - 1)) << shift
+                shift += width
+                plane += 1
+        return value
+
+    for strip in range(-(-rows // r)):
+        rank = 0
+        for column in range(blocks_across):
+            block = strip * blocks_across + column
+            if encoded.positions is not None and not (int(encoded.positions[block // 8]) >> (block % 8)) & 1:
+                continue
+            for i in range(r):
+                for j in range(c):
+                    n, k = strip * r + i, column * c + j
+                    element = place * r * c + i * c + j
+                    if n >= rows or k >= cols:
+                        continue
+                    kind = scheme.scales.kind
+                    g = rank * c // scheme.scales.group if kind == "group" else 0
+                    at = (0, 0) if kind == "tensor" else (n, g)
+                    scale = np.float32(1) if encoded.scales is None else np.float32(encoded.scales[at])
+                    if codec.startswith("fp"):
+                        value = np.float32(encoded.codes[0][element])
+                    elif codec.startswith("cb"):
+                        assert encoded.codebook is not None
+                        _, _, scope = codec.partition(".")
+                        s = {"": 0, "r": n, "i": k}[scope[:1]] // int(scope[1:] or 1)
+                        value = encoded.codebook[s, code(element)] * scale
+                    elif codec.startswith("uint"):
+                        assert encoded.zero_points is not None
+                        value = np.float32(code(element) - int(encoded.zero_points[at])) * scale
+                    elif codec.startswith("int"):
+                        value = np.float32(code(element) - 2 ** (bits - 1)) * scale
+                    else:
+                        value = np.float32(code(element) - 1) * scale
+                    result[n, k] = value
+            rank += 1
+            place += 1
+    return result
