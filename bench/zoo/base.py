@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
-Run = Callable[[Mapping[str, Array]], Sequence[Array]]
-"""Runs one model once: arrays by input name in, outputs in graph order out."""
+Run = Callable[[Mapping[str, Array]], Sequence[Array] | Mapping[str, Array]]
+"""Runs one model once: arrays by input name in, outputs in graph order out (a list, or a dict in that order)."""
+
+
+def in_order(outputs: Sequence[Array] | Mapping[str, Array]) -> list[Array]:
+    """The outputs of a run as a list."""
+    return list(outputs.values() if isinstance(outputs, Mapping) else outputs)
 
 
 class MissingData(Exception):

