@@ -1,0 +1,312 @@
+"""Program -> bundle folder, or -> a shared library and weights for this process.
+
+A bundle is written to a temporary folder beside its destination and renamed when it is complete, so a folder under the final name
+is always whole. The same program gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sparsec.codegen.blob import make_blob
+from sparsec.codegen.build import BuiltKernel, build_kernels, cache_root
+from sparsec.codegen.emit_c import Source, emit_c
+from sparsec.codegen.plan import Plan, make_plan
+from sparsec.codegen.program import IoInfo, Program
+from sparsec.codegen.toolchain import (
+    DEMO_SOURCES,
+    HEADERS,
+    RUNTIME_SOURCES,
+    Toolchain,
+    runtime_digest,
+    runtime_folder,
+)
+
+from sparsec.errors import OutputError, TargetError
+from sparsec.target import Target, host_target
+
+Progress = Callable[[int, int], None]
+
+_API = (
+    "spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_session_bytes spc_session_open "
+    "spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model"
+).split()
+_MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What both forms are made of: kernels, plan, C text and the weights blob (uint8, 64-byte aligned)."""
+
+    program: Program
+    kernels: Mapping[str, BuiltKernel]
+    plan: Plan
+    source: Source
+    blob: np.ndarray[Any, Any]
+
+    @property
+    def objects(self) -> list[tuple[str, Path]]:
+        """(archive member, object file) of every kernel, sorted by symbol."""
+        found = {k.symbol: k.object_path for k in self.kernels.values()}
+        return [(f"{symbol}.o", path) for symbol, path in sorted(found.items())]
+
+    @property
+    def exports(self) -> list[str]:
+        """Symbols a shared library of the model shows."""
+        return sorted([*_API, *(f"{self.source.identifier}_{f}" for f in _MODEL_API)])
+
+
+@dataclass(frozen=True)
+class Loadable:
+    """A program ready to be loaded here: sparsec.runtime.Session(library, weights)."""
+
+    library: Path
+    weights: np.ndarray[Any, Any]
+
+
+def compile_program(program: Program, *, jobs: int | None = None, progress: Progress | None = None) -> Compiled:
+    """Build the kernels, plan the memory, print the C, pack the weights. Raises ToolchainError."""
+    kernels = build_kernels([s.spec for s in program.steps], program.target, jobs=jobs, progress=progress)
+    plan = make_plan(program)
+    source = emit_c(program, plan, {text: kernel.symbol for text, kernel in kernels.items()})
+    return Compiled(program, kernels, plan, source, make_blob(plan, source.model_id))
+
+
+def build_loadable(
+    program: Program | Compiled, *, jobs: int | None = None, progress: Progress | None = None, cc: str | None = None
+) -> Loadable:
+    """A shared library (cached by content) and the weights for this process.
+
+    Raises TargetError when the program is for another architecture than this machine's, ToolchainError.
+    """
+    compiled = program if isinstance(program, Compiled) else compile_program(program, jobs=jobs, progress=progress)
+    _check_runs_here(compiled.program.target)
+    tools = Toolchain(compiled.program.target, cc)
+    text = "\0".join(
+        [compiled.source.model_c, compiled.source.header, runtime_digest(), tools.cc, tools.shared_triple, *compiled.exports]
+    )
+    library = cache_root() / "libraries" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch) / library.name
+            model = _compile_model(compiled, tools, Path(scratch))
+            tools.shared(
+                [model, *tools.runtime_objects(), *(path for _, path in compiled.objects)], made, compiled.exports
+            )
+            made.replace(library)
+    return Loadable(library, compiled.blob)
+
+
+def write_bundle(
+    program: Program | Compiled,
+    out_dir: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    recipe_yaml: str = "",
+    report: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    cc: str | None = None,
+) -> Path:
+    """Write the bundle folder (docs/bundle.md) and return its path.
+
+    `recipe_yaml` becomes effective-recipe.yaml, `report` (JSON-able) report.json, `extra_files` (relative path -> content)
+    is written as it is. An existing folder is replaced with `force`, and only once the new one is complete.
+
+    Raises OutputError when `out_dir` exists without `force` or cannot be written, ToolchainError.
+    """
+    out = Path(os.path.abspath(out_dir))
+    check_output(out, force=force)
+    compiled = program if isinstance(program, Compiled) else compile_program(program, jobs=jobs, progress=progress)
+    tools = Toolchain(compiled.program.target, cc)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        folder = scratch / "bundle"
+        folder.mkdir()
+        _fill(folder, compiled, tools, Path(scratch))
+        if recipe_yaml:
+            (folder / "effective-recipe.yaml").write_text(recipe_yaml)
+        if report is not None:
+            (folder / "report.json").write_text(_json(report))
+        for name, content in sorted((extra_files or {}).items()):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / "manifest.json").write_text(_json(_manifest(compiled, folder)))
+        _move_in(folder, out, scratch / "old", force=force)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Raise OutputError unless a bundle may be written to `out`; callers ask before they start long work."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out} exists and is not a folder; give another output folder")
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out} exists; give another output folder, or --force (force=True) to replace it")
+    if any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise OutputError(f"{out} holds something else than a bundle (no manifest.json); --force does not replace it")
+
+
+def _check_runs_here(target: Target) -> None:
+    host = host_target()
+    if target.arch != host.arch:
+        raise TargetError(
+            f"the program is for target '{target.name}' ({target.arch}); this machine is {host.arch} and cannot load it. "
+            "Write a bundle and run it there (or bin/ under qemu)"
+        )
+
+
+def _compile_model(compiled: Compiled, tools: Toolchain, scratch: Path, *, static: bool = False) -> Path:
+    folder = scratch / "model"
+    folder.mkdir()
+    (folder / "model.c").write_text(compiled.source.model_c)
+    (folder / f"{compiled.source.identifier}.h").write_text(compiled.source.header)
+    made = folder / "model.o"
+    tools.compile(folder / "model.c", made, includes=[folder, runtime_folder()], static=static)
+    return made
+
+
+def _fill(folder: Path, compiled: Compiled, tools: Toolchain, scratch: Path) -> None:
+    name = compiled.source.identifier
+    for sub in ("include", "src", "lib", "bin"):
+        (folder / sub).mkdir()
+    for header in HEADERS:
+        where = "include" if header == "spc_runtime.h" else "src"
+        shutil.copyfile(runtime_folder() / header, folder / where / header)
+    for source in (*RUNTIME_SOURCES, *DEMO_SOURCES):
+        shutil.copyfile(runtime_folder() / source, folder / "src" / source)
+    (folder / "include" / f"{name}.h").write_text(compiled.source.header)
+    (folder / "src" / "model.c").write_text(compiled.source.model_c)
+    (folder / "CMakeLists.txt").write_text(_cmake(name))
+    with open(folder / "weights.bin", "wb") as file:
+        file.write(compiled.blob.data)
+
+    # model.c uses nothing of the C library but fixed-width integers: one object serves both C libraries.
+    with ThreadPoolExecutor(4) as executor:
+        model_o = executor.submit(_compile_model, compiled, tools, scratch)
+        shared_o = executor.submit(tools.runtime_objects)
+        static_o = executor.submit(tools.runtime_objects, static=True, demo=True)
+        kernels = compiled.objects
+        only_kernels = executor.submit(tools.archive, kernels, folder / "lib" / f"lib{name}_kernels.a")
+        model, runtime, demo = model_o.result(), shared_o.result(), static_o.result()
+        paths = [path for _, path in kernels]
+        members = [("model.o", model), *((path.name, path) for path in runtime), *kernels]
+        links: list[Future[None]] = [
+            only_kernels,
+            executor.submit(tools.archive, members, folder / "lib" / f"lib{name}.a"),
+            executor.submit(
+                tools.shared, [model, *runtime, *paths], folder / "lib" / f"lib{name}.so", compiled.exports
+            ),
+            executor.submit(tools.executable, [model, *demo, *paths], folder / "bin" / name),
+        ]
+        for link in links:
+            link.result()
+
+
+def _move_in(folder: Path, out: Path, old: Path, *, force: bool) -> None:
+    check_output(out, force=force)
+    if not out.exists():
+        folder.rename(out)
+        return
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
+    program, plan, name = compiled.program, compiled.plan, compiled.source.identifier
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        "format": 1,
+        "sparsec": version("sparsec"),
+        "name": name,
+        "model": program.name,
+        "model_id": f"{compiled.source.model_id:016x}",
+        "target": program.target.describe(),
+        "inputs": [_io(i) for i in program.inputs],
+        "outputs": [_io(o) for o in program.outputs],
+        "bytes": {
+            "weights": plan.weights_bytes,
+            "arena": plan.arena_bytes,
+            "arena_floor": plan.arena_floor,
+            "work_per_thread": plan.work_bytes,
+        },
+        "steps": [
+            {
+                "node": step.node,
+                "op": step.op,
+                "note": step.note,
+                "kernel": compiled.kernels[step.spec.canonical()].symbol,
+                "units": step.signature.units,
+                "threads": planned.threads,
+            }
+            for step, planned in zip(program.steps, plan.steps, strict=True)
+        ],
+        "library": f"lib/lib{name}.so",
+        "weights": "weights.bin",
+        "program": f"bin/{name}",
+        "files": {
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
+        },
+    }
+
+
+def _io(info: IoInfo) -> dict[str, Any]:
+    return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cmake(name: str) -> str:
+    runtime = " ".join(f"src/{s}" for s in RUNTIME_SOURCES)
+    demo = " ".join(f"src/{s}" for s in DEMO_SOURCES)
+    return f"""# Builds the model and its demo program from source; the kernels come compiled.
+cmake_minimum_required(VERSION 3.13)
+project({name} C)
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+find_package(Threads REQUIRED)
+
+add_library({name} STATIC src/model.c {runtime})
+target_include_directories({name} PUBLIC include)
+target_link_libraries({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}}/lib/lib{name}_kernels.a Threads::Threads m)
+
+add_executable({name}_demo {demo})
+target_link_libraries({name}_demo {name})
+"""

@@ -1,0 +1,149 @@
+"""The C tool chain: zig's clang and lld from PyPI's `ziglang`, which carry the C library of every target, or a system compiler.
+
+Objects of the runtime are cached by content; a model needs one compilation (model.c) and its links.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import sparsec.runtime
+from sparsec.codegen.build import cache_root
+
+from sparsec.errors import ToolchainError
+from sparsec.target import Target
+
+RUNTIME_SOURCES = ("spc_runtime.c", "spc_blob.c", "spc_pool.c", "spc_cpu.c", "spc_host.c")
+DEMO_SOURCES = ("spc_npy.c", "spc_demo.c")
+HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
+
+_FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+_LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
+
+
+def runtime_folder() -> Path:
+    """The folder of the runtime's C sources."""
+    return Path(sparsec.runtime.__file__).parent / "src"
+
+
+class Toolchain:
+    """Compiles and links C for one target.
+
+    `cc` is a system compiler's name or path (default: $SPARSEC_CC; without it, zig). A system compiler must be one for
+    the target's architecture. All methods raise ToolchainError with the command and what it printed.
+    """
+
+    def __init__(self, target: Target, cc: str | None = None) -> None:
+        self.target = target
+        self.cc = cc or os.environ.get("SPARSEC_CC") or ""
+        # Shared libraries are loaded by programs of the usual distributions: glibc, as old as the architecture allows.
+        self.shared_triple = target.zig_triple.replace("-musl", "-gnu.2.17")
+        if self.cc:
+            self._check_system_compiler()
+
+    def _check_system_compiler(self) -> None:
+        if shutil.which(self.cc) is None:
+            raise ToolchainError(f"C compiler '{self.cc}' not found; give another with cc= or SPARSEC_CC, or none for zig")
+        machine = _run([self.cc, "-dumpmachine"]).strip()
+        wanted = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64")}.get(self.target.arch, (self.target.arch,))
+        if not machine.startswith(wanted):
+            raise ToolchainError(
+                f"C compiler '{self.cc}' makes code for {machine}, but target '{self.target.name}' is {self.target.arch}; "
+                "name a cross compiler with cc= or SPARSEC_CC, or none for zig"
+            )
+
+    def _compiler(self, triple: str) -> list[str]:
+        if self.cc:
+            return [self.cc]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-fno-sanitize=all"]
+
+    def compile(self, source: Path, output: Path, *, includes: Sequence[Path] = (), static: bool = False) -> None:
+        """C file -> position-independent object; `static` for the C library of the demo program."""
+        triple = self.target.zig_triple if static else self.shared_triple
+        flags = [*_FLAGS, f"-ffile-prefix-map={source.parent}=."]
+        _run([*self._compiler(triple), *flags, *(f"-I{i}" for i in includes), "-c", str(source), "-o", str(output)])
+
+    def shared(self, objects: Iterable[Path], output: Path, exports: Iterable[str]) -> None:
+        """Objects -> shared library that shows only the symbols `exports`."""
+        with tempfile.TemporaryDirectory() as scratch:
+            script = Path(scratch) / "exports.map"
+            script.write_text("{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
+            arguments = [*_LINK, "-shared", f"-Wl,--version-script={script}", "-Wl,-Bsymbolic", f"-Wl,-soname,{output.name}"]
+            _run(
+                [*self._compiler(self.shared_triple), *arguments, "-o", str(output), *map(str, objects), "-lm", "-lpthread"]
+            )
+
+    def executable(self, objects: Iterable[Path], output: Path) -> None:
+        """Objects (compiled with `static`) -> program; static where the target's C library is musl."""
+        static = ["-static"] if not self.cc and "musl" in self.target.zig_triple else []
+        command = [*self._compiler(self.target.zig_triple), *_LINK, *static, "-o", str(output)]
+        _run([*command, *map(str, objects), "-lm", "-lpthread"])
+
+    def archive(self, members: Iterable[tuple[str, Path]], output: Path) -> None:
+        """(member name, object) -> static library without dates and owners, debug sections removed."""
+        with tempfile.TemporaryDirectory() as scratch:
+            names = []
+            for name, path in members:
+                shutil.copyfile(path, Path(scratch) / name)
+                names.append(name)
+            _run([sys.executable, "-m", "ziglang", "ar", "rcsD", str(output.resolve()), *names], cwd=Path(scratch))
+
+    def runtime_objects(self, *, static: bool = False, demo: bool = False) -> list[Path]:
+        """Objects of the runtime (and of the demo program), compiled once for each C library and kept in the cache."""
+        sources = RUNTIME_SOURCES + (DEMO_SOURCES if demo else ())
+        triple = self.target.zig_triple if static else self.shared_triple
+        folder = cache_root() / "runtime" / _runtime_key(tuple(self._compiler(triple)[1:] if not self.cc else [self.cc]))
+        missing = [s for s in sources if not (folder / s).with_suffix(".o").exists()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor() as executor:
+
+                def build(name: str) -> None:
+                    made = (Path(scratch) / name).with_suffix(".o")
+                    self.compile(runtime_folder() / name, made, static=static)
+                    made.replace((folder / name).with_suffix(".o"))
+
+                list(executor.map(build, missing))
+        return [(folder / s).with_suffix(".o") for s in sources]
+
+
+@cache
+def _runtime_digest() -> str:
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for name in (*HEADERS, *RUNTIME_SOURCES, *DEMO_SOURCES):
+        digest.update(name.encode())
+        digest.update((runtime_folder() / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _runtime_key(compiler: tuple[str, ...]) -> str:
+    text = _runtime_digest() + "\0".join(compiler)
+    if compiler and compiler[0] != "-m":
+        text += _run([compiler[0], "--version"])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def runtime_digest() -> str:
+    """Hash of the runtime's sources and of the flags they are compiled with."""
+    return _runtime_digest()
+
+
+def _run(command: Sequence[str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    except OSError as error:
+        raise ToolchainError(f"cannot run {command[0]}: {error}") from error
+    if done.returncode != 0:
+        shown = " ".join(command) if len(command) < 60 else " ".join([*command[:30], "...", *command[-10:]])
+        printed = (done.stderr or done.stdout).strip()[-4000:]
+        raise ToolchainError(f"the C tool chain failed (status {done.returncode}):\n  {shown}\n{printed}")
+    return done.stdout
