@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +15,7 @@ def pins() -> dict[str, str]:
 
 def test_every_dependency_is_pinned_and_the_pin_is_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     pinned = pins()
     for requirement in wanted:
         name, version = re.fullmatch(r"([\w.-]+)(?:==([\w.]+)|>=\d+)?", requirement).groups()
