@@ -15,17 +15,19 @@ from sparsec.errors import OutputError
 def check_free(path: str | Path, force: bool) -> None:
     """Raise OutputError if `path` exists and may not be replaced.
 
-    An empty folder is free. With `force` a file may be replaced, and a folder if it is a sparsec bundle.
+    With `force` a file may be replaced, and a folder if it is empty or a sparsec bundle.
     """
     path = Path(path)
     if not path.exists() and not path.is_symlink():
         return
-    if path.is_dir() and not any(path.iterdir()):
-        return
     if not force:
-        raise OutputError(f"{path} exists and was kept; pass --force (force=True) to replace it, or choose another name")
-    if path.is_dir() and not (path / "manifest.json").is_file():
-        raise OutputError(f"{path} is a folder but no sparsec bundle (no manifest.json); it was kept: choose another name")
+        raise OutputError(
+            f"{path} exists and was kept; pass --force (force=True) to replace it, or choose another name"
+        )
+    if path.is_dir() and any(path.iterdir()) and not (path / "manifest.json").is_file():
+        raise OutputError(
+            f"{path} is a folder but no sparsec bundle (no manifest.json); it was kept: choose another name"
+        )
 
 
 @contextmanager

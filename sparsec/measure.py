@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsec.tables import Table
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -22,6 +24,13 @@ class Timing:
     def ratio(self, name: str, base: str) -> float:
         """Time of `name` over time of `base`: below 1 means faster."""
         return self.medians[name] / self.medians[base]
+
+    def table(self) -> Table:
+        """Medians, and the time of each over that of the last runner."""
+        base = list(self.medians)[-1]
+        rows = tuple((name, f"{ms:.3f}", f"{self.ratio(name, base):.2f}") for name, ms in self.medians.items())
+        title = f"{self.rounds} rounds in turns, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return Table(title, ("", "ms median", f"x {base}"), rows)
 
     def to_json(self) -> dict[str, Any]:
         return {"median_ms": dict(self.medians), "rounds": self.rounds, "threads": self.threads}
@@ -81,6 +90,9 @@ def onnxruntime_resident_bytes(model_path: str, inputs_path: str, threads: int) 
     if not sys.platform.startswith("linux"):
         return None
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, model_path, inputs_path, str(threads)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _CHILD, model_path, inputs_path, str(threads)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return int(done.stdout) if done.returncode == 0 else None

@@ -49,9 +49,7 @@ class Reference:
             i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()
         }
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
-        self._fixed = {
-            name: self._fit(name, value) for name, value in (fixed or {}).items() if name in self.inputs
-        }
+        self._fixed = {name: self._fit(name, value) for name, value in (fixed or {}).items() if name in self.inputs}
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; `feed` may hold more names than the model has inputs.
@@ -59,12 +57,15 @@ class Reference:
         Raises:
             InputError: onnxruntime refuses the inputs.
         """
-        given = {**{name: feed[name] for name in self.inputs if name in feed}, **self._fixed}
         try:
-            values = self._session.run(None, given)
+            values = self._session.run(None, self.complete(feed))
         except Exception as error:
             raise InputError(f"the reference model cannot run on these inputs: {error}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+    def complete(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """What the model takes of `feed`, and the fixed inputs."""
+        return {**{name: feed[name] for name in self.inputs if name in feed}, **self._fixed}
 
     def _fit(self, name: str, value: Any) -> Array:
         kind, shape = self.inputs[name]

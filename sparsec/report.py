@@ -79,7 +79,13 @@ class Report:
     def summary(self) -> Table:
         """Before and after."""
         rows = tuple(
-            (label, megabytes(f.file_bytes), megabytes(f.ram_bytes), _number(f.milliseconds, ".3f"), _number(f.error, ".2g"))
+            (
+                label,
+                megabytes(f.file_bytes),
+                megabytes(f.ram_bytes),
+                _number(f.milliseconds, ".3f"),
+                _number(f.error, ".2g"),
+            )
             for label, f in (("before", self.before), ("after", self.after))
         )
         where = f" for {self.target}" if self.target else ""

@@ -1,0 +1,267 @@
+"""The face: compress() a model to portable ONNX, compile() it to a native program, load() a compiled bundle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec import samples
+from sparsec.codegen.lower import lower
+from sparsec.compiled import CompiledModel, build, load
+from sparsec.emulate import why_not_runnable
+from sparsec.errors import VerificationError
+from sparsec.files import replacing_file
+from sparsec.frontend import load_model
+from sparsec.passes import Compressed
+from sparsec.passes import compress as compress_graph
+from sparsec.recipe import load_recipe
+from sparsec.reference import Reference, onnx_bytes
+from sparsec.report import Figures, Report, layer_rows, step_counts
+from sparsec.target import resolve_target
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, verify_run
+
+__all__ = ["CompiledModel", "CompressedModel", "compile", "compress", "load"]
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int, str], None]
+"""Called as progress(stage, done, total, detail); detail names the pass, layer or kernel at work."""
+
+
+class CompressedModel:
+    """A compressed model: standard ONNX, plus `sparsec` operators that carry their meaning as functions of standard ops."""
+
+    def __init__(self, model: ir.Model, report: Report, recipe: str) -> None:
+        self.model = model
+        self.report = report
+        self.recipe = recipe
+        """The effective recipe, YAML: every weight by name."""
+
+    def to_bytes(self) -> bytes:
+        """The portable ONNX file; the same model gives the same bytes."""
+        return onnx_bytes(self.model)
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write portable ONNX that any onnxruntime runs. Raises OutputError if `path` exists, unless `force`."""
+        with replacing_file(path, force) as scratch:
+            scratch.write_bytes(self.to_bytes())
+        return Path(path)
+
+
+def compress(
+    model: Any,
+    recipe: Any = "balanced",
+    *,
+    example_inputs: Any = None,
+    input_shapes: Mapping[str, Any] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Array] | str | Path | None = None,
+    verify: bool = True,
+    debug_dump: str | Path | None = None,
+    progress: Progress | None = None,
+) -> CompressedModel:
+    """Compress the weights of a model.
+
+    Args:
+        model: path of an ONNX file, its bytes, `onnx.ModelProto`, `onnx_ir.Model`, `torch.nn.Module`, `fx.GraphModule`
+            or `torch.export.ExportedProgram`.
+        recipe: scheme (`cb4-g32`), preset (`safe`, `balanced`, `small`, `fast`), YAML file, mapping or `Recipe`.
+        example_inputs: for torch modules, as for calling them.
+        input_shapes: `{"x": [1, 3, 224, 224], "batch": 1}`: every dynamic dimension needs a size.
+        input_values: `{"sr": 16000}` turns inputs into constants.
+        inputs: arrays by input name, or an .npz of them, to compare on; random ones (seed 0) if None.
+        verify: run the result and the original in onnxruntime and report the error.
+        debug_dump: folder that gets the graph after each pass.
+
+    Raises:
+        SparsecError: a subclass says what is wrong with model, shapes, recipe or weights.
+        VerificationError: the result does not run in onnxruntime, or gives NaN.
+    """
+    source = load_model(model, example_inputs, input_shapes, input_values)
+    compressed = compress_graph(
+        source, load_recipe(recipe), debug_dump=debug_dump, progress=_named(progress, "compress")
+    )
+    data = onnx_bytes(compressed.model)
+    report = Report(
+        source.graph.name or "model",
+        None,
+        Figures(file_bytes=_original_bytes(model, source)),
+        Figures(file_bytes=len(data)),
+        layer_rows(compressed.layers, None, {}),
+    )
+    if verify:
+        feed, words = _inputs(inputs, source)
+        original = Reference(_original(model, source), fixed=input_values)
+        check = verify_run(
+            Reference(data).run,
+            original.run,
+            feed,
+            bound=None if _is_compressed(compressed) else DENSE_BOUND,
+            subject="the portable ONNX of the compressed model",
+            against="the original in onnxruntime",
+            inputs=words,
+        ).check()
+        _note_errors(report, check)
+    return CompressedModel(compressed.model, report, compressed.effective_recipe)
+
+
+def compile(
+    model: Any,
+    target: str = "cpu",
+    recipe: Any = None,
+    *,
+    example_inputs: Any = None,
+    input_shapes: Mapping[str, Any] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Array] | str | Path | None = None,
+    threads: int = 1,
+    verify: bool = True,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
+    debug_dump: str | Path | None = None,
+) -> CompiledModel:
+    """Compile a model to native code for `target`, after compressing it if a recipe is given.
+
+    Args:
+        target: `cpu` (this machine), a name that `sparsec targets` lists, or a triple such as `aarch64-linux-gnu`.
+        recipe: as for `compress`; None keeps every weight fp32.
+        threads: of `run` and `benchmark` (the compiled code itself takes any number).
+        verify: compare with onnxruntime; for another machine's target this needs an emulator (qemu-user).
+        jobs: kernel compilers at once; None: one per core.
+        progress: called with (stage, done, total, detail).
+        name: prefix of the C symbols; None: from the file or module.
+        The other arguments are those of `compress`.
+
+    Raises:
+        TargetError: unknown target.
+        UnsupportedOpError: lists every node that blocks the model.
+        VerificationError: the program differs from its reference, or cannot be run here to find out.
+        SparsecError: other subclasses say what is wrong with model, shapes, recipe, weights or tool chain.
+    """
+    machine = resolve_target(target)
+    source = load_model(model, example_inputs, input_shapes, input_values)
+    compressed = compress_graph(
+        source, load_recipe(recipe), debug_dump=debug_dump, progress=_named(progress, "compress")
+    )
+    program = lower(compressed.model, machine, c_name(name or default_name(model)))
+    built = build(program, jobs, progress)
+    report = Report(
+        program.name,
+        target,
+        Figures(file_bytes=_original_bytes(model, source)),
+        Figures(),
+        layer_rows(compressed.layers, program, readers_of(compressed.model)),
+        steps=step_counts(program),
+    )
+    sample, words = _inputs(inputs, source)
+    compiled = CompiledModel(
+        built,
+        report,
+        recipe=compressed.effective_recipe,
+        threads=threads,
+        original=_original(model, source),
+        fixed=input_values or {},
+        sample=sample,
+    )
+    report.after.file_bytes, report.after.ram_bytes = compiled.weights_bytes, compiled.ram_bytes
+    if verify:
+        if progress:
+            progress("verify", 0, 1, "against onnxruntime")
+        _note_errors(report, _verify(compiled, compressed, words))
+        if progress:
+            progress("verify", 1, 1, "")
+    return compiled
+
+
+def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:
+    if reason := why_not_runnable(compiled.target):
+        raise VerificationError(f"the program cannot be verified here: {reason}; or switch it off (--no-verify)")
+    original = compiled.reference()
+    lossy = _is_compressed(compressed)
+    reference = Reference(compressed.model) if lossy else original
+    return verify_run(
+        compiled.run,
+        reference.run,
+        compiled.sample,
+        bound=COMPRESSED_BOUND if lossy else DENSE_BOUND,
+        subject=f"the program compiled for {compiled.target.name}",
+        against="the portable ONNX in onnxruntime" if lossy else "the original in onnxruntime",
+        inputs=words,
+        original=original.run if lossy else None,
+    ).check()
+
+
+def c_name(text: str) -> str:
+    """`text` as a C identifier in lower case."""
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_").lower() or "model"
+    return f"m_{name}" if name[0].isdigit() else name
+
+
+def default_name(model: Any) -> str:
+    """C name for a model: from its file's name or its class."""
+    if isinstance(model, str | Path):
+        return c_name(Path(model).stem)
+    cls = type(model)
+    return "model" if cls.__module__.split(".")[0] in ("onnx", "onnx_ir", "builtins") else c_name(cls.__name__)
+
+
+def _named(progress: Progress | None, stage: str) -> Callable[[str], None] | None:
+    """The passes report names only: how many will follow is not known, so the total grows with them."""
+    if progress is None:
+        return None
+    count = 0
+
+    def report(detail: str) -> None:
+        nonlocal count
+        count += 1
+        progress(stage, count - 1, count, detail)
+
+    return report
+
+
+def _inputs(given: Mapping[str, Array] | str | Path | None, source: ir.Model) -> tuple[dict[str, Array], str]:
+    if given is None:
+        return samples.random_inputs(source), "random, seed 0"
+    if isinstance(given, str | Path):
+        return samples.load_inputs(given, source), Path(given).name
+    feed = {name: np.asarray(array) for name, array in given.items()}
+    samples.check_inputs(feed, source, "inputs")
+    return feed, "given by the caller"
+
+
+def _original(model: Any, source: ir.Model) -> str | Path | ir.Model:
+    """The model as the user has it where onnxruntime reads that, else as it came from the front end."""
+    return model if isinstance(model, str | Path) else source
+
+
+def _original_bytes(model: Any, source: ir.Model) -> int:
+    """Size of the model's file with its external data; of its weights where there is no file."""
+    tensors = [value.const_value for value in source.graph.initializers.values() if value.const_value is not None]
+    if isinstance(model, str | Path):
+        return Path(model).stat().st_size + sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor))
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _is_compressed(compressed: Compressed) -> bool:
+    return any(layer.scheme != "fp32" for layer in compressed.layers)
+
+
+def _note_errors(report: Report, check: Verification) -> None:
+    report.verification = check
+    report.before.error, report.after.error = 0.0, check.error_to_original
+
+
+def readers_of(model: ir.Model) -> dict[str, list[str]]:
+    """Weight name -> names of the nodes that read it, for `report.layer_rows`; an encoded weight's arrays are called `<weight>.<role>`."""
+    readers: dict[str, list[str]] = {}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.is_initializer() and value.name:
+                for name in {value.name, value.name.rpartition(".")[0]}:
+                    readers.setdefault(name, []).append(node.name or "")
+    return readers

@@ -1,0 +1,212 @@
+"""What `sparsec inspect` and `sparsec verify` do with files: an ONNX model, a compressed one, or a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import onnx_ir as ir
+
+from sparsec import samples
+from sparsec.api import load, readers_of
+from sparsec.codegen.lower import lower
+from sparsec.errors import BundleError, ShapeError, UnsupportedOpError
+from sparsec.frontend import load_model
+from sparsec.frontend.onnx import read_onnx
+from sparsec.passes import PassRecord
+from sparsec.passes import compress as compress_graph
+from sparsec.recipe import load_recipe
+from sparsec.reference import Reference
+from sparsec.report import LayerRow, layer_rows, layer_table
+from sparsec.tables import Table
+from sparsec.target import resolve_target
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Run, Verification, verify_run
+
+
+@dataclass
+class Inspection:
+    """What a model file or bundle holds. `problems`: what keeps the model from being compiled as it is."""
+
+    path: str
+    kind: str
+    facts: dict[str, str]
+    tensors: list[tuple[str, str, str, str]]
+    """(role, name, dtype, shape) of inputs and outputs."""
+    operators: dict[str, int] = field(default_factory=dict)
+    layers: list[LayerRow] = field(default_factory=list)
+    passes: list[PassRecord] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            **self.facts,
+            "tensors": [dict(zip(("role", "name", "dtype", "shape"), row, strict=True)) for row in self.tensors],
+            "operators": self.operators,
+            "layers": [row.to_json() for row in self.layers],
+            "passes": [
+                {"name": p.name, "nodes_before": p.nodes_before, "nodes_after": p.nodes_after, "modified": p.modified}
+                for p in self.passes
+            ],
+            "problems": self.problems,
+        }
+
+    def show(self, stream: IO[str] | None = None, *, why: bool = False) -> None:
+        """Print the tables; `why` adds the reasons of dense weights and what each pass did."""
+        facts = ", ".join(f"{key} {value}" for key, value in self.facts.items())
+        print(f"{self.path}: {self.kind}{', ' if facts else ''}{facts}\n", file=stream)
+        Table("", ("role", "name", "dtype", "shape"), tuple(self.tensors), frozenset({0, 1, 2, 3})).show(stream)
+        if self.operators:
+            print(file=stream)
+            counted = tuple((name, str(count)) for name, count in self.operators.items())
+            Table("", ("operator", "nodes"), counted).show(stream)
+        if self.layers:
+            print(file=stream)
+            layer_table(self.layers, why=why).show(stream)
+        if why and self.passes:
+            print(file=stream)
+            rows = tuple((p.name, str(p.nodes_before), str(p.nodes_after)) for p in self.passes if p.modified)
+            Table("", ("pass that changed the graph", "nodes before", "after"), rows).show(stream)
+        for problem in self.problems:
+            print(f"\ncannot be compiled as it is: {problem}", file=stream)
+
+
+def inspect(
+    path: str | Path,
+    *,
+    target: str = "cpu",
+    recipe: Any = None,
+    input_shapes: Mapping[str, Any] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+) -> Inspection:
+    """Look at an ONNX file or a bundle folder; an ONNX file is taken through passes and lowering, nothing is compiled.
+
+    Raises:
+        ModelError, BundleError: not a model, not a bundle.
+        RecipeError, TargetError, WeightError: as for compile. What else keeps it from compiling is in `problems`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _inspect_bundle(path)
+    machine = resolve_target(target)
+    model = read_onnx(path)
+    result = Inspection(
+        str(path),
+        "ONNX model",
+        {"opset": str(model.graph.opset_imports.get("", "?")), "IR version": str(model.ir_version)},
+        [("input", *_described(value)) for value in model.graph.inputs]
+        + [("output", *_described(value)) for value in model.graph.outputs],
+        _operators(model),
+    )
+    try:
+        source = load_model(path, None, input_shapes, input_values)
+        compressed = compress_graph(source, load_recipe(recipe))
+    except ShapeError as error:
+        result.problems.append(str(error))
+        return result
+    result.passes = compressed.passes
+    try:
+        program = lower(compressed.model, machine, "model")
+    except UnsupportedOpError as error:
+        result.problems.append(str(error))
+        program = None
+    result.layers = layer_rows(compressed.layers, program, readers_of(compressed.model))
+    return result
+
+
+def _operators(model: ir.Model) -> dict[str, int]:
+    counts = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _described(value: ir.Value) -> tuple[str, str, str]:
+    shape = (
+        "unknown"
+        if value.shape is None
+        else "x".join(str(d) if isinstance(d, int) else str(d.value or "?") for d in value.shape)
+    )
+    return value.name or "", value.dtype.name.lower() if value.dtype else "?", shape or "scalar"
+
+
+def _inspect_bundle(path: Path) -> Inspection:
+    manifest = read_json(path / "manifest.json")
+    tensors = [
+        (role, str(t["name"]), str(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar")
+        for role in ("input", "output")
+        for t in manifest[f"{role}s"]
+    ]
+    report = read_json(path / "report.json")
+    return Inspection(
+        str(path),
+        "sparsec bundle",
+        {"model": str(manifest["name"]), "target": str(manifest["target"])},
+        tensors,
+        layers=[LayerRow.from_json(row) for row in report["layers"]],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a bundle; raises BundleError when it is missing or damaged."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} is no sparsec bundle: {path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}; compile the model again") from error
+    return data
+
+
+def verify_files(
+    model: str | Path,
+    candidate: str | Path,
+    *,
+    inputs: str | Path | None = None,
+    tolerance: float | None = None,
+    input_shapes: Mapping[str, Any] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+    threads: int = 1,
+) -> Verification:
+    """Compare `candidate` (ONNX file or bundle) with `model` run by onnxruntime, on the same inputs.
+
+    Without `tolerance` the bound is that of dense programs where nothing was compressed, that of compressed ones where
+    `model` is the portable ONNX the bundle was made of; elsewhere the error is reported only, but must be a number.
+    """
+    candidate = Path(candidate)
+    if candidate.is_dir():
+        bundle = load(candidate, threads=threads)
+        run: Run = bundle.run
+        shapes: Mapping[str, Any] = {t.name: list(t.shape) for t in bundle.inputs}
+        lossy = any(row["scheme"] != "fp32" for row in read_json(candidate / "report.json")["layers"])
+    else:
+        made = load_model(candidate, None, input_shapes, input_values)
+        run = Reference(candidate, fixed=input_values, threads=threads).run
+        shapes = {v.name or "": [int(d) for d in v.shape.numpy()] for v in made.graph.inputs if v.shape is not None}
+        lossy = _has_encoded(made)
+    source = load_model(model, None, input_shapes or shapes, input_values)
+    feed = samples.load_inputs(inputs, source) if inputs is not None else samples.random_inputs(source)
+    bound = tolerance
+    if bound is None and not lossy:
+        bound = DENSE_BOUND
+    elif bound is None and _has_encoded(source):
+        bound = COMPRESSED_BOUND
+    return verify_run(
+        run,
+        Reference(model, fixed=input_values, threads=threads).run,
+        feed,
+        bound=bound,
+        subject=str(candidate),
+        against=f"{model} in onnxruntime",
+        inputs=Path(inputs).name if inputs is not None else "random, seed 0",
+    )
+
+
+def _has_encoded(model: ir.Model) -> bool:
+    """Whether some weight is stored in a scheme other than fp32."""
+    return any(
+        node.domain == "sparsec" and node.attributes.get_string("scheme", "fp32") != "fp32" for node in model.graph
+    )
