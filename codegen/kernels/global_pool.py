@@ -7,7 +7,6 @@ from typing import Any
 
 from sparsec.codegen.kernels.window import channel_pieces
 from sparsec.codegen.program import Arg, Signature
-
 from sparsec.target import Target
 
 _VECTORS = 4  # channel vectors summed side by side: independent chains hide the latency of the adds

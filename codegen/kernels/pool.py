@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
+
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.kernels.window import Hooks, Row, Window, emit_window, read_window, window_units
 from sparsec.codegen.program import Arg, Signature
-
 from sparsec.target import Target
 
 _OPS = {"MaxPool": "max", "AveragePool": "mean", "GlobalMaxPool": "max", "GlobalAveragePool": "mean"}

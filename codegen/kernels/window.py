@@ -13,14 +13,15 @@ from itertools import groupby
 from typing import Any
 
 import onnx_ir as ir
-from sparsec.codegen.context import Lowering, Refusal
 
+from sparsec.codegen.context import Lowering, Refusal
 from sparsec.target import Target
 
 # A row of the tile table: first tile, number of tiles, first output pixel, pixels a tile, whether all taps are in bounds.
 TileGroup = tuple[int, int, int, int, bool]
 
 MAX_EDGE_TAPS = 2048  # border tiles are written out: a bound on code size
+BLOCK_VECTORS = 16  # channel vectors of a block: what weights are decoded for at a time
 MAX_TAP_UNROLL = 64  # wider windows loop over horizontal taps
 ROW_SPLIT = 16  # images of fewer rows are split into about this many units
 
@@ -164,37 +165,52 @@ class Row:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the nest computes. `c` is a channel index, values are float32 vectors of `lanes` channels.
+    """What the nest computes. Values are float32 vectors of `lanes` channels, starting at channel `c`.
 
-    start(c, lanes): the accumulator's first value. weight(row tap, column tap, c, lanes): the weight of a tap (None when
-    there are none). step(accumulator, x, weight, lanes): the accumulator after one tap. finish(accumulator, row, taps, x,
-    at, lanes): what is stored at element `at` of `out` for output column `x`, `taps` of whose columns are inside the image
-    (both are int where they are known when the kernel is built).
+    prepare(block): code before the work on a block of channels (None: nothing to do).
+    start(c, lanes): the accumulator's first value.
+    weight(tap, c, offset, lanes): the weight of a tap, `offset` being the channel inside the block (None: no weights).
+    step(accumulator, x, weight, lanes): the accumulator after one tap.
+    finish(accumulator, row, taps, x, at, lanes): what is stored at element `at` of `out` for output column `x`, `taps` of
+    whose columns are inside the image (both are int where they are known when the kernel is built).
     """
 
     start: Callable[[Any, int], Any]
     step: Callable[[Any, Any, Any, int], Any]
     finish: Callable[[Any, Row, Any, Any, Any, int], Any]
     weight: Callable[[Any, Any, Any, int], Any] | None = None
+    prepare: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Register tile: output pixels at most, channel vectors, and channels a block (blocks are the outer loop)."""
+    """Register tile of `pixels` output pixels at most and `vectors` channel vectors; channels go in `blocks` of `block`.
+
+    `block` is a multiple of the vector width. The last block starts early when the channels do not fill it, and recomputes
+    what it shares with the one before: no narrow tails.
+    """
 
     pixels: int
     vectors: int
     block: int
+    blocks: int
 
 
 def choose_tiling(w: Window, channels: int, target: Target) -> Tiling:
     """As many pixels as registers allow beside one row of weights; several vectors where the image is narrow."""
-    registers = target.vector_registers
+    registers, lanes = target.vector_registers, target.lanes
     room = registers - min(w.kernel[1], registers // 4) - 2
     widest = max(4, min(room, 8 if registers <= 16 else 14))
     pixels = -(-w.out[1] // -(-w.out[1] // widest))
-    vectors = max(1, min(4, 8 // pixels, channels // target.lanes))
-    return Tiling(pixels, vectors, 8 * target.lanes)
+    vectors = max(1, min(4, 8 // pixels, channels // lanes))
+    blocks = -(-channels // (BLOCK_VECTORS * lanes))
+    block = -(-channels // (blocks * lanes)) * lanes
+    return Tiling(pixels, vectors, block, -(-channels // block))
+
+
+def first_channel(tiling: Tiling, channels: int, block: int) -> int:
+    """The channel a block starts at."""
+    return max(0, min(block * tiling.block, channels - tiling.block))
 
 
 def window_units(w: Window, channels: int, batch: int, target: Target) -> int:
@@ -207,80 +223,90 @@ def emit_window(k: Any, w: Window, channels: int, batch: int, hooks: Hooks) -> N
     """The whole loop nest over the units [k.lo, k.hi); reads argument `x`, writes argument `out`."""
     T = k.T
     tiling = choose_tiling(w, channels, k.target)
-    height, width = w.size
-    out_h, out_w = w.out
-    groups = tile_groups(w, tiling.pixels)
-    tiles = groups[-1][0] + groups[-1][1]
-    segs = segments(w, batch, tiles)
-    written_out = sum(g[3] * w.kernel[1] for g in groups if not g[4]) <= MAX_EDGE_TAPS and w.kernel[1] <= MAX_TAP_UNROLL
-    pieces = [] if channels >= k.lanes else channel_pieces(channels, k.lanes)
-    nest = _Nest(k, w, channels, hooks, tiling, [n for _, n in pieces] or [k.lanes])
-
-    with T.serial(k.lo, k.hi) as unit:
-        line = T.bind(T.truncdiv(unit, segs)) if segs > 1 else unit
-        image = T.bind(T.truncdiv(line, out_h))
-        top = T.bind((line - image * out_h) * w.strides[0] - w.pads[0])
-        if w.clean(0):
-            row = Row(image, top, 0, w.kernel[0])
-        else:
-            step = w.dilations[0]
-            lo = T.bind(T.max(0, T.truncdiv(step - 1 - top, step)))
-            row = Row(image, top, lo, T.bind(T.min(w.kernel[0], T.truncdiv(height - top + step - 1, step))))
-        source = T.bind((image * height + top) * (width * channels))
-        target = T.bind(line * (out_w * channels))
-        seg = unit - line * segs
-        part = [T.bind(T.truncdiv((seg + i) * tiles, segs)) for i in (0, 1)] if segs > 1 else []
-
-        def over_tiles(over_channels: Callable[[Callable[[Any, int, int], None]], None]) -> None:
-            for at, count, pixel, size, clean in groups:
-                begin, end = (T.max(part[0], at), T.min(part[1], at + count)) if part else (at, at + count)
-                with T.serial(begin, end) as t:
-                    x = pixel if count == 1 else T.bind((t - at) * size + pixel)
-                    if clean or written_out:
-                        over_channels(lambda c, n, v, x=x, size=size: nest.tile(row, source, target, x, size, c, n, v))
-                    else:
-                        with T.serial(0, size) as i:
-                            over_channels(lambda c, n, v, x=x, i=i: nest.pixel(row, source, target, x + i, c, n, v))
-
-        for c, n in pieces:
-            over_tiles(lambda body, c=c, n=n: body(c, n, 1))
-        if pieces:
-            return
-        chunk = k.lanes * tiling.vectors
-        chunks = -(-channels // chunk)
-        per_block = min(chunks, max(1, tiling.block // chunk))
-        with T.serial(0, -(-chunks // per_block)) as block:
-
-            def over_channels(body: Callable[[Any, int, int], None]) -> None:
-                with T.serial(0, T.min(per_block, chunks - block * per_block)) as i:
-                    # The last chunk starts early and recomputes what it shares with the one before: no narrow tail.
-                    body(T.bind(T.min((block * per_block + i) * chunk, channels - chunk)), k.lanes, tiling.vectors)
-
-            over_tiles(over_channels)
+    with T.serial(0, tiling.blocks) as block:
+        if hooks.prepare is not None:
+            hooks.prepare(block)
+        first = T.bind(T.min(block * tiling.block, max(0, channels - tiling.block)))
+        _Nest(k, w, channels, batch, hooks, tiling, first).rows()
 
 
 class _Nest:
-    """The innermost code: one tile of pixels, or one pixel with run-time clipping, times some vectors of channels."""
+    """The rows, tiles and vectors of one block of channels."""
 
-    def __init__(self, k: Any, w: Window, channels: int, hooks: Hooks, tiling: Tiling, lanes: Sequence[int]) -> None:
-        self.k, self.w, self.channels, self.hooks = k, w, channels, hooks
+    def __init__(self, k: Any, w: Window, channels: int, batch: int, hooks: Hooks, tiling: Tiling, first: Any) -> None:
+        self.k, self.w, self.channels, self.hooks, self.tiling, self.first = k, w, channels, hooks, tiling, first
+        self.groups = tile_groups(w, tiling.pixels)
+        self.tiles = self.groups[-1][0] + self.groups[-1][1]
+        self.segments = segments(w, batch, self.tiles)
+        border = sum(g[3] * w.kernel[1] for g in self.groups if not g[4])
+        self.written_out = border <= MAX_EDGE_TAPS and w.kernel[1] <= MAX_TAP_UNROLL
+        self.pieces = [] if channels >= k.lanes else channel_pieces(channels, k.lanes)
         # One buffer a vector width: LLVM keeps a buffer in registers only if it is always accessed alike.
-        self.acc = {n: k.local(tiling.pixels * tiling.vectors * n) for n in sorted(set(lanes))}
+        widths = sorted({n for _, n in self.pieces} or {k.lanes})
+        self.acc = {n: k.local(tiling.pixels * tiling.vectors * n) for n in widths}
 
-    def _weight(self, kh: Any, kw: Any, c: Any, n: int) -> Any:
-        return None if self.hooks.weight is None else self.k.T.bind(self.hooks.weight(kh, kw, c, n))
+    def rows(self) -> None:
+        """All units of the call."""
+        T, w, k = self.k.T, self.w, self.k
+        (height, width), (out_h, out_w) = w.size, w.out
+        with T.serial(k.lo, k.hi) as unit:
+            line = T.bind(T.truncdiv(unit, self.segments)) if self.segments > 1 else unit
+            image = T.bind(T.truncdiv(line, out_h))
+            top = T.bind((line - image * out_h) * w.strides[0] - w.pads[0])
+            if w.clean(0):
+                row = Row(image, top, 0, w.kernel[0])
+            else:
+                step = w.dilations[0]
+                lo = T.bind(T.max(0, T.truncdiv(step - 1 - top, step)))
+                row = Row(image, top, lo, T.bind(T.min(w.kernel[0], T.truncdiv(height - top + step - 1, step))))
+            source = T.bind((image * height + top) * (width * self.channels))
+            target = T.bind(line * (out_w * self.channels))
+            part: list[Any] = []
+            if self.segments > 1:
+                seg = unit - line * self.segments
+                part = [T.bind(T.truncdiv((seg + i) * self.tiles, self.segments)) for i in (0, 1)]
+            for group in self.groups:
+                self._tiles(group, part, row, source, target)
 
-    def _rows(self, row: Row, body: Callable[[Any], None]) -> None:
+    def _tiles(self, group: TileGroup, part: list[Any], row: Row, source: Any, target: Any) -> None:
+        T = self.k.T
+        at, count, pixel, size, clean = group
+        begin, end = (T.max(part[0], at), T.min(part[1], at + count)) if part else (at, at + count)
+        with T.serial(begin, end) as t:
+            x = pixel if count == 1 else T.bind((t - at) * size + pixel)
+            if clean or self.written_out:
+                self._vectors(lambda offset, n, v: self._tile(row, source, target, x, size, offset, n, v))
+            else:
+                with T.serial(0, size) as i:
+                    self._vectors(lambda offset, n, v: self._pixel(row, source, target, x + i, offset, n, v))
+
+    def _vectors(self, body: Callable[[Any, int, int], None]) -> None:
+        """body(first channel inside the block, lanes, vectors) for all channels of the block."""
+        T, k, tiling = self.k.T, self.k, self.tiling
+        for offset, n in self.pieces:
+            body(offset, n, 1)
+        if not self.pieces:
+            chunk, width = k.lanes * tiling.vectors, min(tiling.block, self.channels)
+            with T.serial(0, -(-width // chunk)) as i:
+                body(T.bind(T.min(i * chunk, width - chunk)), k.lanes, tiling.vectors)
+
+    def _weight(self, kh: Any, kw: Any, offset: Any, n: int) -> Any:
+        if self.hooks.weight is None:
+            return None
+        return self.k.T.bind(self.hooks.weight(kh * self.w.kernel[1] + kw, self.first + offset, offset, n))
+
+    def _taps(self, row: Row, body: Callable[[Any], None]) -> None:
         if isinstance(row.hi, int) and row.hi == 1:
             body(0)
             return
         with self.k.T.serial(row.lo, row.hi) as kh:
             body(kh)
 
-    def tile(self, row: Row, source: Any, target: Any, x: Any, size: int, c: Any, n: int, vectors: int) -> None:
+    def _tile(self, row: Row, source: Any, target: Any, x: Any, size: int, offset: Any, n: int, vectors: int) -> None:
         """Output pixels [x, x + size) of a row; taps outside the image are left out when the kernel is built."""
         k, w, hooks, T = self.k, self.w, self.hooks, self.k.T
         acc, data = self.acc[n], k.arg("x")
+        c = T.bind(self.first + offset)
         whole = range(w.kernel[1])
         taps = [w.taps(1, x + i) if isinstance(x, int) else whole for i in range(size)]
         for i in range(size):
@@ -299,7 +325,7 @@ class _Nest:
                 for kw in kws:
                     users.setdefault(i * w.strides[1] + kw * w.dilations[1], []).append((i, kw))
             for v in range(vectors):
-                weights = {kw: self._weight(kh, kw, c + v * n, n) for kw in whole if any(kw in t for t in taps)}
+                weights = {kw: self._weight(kh, kw, offset + v * n, n) for kw in whole if any(kw in t for t in taps)}
                 for column in sorted(users):  # every input pixel is loaded once and used by all outputs it reaches
                     value = T.bind(k.load(data, line + column * self.channels + v * n, n))
                     for i, kw in users[column]:
@@ -309,22 +335,23 @@ class _Nest:
             line = T.bind(source + (kh * (w.dilations[0] * w.size[1]) + left) * self.channels + c)
             with T.serial(0, w.kernel[1]) as kw:
                 for v in range(vectors):
-                    weight = self._weight(kh, kw, c + v * n, n)
+                    weight = self._weight(kh, kw, offset + v * n, n)
                     for i in range(size):
                         column = i * w.strides[1] + kw * w.dilations[1]
                         step(i, v, k.load(data, line + column * self.channels + v * n, n), weight)
 
-        self._rows(row, unrolled if w.kernel[1] <= MAX_TAP_UNROLL else looped)
+        self._taps(row, unrolled if w.kernel[1] <= MAX_TAP_UNROLL else looped)
         for i in range(size):
             for v in range(vectors):
                 at = T.bind(target + (x + i) * self.channels + c + v * n)
                 value = k.load(acc, (i * vectors + v) * n, n)
                 k.store(k.arg("out"), at, hooks.finish(value, row, len(taps[i]), x + i, at, n), n)
 
-    def pixel(self, row: Row, source: Any, target: Any, x: Any, c: Any, n: int, vectors: int) -> None:
+    def _pixel(self, row: Row, source: Any, target: Any, x: Any, offset: Any, n: int, vectors: int) -> None:
         """Output pixel x of a row, its taps clipped at run time: for borders too wide to be written out."""
         k, w, hooks, T = self.k, self.w, self.hooks, self.k.T
         acc, data, step = self.acc[n], k.arg("x"), w.dilations[1]
+        c = T.bind(self.first + offset)
         left = T.bind(x * w.strides[1] - w.pads[1])
         lo = T.bind(T.max(0, T.truncdiv(step - 1 - left, step)))
         hi = T.bind(T.min(w.kernel[1], T.truncdiv(w.size[1] - left + step - 1, step)))
@@ -336,10 +363,10 @@ class _Nest:
             with T.serial(lo, hi) as kw:
                 for v in range(vectors):
                     value = k.load(data, line + kw * (step * self.channels) + v * n, n)
-                    weight = self._weight(kh, kw, c + v * n, n)
+                    weight = self._weight(kh, kw, offset + v * n, n)
                     k.store(acc, v * n, hooks.step(k.load(acc, v * n, n), value, weight, n), n)
 
-        self._rows(row, taps)
+        self._taps(row, taps)
         for v in range(vectors):
             at = T.bind(target + x * self.channels + c + v * n)
             k.store(k.arg("out"), at, hooks.finish(k.load(acc, v * n, n), row, hi - lo, x, at, n), n)

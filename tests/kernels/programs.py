@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from sparsec.codegen.kernels.table import rules_for
+
 from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.kernels.table import rules_for
 from sparsec.codegen.lower import lower
 from sparsec.codegen.program import ITEMSIZE, Program
-
 from sparsec.target import Target, host_target
 from tests.kernels.harness import run_kernel
 

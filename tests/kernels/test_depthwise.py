@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from sparsec.codegen.kernels.depthwise import lower_depthwise
-from sparsec.codegen.kernels.table import TABLE
 
 from sparsec import ops
 from sparsec.activations import ACTIVATIONS
+from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.table import TABLE
+from sparsec.formats import NM, Scheme, encode
 from sparsec.target import NAMED
 from tests.kernels.programs import lower_and_run, one_node_model, reference, refusals
 
@@ -75,29 +76,76 @@ def test_fused_epilogue(activation: str) -> None:
     skip = _normal(1, 19, 6, 10)
     wanted = ACTIVATIONS[activation](reference(plain, feed)[0].astype(np.float64) + skip, params)
 
-    x, residual = (
-        ir.Value(name=n, shape=ir.Shape(skip.shape), type=ir.TensorType(ir.DataType.FLOAT)) for n in ("x", "residual")
-    )
-    bias = ir.Value(
-        name="b", shape=ir.Shape([19]), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(feed["b"])
-    )
-    built = ops.conv(
-        x,
-        ops.weight_inputs(feed["w"].reshape(19, 9), "w"),
-        kernel_shape=[3, 3],
-        pads=[1, 1, 1, 1],
-        group=19,
-        bias=bias,
-        residual=residual,
-        activation=activation,
-        act_params=params,
-        name="conv",
-    )
-    graph = ir.Graph([x, residual], [built.output], nodes=[built.node], opset_imports={"": 18}, initializers=[bias])
-    model = ir.Model(graph, ir_version=10)
-    built.register(model)
+    model = _fused(feed, {"pads": [1, 1, 1, 1]}, activation=activation, act_params=params)
     (found,) = lower_and_run(model, {"x": feed["x"], "residual": skip})
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def _value(name: str, array: np.ndarray, constant: bool = False) -> ir.Value:
+    data = ir.tensor(array, name=name) if constant else None
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=data)
+
+
+def _fused(
+    feed: dict[str, np.ndarray], geometry: dict[str, Any], scheme: str = "fp32", residual: bool = True, **fields: Any
+) -> ir.Model:
+    """A model of one sparsec::Conv with bias and residual over the arrays of `_conv`."""
+    c, _, *kernel = feed["w"].shape
+    matrix = feed["w"].reshape(c, -1)
+    weight = ops.weight_inputs(matrix if scheme == "fp32" else encode(matrix, Scheme.parse(scheme)), "w")
+    x, bias = _value("x", feed["x"]), _value("b", feed["b"], constant=True)
+    probe = ops.conv(x, weight, kernel_shape=kernel, group=c, **geometry)
+    skip = ir.Value(name="residual", shape=probe.output.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    built = ops.conv(
+        x,
+        weight,
+        kernel_shape=kernel,
+        group=c,
+        bias=bias,
+        residual=skip if residual else None,
+        name="conv",
+        **geometry,
+        **fields,
+    )
+    inputs = [x, skip] if residual else [x]
+    graph = ir.Graph(inputs, [built.output], nodes=[built.node], opset_imports={"": 18}, initializers=[bias])
+    model = ir.Model(graph, ir_version=10)
+    built.register(model)
+    return model
+
+
+SCHEMES = [
+    "int8", "uint4-g3", "cb4", "cb3.r4", "ternary", "fp16", "s50", "s2:4-int8", "s16x1@50-cb4", "s4x3@50-cb4-g9",
+]  # fmt: skip
+
+
+def _prune(weight: np.ndarray, scheme: Scheme) -> None:
+    """Zero blocks in place at random, or all but the first N of each M."""
+    matrix = weight.reshape(weight.shape[0], -1)
+    if isinstance(scheme.structure, NM):
+        for at in range(scheme.structure.n):
+            matrix[:, at :: scheme.structure.m] = 0
+        return
+    r, c = scheme.block
+    for row in range(0, matrix.shape[0], r):
+        for col in range(0, matrix.shape[1], c):
+            if RNG.random() < 0.5:
+                matrix[row : row + r, col : col + c] = 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("channels", [5, 40, 150])
+def test_coded_weights(scheme: str, channels: int) -> None:
+    shape, geometry = (1, channels, 6, 9), {"pads": [1, 1, 1, 1], "strides": [1, 2]}
+    _, feed = _conv(shape, (3, 3), **geometry)
+    if not Scheme.parse(scheme).structure.is_dense:
+        _prune(feed["w"], Scheme.parse(scheme))
+    model = _fused(feed, geometry, scheme, residual=False, activation="relu")
+    model.graph.outputs[0].name = "y"
+    (wanted,) = reference(model, feed)
+    (found,) = lower_and_run(model, feed)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_refusals_name_the_reason() -> None:
