@@ -56,7 +56,7 @@ def check_static(model: ir.Model) -> None:
 
 def _check_names(model: ir.Model, stage: str) -> None:
     graph = model.graph
-    defined = {v: None for v in (*graph.inputs, *graph.initializers.values())}
+    defined = dict.fromkeys((*graph.inputs, *graph.initializers.values()))
     names = [v.name for v in defined] + [out.name for node in graph for out in node.outputs if out.name]
     twice = sorted(str(name) for name, count in Counter(names).items() if count > 1)
     if twice:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
@@ -10,6 +14,18 @@ MAX_FOLDED_ELEMENTS = 1 << 22
 """A folded result may be larger than its inputs (Expand, Tile) up to this many elements."""
 
 _MAX_ROUNDS = 8
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence a library's logger whose warnings are part of how we use it."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -23,12 +39,13 @@ class FoldConstants(ir.passes.InPlacePass):
         modified = False
         for _ in range(_MAX_ROUNDS):
             before = _shape_of(model)
-            FoldConstantsPass(
-                shape_inference=True,
-                input_size_limit=MAX_FOLDED_ELEMENTS,
-                output_size_limit=MAX_FOLDED_ELEMENTS,
-                should_fold=_should_fold,
-            )(model)
+            with quiet("onnxscript.optimizer"):  # it warns of each node it has to leave
+                FoldConstantsPass(
+                    shape_inference=True,
+                    input_size_limit=MAX_FOLDED_ELEMENTS,
+                    output_size_limit=MAX_FOLDED_ELEMENTS,
+                    should_fold=_should_fold,
+                )(model)
             # Branches that were inlined bring their own Constant nodes and initializers.
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -59,6 +76,40 @@ def _drop_folding_notes(model: ir.Model) -> None:
     for value in [*model.graph.initializers.values(), *(out for n in model.graph.all_nodes() for out in n.outputs)]:
         for key in [key for key in value.metadata_props if key.startswith("pkg.")]:
             del value.metadata_props[key]
+
+
+class KeepWeightNames(ir.passes.InPlacePass):
+    """A weight that is only read through a Transpose hands its name on: folding would leave it as "val_33"."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in model.graph:
+            if node.op_type != "Transpose" or node.domain:
+                continue
+            value, result = node.inputs[0], node.outputs[0]
+            if value is None or not value.is_initializer() or len(value.uses()) > 1 or result.is_graph_output():
+                continue
+            name = value.name
+            value.name = f"{name}.transposed"
+            result.name = name
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+class ConstantsRight(ir.passes.InPlacePass):
+    """Constant operands of Add and Mul come second, so that the rules after it need half as many patterns."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in model.graph:
+            if node.op_type not in ("Add", "Mul") or node.domain:
+                continue
+            left, right = node.inputs
+            if left is not None and right is not None and left.const_value is not None and right.const_value is None:
+                node.replace_input_with(0, right)
+                node.replace_input_with(1, left)
+                modified = True
+        return ir.passes.PassResult(model, modified)
 
 
 class InferShapes(ir.passes.InPlacePass):

@@ -83,7 +83,8 @@ def _linear(node: ir.Node, weight: ops.WeightInputs, chain: _Chain) -> ops.Built
             activation=chain.activation, act_params=chain.act_params, name=node.name or "",
         )  # fmt: skip
     kernel = node.inputs[1]
-    assert kernel is not None and kernel.shape is not None
+    assert kernel is not None
+    assert kernel.shape is not None
     attributes = node.attributes
     return ops.conv(
         x, weight, bias=chain.bias, residual=chain.residual,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from onnxscript.rewriter import RewritePass, pattern
 from onnxscript.version_converter import ConvertVersionPass
 
 from sparsec.errors import ModelError
+from sparsec.passes.fold import quiet
 
 BASE_OPSET = 18
 """Lowest opset of a canonical graph; Gelu (20) and RMSNormalization (23) raise it where they occur."""
@@ -44,6 +44,21 @@ class RaiseOpset(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, True)
 
 
+class RewriteAndRaise(ir.passes.InPlacePass):
+    """Rewrite rules whose results may need a newer opset; skipped if the graph has no `anchor` operator."""
+
+    def __init__(self, anchor: str, rules: pattern.RewriteRuleSet) -> None:
+        super().__init__()
+        self.anchor, self.rules = anchor, rules
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not any(node.op_type == self.anchor for node in model.graph.all_nodes()):
+            return ir.passes.PassResult(model, False)
+        result = RewritePass(self.rules)(model)
+        RaiseOpset()(model)
+        return result
+
+
 def convert(model: ir.Model, version: int) -> None:
     """Convert in place.
 
@@ -51,16 +66,11 @@ def convert(model: ir.Model, version: int) -> None:
         ModelError: the conversion failed.
     """
     found = model.graph.opset_imports[""]
-    # The fallback to onnx's C++ converter is announced as a warning; it is what we ask for.
-    logger = logging.getLogger("onnxscript.version_converter")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-        ConvertVersionPass(target_version=version, fallback=True)(model)
+        with quiet("onnxscript.version_converter"):  # it announces the fallback to onnx's converter, which we ask for
+            ConvertVersionPass(target_version=version, fallback=True)(model)
     except Exception as error:
         raise ModelError(f"cannot convert the model from opset {found} to {version}: {error}") from error
-    finally:
-        logger.setLevel(level)
     if model.graph.opset_imports[""] != version:
         raise ModelError(
             f"cannot convert the model from opset {found} to {version}: the onnx version converter refused it. "

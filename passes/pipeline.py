@@ -17,14 +17,14 @@ from onnxscript.rewriter.rules import common as onnxscript_rules
 from sparsec.errors import OutputError, SparsecError
 from sparsec.passes.check import check_model, check_static
 from sparsec.passes.compression import EncodeWeights, Job, SelectSchemes, Sparsify
-from sparsec.passes.fold import FoldConstants, InferShapes
+from sparsec.passes.fold import ConstantsRight, FoldConstants, InferShapes, KeepWeightNames
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.layers import LayerRecord
-from sparsec.passes.opset import ConvertOpset, RaiseOpset
-from sparsec.passes.rules.activations import gelu_rules, hardswish_rules
+from sparsec.passes.opset import ConvertOpset, RewriteAndRaise
+from sparsec.passes.rules.activations import erf_gelu_rules, hardswish_rules, tanh_gelu_rules
 from sparsec.passes.rules.affine import affine_rules, batchnorm_rules
 from sparsec.passes.rules.norms import layernorm_rules, rmsnorm_rules
-from sparsec.passes.rules.pads import pool_pad_rules
+from sparsec.passes.rules.pads import pool_pad_rules, pooling_rules
 from sparsec.recipe import load_recipe
 
 
@@ -85,6 +85,7 @@ _BATCHNORM = [
 CANONICALISE: tuple[Stage, ...] = (
     Stage("clear-metadata", common.ClearMetadataAndDocStringPass, static=False),
     Stage("inline-functions", common.InlinePass, static=False),
+    Stage("keep-weight-names", KeepWeightNames, static=False),
     Stage("fold-constants", FoldConstants, static=False),
     Stage("convert-opset", ConvertOpset, static=False),
     Stage("infer-shapes", InferShapes, static=False),
@@ -96,11 +97,13 @@ CANONICALISE: tuple[Stage, ...] = (
     Stage("explicit-pads", lambda: RewritePass(_PADS)),
     Stage("fold-batchnorm", lambda: RewritePass(_BATCHNORM)),
     Stage("fold-affine", lambda: RewritePass(affine_rules)),
-    Stage("fuse-layernorm", lambda: RewritePass(layernorm_rules)),
-    Stage("fuse-rmsnorm", lambda: RewritePass(rmsnorm_rules)),
-    Stage("fuse-gelu", lambda: RewritePass(gelu_rules)),
-    Stage("fuse-hardswish", lambda: RewritePass(hardswish_rules)),
-    Stage("raise-opset", RaiseOpset),
+    Stage("constants-right", ConstantsRight),
+    Stage("fuse-layernorm", lambda: RewriteAndRaise("ReduceMean", layernorm_rules)),
+    Stage("fuse-rmsnorm", lambda: RewriteAndRaise("ReduceMean", rmsnorm_rules)),
+    Stage("fuse-gelu", lambda: RewriteAndRaise("Erf", erf_gelu_rules)),
+    Stage("fuse-tanh-gelu", lambda: RewriteAndRaise("Tanh", tanh_gelu_rules)),
+    Stage("fuse-hardswish", lambda: RewriteAndRaise("Clip", hardswish_rules)),
+    Stage("mean-to-pooling", lambda: RewriteAndRaise("ReduceMean", pooling_rules)),
     Stage("fold-again", FoldConstants),
     Stage("merge-equal-subgraphs", common.CommonSubexpressionEliminationPass),
     Stage("remove-unused", common.RemoveUnusedNodesPass),

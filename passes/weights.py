@@ -139,7 +139,8 @@ def use_of(node: ir.Node, index: int) -> Use | str:
 
 def _is_depthwise(node: ir.Node) -> bool:
     weight = node.inputs[1]
-    assert weight is not None and weight.shape is not None
+    assert weight is not None
+    assert weight.shape is not None
     return node.attributes.get_int("group", 1) > 1 and weight.shape[1] == 1
 
 

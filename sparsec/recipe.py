@@ -230,7 +230,7 @@ PRESETS: dict[str, Recipe] = {
             _rule("@first", "cb4-g32"),
             _rule("@last", "cb4-g32"),
         )
-    ),  # fmt: skip
+    ),
     # Half of the 16x1 blocks dropped, values kept in fp32: fewest operations. Without fine-tuning it costs accuracy.
     "fast": Recipe(
         rules=(
@@ -240,7 +240,7 @@ PRESETS: dict[str, Recipe] = {
             _rule("@first", "fp32"),
             _rule("@last", "int8"),
         )
-    ),  # fmt: skip
+    ),
 }
 """Recipes by name; see docs/recipes.md."""
 

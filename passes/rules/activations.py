@@ -26,26 +26,30 @@ def close(value: ir.Value | None, wanted: float) -> bool:
 
 
 class _Product(pattern.RewriteRuleClassBase):
-    """0.5 * x * (1 + f(x)) multiplied in any of three orders."""
+    """0.5 * x * (1 + f(x)), multiplied in any order; constants are on the right already."""
 
-    def __init__(self, order: int) -> None:
-        super().__init__(f"{type(self).__name__}{order}")
-        self.order = order
+    def __init__(self, order: int, form: str) -> None:
+        super().__init__(f"{type(self).__name__}_{order}_{form}")
+        self.order, self.form = order, form
 
     def product(self, op: Any, x: Any, half: Any, gate: Any) -> Any:
-        if self.order == 0:
-            return op.Mul(op.Mul(x, gate), half)
-        if self.order == 1:
-            return op.Mul(op.Mul(x, half), gate)
-        return op.Mul(x, op.Mul(gate, half))
+        match self.order:
+            case 0:
+                return op.Mul(op.Mul(x, gate), half)
+            case 1:
+                return op.Mul(op.Mul(gate, x), half)
+            case 2:
+                return op.Mul(op.Mul(x, half), gate)
+            case 3:
+                return op.Mul(gate, op.Mul(x, half))
+            case 4:
+                return op.Mul(x, op.Mul(gate, half))
+            case _:
+                return op.Mul(op.Mul(gate, half), x)
 
 
 class ErfGelu(_Product):
     """The argument of erf is x / sqrt(2) or x * sqrt(1/2)."""
-
-    def __init__(self, order: int, form: str) -> None:
-        super().__init__(order)
-        self.form = form
 
     def pattern(self, op: Any, x: Any, half: Any, one: Any, root: Any) -> Any:
         inner = op.Div(x, root) if self.form == "div" else op.Mul(x, root)
@@ -62,22 +66,19 @@ class ErfGelu(_Product):
         return op.Gelu(x)
 
 
-class TanhGelu(_Product):
-    def __init__(self, order: int, cube: str) -> None:
-        super().__init__(order)
-        self.cube = cube
+class _TanhGelu(_Product):
+    """The argument of tanh is root * (x + small * x^3); subclasses write the cube."""
 
-    def pattern(self, op: Any, x: Any, half: Any, one: Any, root: Any, small: Any, three: Any) -> Any:
-        cube = op.Pow(x, three) if self.cube == "pow" else op.Mul(op.Mul(x, x), x)
-        inner = op.Mul(op.Add(x, op.Mul(cube, small)), root)
-        return self.product(op, x, half, op.Add(op.Tanh(inner), one))
+    def argument(self, op: Any, x: Any, cube: Any, root: Any, small: Any) -> Any:
+        cubed = op.Mul(cube, small)
+        return op.Tanh(op.Mul(op.Add(x, cubed) if self.form == "x_first" else op.Add(cubed, x), root))
 
     def check(
-        self, context: Any, half: ir.Value, one: ir.Value, root: ir.Value, small: ir.Value, three: Any = None, **_: Any
+        self, context: Any, half: ir.Value, one: ir.Value, root: ir.Value, small: ir.Value, **others: Any
     ) -> MatchResult:
         result = MatchResult()
         right = close(half, 0.5) and close(one, 1.0) and close(root, math.sqrt(2 / math.pi)) and close(small, 0.044715)
-        if not right or (three is not None and not close(three, 3.0)):
+        if not right or ("three" in others and not close(others["three"], 3.0)):
             return result.fail("the constants are not those of the tanh form of Gelu")
         return result
 
@@ -85,11 +86,28 @@ class TanhGelu(_Product):
         return op.Gelu(x, approximate="tanh")
 
 
-gelu_rules = pattern.RewriteRuleSet(
+class TanhGeluPow(_TanhGelu):
+    def pattern(self, op: Any, x: Any, half: Any, one: Any, root: Any, small: Any, three: Any) -> Any:
+        return self.product(op, x, half, op.Add(self.argument(op, x, op.Pow(x, three), root, small), one))
+
+
+class TanhGeluSquareTimes(_TanhGelu):
+    def pattern(self, op: Any, x: Any, half: Any, one: Any, root: Any, small: Any) -> Any:
+        return self.product(op, x, half, op.Add(self.argument(op, x, op.Mul(op.Mul(x, x), x), root, small), one))
+
+
+class TanhGeluTimesSquare(_TanhGelu):
+    def pattern(self, op: Any, x: Any, half: Any, one: Any, root: Any, small: Any) -> Any:
+        return self.product(op, x, half, op.Add(self.argument(op, x, op.Mul(x, op.Mul(x, x)), root, small), one))
+
+
+erf_gelu_rules = pattern.RewriteRuleSet([ErfGelu.rule(order, form) for order in range(6) for form in ("div", "mul")])
+tanh_gelu_rules = pattern.RewriteRuleSet(
     [
-        *(ErfGelu.rule(order, form) for order in range(3) for form in ("div", "mul")),
-        *(TanhGelu.rule(order, cube) for order in range(3) for cube in ("pow", "mul")),
-    ],
-    commute=True,
+        rule.rule(order, form)
+        for rule in (TanhGeluPow, TanhGeluSquareTimes, TanhGeluTimesSquare)
+        for order in range(6)
+        for form in ("x_first", "x_last")
+    ]
 )
 hardswish_rules = fuse_hardswish_rules()

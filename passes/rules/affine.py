@@ -42,18 +42,14 @@ class BatchNormToMulAdd(pattern.RewriteRuleClassBase):
         result = MatchResult()
         if x.shape is None or any(constant(value) is None for value in params.values()):
             return result.fail("the rank of the input or a parameter is not known")
-        node = normalised.producer()
-        if node is not None and node.attributes.get_int("training_mode", 0):
+        if producer(normalised).attributes.get_int("training_mode", 0):
             return result.fail("batch normalisation in training mode")
         return result
 
     def rewrite(self, op: Any, x: ir.Value, normalised: ir.Value, **params: ir.Value) -> Any:
-        gamma, beta, mean, var = (constant(params[name]) for name in ("gamma", "beta", "mean", "var"))
-        node = normalised.producer()
-        assert gamma is not None and beta is not None and mean is not None and var is not None
-        assert node is not None and x.shape is not None
-        scale = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-        shape = (-1,) + (1,) * (len(x.shape) - 2)
+        gamma, beta, mean, var = (array_of(params[name]) for name in ("gamma", "beta", "mean", "var"))
+        scale = gamma / np.sqrt(var + producer(normalised).attributes.get_float("epsilon", 1e-5))
+        shape = (-1,) + (1,) * (_rank(x) - 2)
         name = normalised.name
         return op.Add(
             op.Mul(x, op.initializer(ir.tensor(scale.astype(gamma.dtype).reshape(shape)), f"{name}_scale")),
@@ -73,8 +69,7 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
 
     def check(self, context: Any, x: ir.Value, w: ir.Value, other: ir.Value, y: ir.Value) -> MatchResult:
         result = MatchResult()
-        node = y.producer()
-        assert node is not None
+        node = producer(y)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         weight, value = constant(w), constant(other)
         if weight is None or value is None or (bias is not None and constant(bias) is None):
@@ -90,11 +85,9 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
         return result
 
     def rewrite(self, op: Any, x: ir.Value, w: ir.Value, other: ir.Value, y: ir.Value) -> Any:
-        node = y.producer()
-        assert node is not None and y.shape is not None
-        weight, value = constant(w), constant(other)
-        assert weight is not None and value is not None
-        vector = self._vector(node, weight, value, len(y.shape))
+        node = producer(y)
+        weight, value = array_of(w), array_of(other)
+        vector = self._vector(node, weight, value, _rank(y))
         assert vector is not None
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         attributes = dict(node.attributes)
@@ -102,7 +95,11 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
         if self.arithmetic == "Mul":
             shape = [1] * weight.ndim
             shape[self._axis(node)] = -1
-            inputs = [op.initializer(ir.tensor((weight * vector.reshape(shape)).astype(weight.dtype)), f"{name}_w")]
+            inputs = [
+                op.initializer(
+                    ir.tensor((weight * vector.reshape(shape)).astype(weight.dtype)), _name_for(w, f"{name}_w")
+                )
+            ]
             if bias is not None:
                 scaled = (bias.reshape(-1) * vector).astype(weight.dtype)
                 inputs.append(op.initializer(ir.tensor(scaled), f"{name}_b"))
@@ -128,6 +125,44 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
         return per_channel(value, rank, 1 if self.linear == "Conv" else rank - 1, self._channels(node, weight))
 
 
+class GemmScalars(pattern.RewriteRuleClassBase):
+    """alpha and beta of Gemm go into its constants: alpha * x @ B + beta * C = x @ (alpha * B) + (beta * C)."""
+
+    def pattern(self, op: Any, x: Any, w: Any) -> Any:
+        return op.Gemm(x, w, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["y"])
+
+    def check(self, context: Any, x: ir.Value, w: ir.Value, y: ir.Value) -> MatchResult:
+        result = MatchResult()
+        node = producer(y)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+        if alpha == 1.0 and (beta == 1.0 or bias is None):
+            return result.fail("nothing to fold")
+        if constant(w) is None or (bias is not None and beta != 1.0 and constant(bias) is None):
+            return result.fail("weight or bias is not constant")
+        return result
+
+    def rewrite(self, op: Any, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
+        node = producer(y)
+        attributes = dict(node.attributes)
+        inputs = [_scaled(op, w, _number(attributes.pop("alpha", None)), _name_for(w, f"{y.name}_w"))]
+        beta = _number(attributes.pop("beta", None))
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            inputs.append(_scaled(op, node.inputs[2], beta, f"{y.name}_b"))
+        return op.Gemm(x, *inputs, **attributes)
+
+
+def _number(attribute: ir.Attr | None) -> float:
+    return 1.0 if attribute is None else attribute.as_float()
+
+
+def _scaled(op: Any, value: ir.Value, factor: float, name: str) -> Any:
+    if factor == 1.0:
+        return value
+    array = array_of(value)
+    return op.initializer(ir.tensor((array * np.float32(factor)).astype(array.dtype)), name)
+
+
 class ConvMul(_AfterLinear):
     linear, arithmetic = "Conv", "Mul"
 
@@ -148,7 +183,31 @@ class MatMulMul(_AfterLinear):
     linear, arithmetic = "MatMul", "Mul"
 
 
+def producer(value: ir.Value) -> ir.Node:
+    """The node that makes a value a pattern matched as a result."""
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The array of a value that `check` found constant."""
+    array = constant(value)
+    assert array is not None
+    return array
+
+
+def _rank(value: ir.Value) -> int:
+    assert value.shape is not None
+    return len(value.shape)
+
+
+def _name_for(weight: ir.Value, otherwise: str) -> str:
+    """A rewritten weight keeps its name, by which recipes and tables know it, unless others still read the old one."""
+    return weight.name or otherwise if len(weight.uses()) == 1 else otherwise
+
+
 batchnorm_rules = [BatchNormToMulAdd.rule()]
 affine_rules = pattern.RewriteRuleSet(
-    [rule.rule() for rule in (ConvMul, ConvAdd, GemmMul, GemmAdd, MatMulMul)], commute=True
+    [rule.rule() for rule in (GemmScalars, ConvMul, ConvAdd, GemmMul, GemmAdd, MatMulMul)], commute=True
 )

@@ -42,22 +42,23 @@ class LayerNormBias(pattern.RewriteRuleClassBase):
         return op.LayerNormalization(x, scale, bias, **node.attributes)
 
 
-class RmsNorm(pattern.RewriteRuleClassBase):
-    def __init__(self, square: str, root: str) -> None:
-        super().__init__(f"RmsNorm_{square}_{root}")
-        self.square, self.root = square, root
+class _RmsNorm(pattern.RewriteRuleClassBase):
+    """Subclasses write the square; constants are on the right already."""
 
-    def pattern(self, op: Any, x: Any, scale: Any, two: Any, axes: Any, epsilon: Any) -> Any:
-        square = op.Pow(x, two) if self.square == "pow" else op.Mul(x, x)
+    def __init__(self, root: str, x_first: bool) -> None:
+        super().__init__(f"{type(self).__name__}_{root}_{x_first}")
+        self.root, self.x_first = root, x_first
+
+    def normalise(self, op: Any, x: Any, square: Any, scale: Any, axes: Any, epsilon: Any) -> Any:
         mean = op.ReduceMean(square, axes, keepdims=1, _allow_other_attributes=True)
         root = op.Sqrt(op.Add(mean, epsilon))
         if self.root == "div":
             return op.Mul(op.Div(x, root), scale)
-        inverse = op.Reciprocal(root) if self.root == "reciprocal" else op.Div(pattern.Constant(1.0), root)
-        return op.Mul(op.Mul(x, inverse), scale)
+        inverse = op.Reciprocal(root) if self.root == "reciprocal" else op.Div(1.0, root)
+        return op.Mul(op.Mul(x, inverse) if self.x_first else op.Mul(inverse, x), scale)
 
     def check(
-        self, context: Any, x: ir.Value, scale: ir.Value, axes: ir.Value, epsilon: ir.Value, two: Any = None, **_: Any
+        self, context: Any, x: ir.Value, scale: ir.Value, axes: ir.Value, epsilon: ir.Value, two: Any = None
     ) -> MatchResult:
         result = MatchResult()
         if x.shape is None or x.dtype != ir.DataType.FLOAT:
@@ -77,6 +78,16 @@ class RmsNorm(pattern.RewriteRuleClassBase):
         return op.RMSNormalization(x, scale, axis=-1, epsilon=float(eps.reshape(())))
 
 
+class RmsNormPow(_RmsNorm):
+    def pattern(self, op: Any, x: Any, scale: Any, two: Any, axes: Any, epsilon: Any) -> Any:
+        return self.normalise(op, x, op.Pow(x, two), scale, axes, epsilon)
+
+
+class RmsNormMul(_RmsNorm):
+    def pattern(self, op: Any, x: Any, scale: Any, axes: Any, epsilon: Any) -> Any:
+        return self.normalise(op, x, op.Mul(x, x), scale, axes, epsilon)
+
+
 def _is_last_axis(axes: ir.Value, rank: int) -> bool:
     array = constant(axes)
     return array is not None and array.size == 1 and int(array.reshape(())) % rank == rank - 1
@@ -89,5 +100,15 @@ def _is_last_axis_vector(value: ir.Value, x: ir.Value) -> bool:
 
 layernorm_rules = pattern.RewriteRuleSet([LayerNorm.rule(), LayerNormBias.rule()], commute=True)
 rmsnorm_rules = pattern.RewriteRuleSet(
-    [RmsNorm.rule(square, root) for square in ("pow", "mul") for root in ("reciprocal", "div", "inverse")], commute=True
+    [
+        rule.rule(root, x_first)
+        for rule in (RmsNormPow, RmsNormMul)
+        for root, x_first in (
+            ("div", True),
+            ("reciprocal", True),
+            ("reciprocal", False),
+            ("inverse", True),
+            ("inverse", False),
+        )
+    ]
 )

@@ -1,6 +1,7 @@
 """Padding belongs to the operator that reads it: explicit `pads` instead of `auto_pad`, Pad nodes into pooling.
 
-SAME_UPPER: out = ceil(in / stride), total = max((out - 1) * stride + (k - 1) * dilation + 1 - in, 0), the odd one at the end
+SAME_UPPER: out = ceil(in / stride), total = max((out - 1) * stride + (k - 1) * dilation + 1 - in, 0),
+            the odd one at the end
 AveragePool(Pad(x, 0)) = AveragePool(x, pads, count_include_pad=1)
 """
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter._basics import MatchResult
 
-from sparsec.passes.rules.affine import constant
+from sparsec.passes.rules.affine import array_of, constant, producer
 
 
 class ExplicitPads(pattern.RewriteRuleClassBase):
@@ -28,8 +29,7 @@ class ExplicitPads(pattern.RewriteRuleClassBase):
 
     def check(self, context: Any, x: ir.Value, y: ir.Value) -> MatchResult:
         result = MatchResult()
-        node = y.producer()
-        assert node is not None
+        node = producer(y)
         if node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
             return result.fail("pads are explicit already")
         if x.shape is None or not x.shape.is_static():
@@ -37,8 +37,8 @@ class ExplicitPads(pattern.RewriteRuleClassBase):
         return result
 
     def rewrite(self, op: Any, x: ir.Value, y: ir.Value) -> Any:
-        node = y.producer()
-        assert node is not None and x.shape is not None
+        node = producer(y)
+        assert x.shape is not None
         attributes = dict(node.attributes)
         mode = attributes.pop("auto_pad").as_string()
         kernel = list(attributes["kernel_shape"].as_ints())
@@ -65,8 +65,7 @@ class PadIntoAveragePool(pattern.RewriteRuleClassBase):
 
     def check(self, context: Any, x: ir.Value, pads: ir.Value, padded: ir.Value, y: ir.Value) -> MatchResult:
         result = MatchResult()
-        pad, pool = padded.producer(), y.producer()
-        assert pad is not None and pool is not None
+        pad, pool = producer(padded), producer(y)
         amounts = constant(pads)
         if amounts is None or len(pad.inputs) > 3 or pad.attributes.get_string("mode", "constant") != "constant":
             return result.fail("not a constant padding of all axes")
@@ -85,8 +84,7 @@ class PadIntoAveragePool(pattern.RewriteRuleClassBase):
         return result
 
     def rewrite(self, op: Any, x: ir.Value, pads: ir.Value, padded: ir.Value, y: ir.Value) -> Any:
-        pool, amounts = y.producer(), constant(pads)
-        assert pool is not None and amounts is not None
+        pool, amounts = producer(y), array_of(pads)
         half = amounts.size // 2
         attributes = dict(pool.attributes)
         attributes["pads"] = ir.AttrInt64s("pads", [int(p) for p in (*amounts[2:half], *amounts[half + 2 :])])
@@ -94,4 +92,30 @@ class PadIntoAveragePool(pattern.RewriteRuleClassBase):
         return op.AveragePool(x, **attributes)
 
 
+class MeanToGlobalAveragePool(pattern.RewriteRuleClassBase):
+    """ReduceMean over all spatial axes of [N, C, ...] is GlobalAveragePool, reshaped if the axes are dropped."""
+
+    def pattern(self, op: Any, x: Any, axes: Any) -> Any:
+        return op.ReduceMean(x, axes, _allow_other_attributes=True, _outputs=["y"])
+
+    def check(self, context: Any, x: ir.Value, axes: ir.Value, y: ir.Value) -> MatchResult:
+        result = MatchResult()
+        over = constant(axes)
+        if x.shape is None or y.shape is None or over is None or not y.shape.is_static():
+            return result.fail("the shapes or axes are not known")
+        rank = len(x.shape)
+        if rank != 4 or {int(axis) % rank for axis in over} != {2, 3}:
+            return result.fail("not a mean over the two spatial axes of an image")
+        return result
+
+    def rewrite(self, op: Any, x: ir.Value, axes: ir.Value, y: ir.Value) -> Any:
+        pooled = op.GlobalAveragePool(x)
+        if producer(y).attributes.get_int("keepdims", 1):
+            return pooled
+        assert y.shape is not None
+        shape = op.initializer(ir.tensor(np.array(y.shape.numpy(), np.int64)), f"{y.name}_shape")
+        return op.Reshape(pooled, shape)
+
+
+pooling_rules = pattern.RewriteRuleSet([MeanToGlobalAveragePool.rule()])
 pool_pad_rules = [*(ExplicitPads.rule(op) for op in ("MaxPool", "AveragePool", "LpPool")), PadIntoAveragePool.rule()]

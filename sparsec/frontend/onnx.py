@@ -77,7 +77,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
-    if not proto.ir_version or not proto.opset_import or not proto.graph.node and not proto.graph.output:
+    if not proto.ir_version or not proto.opset_import or (not proto.graph.node and not proto.graph.output):
         raise ModelError(f"{where}: not an ONNX model (no IR version, opset or graph): wrong file, or an empty one.")
     if not proto.graph.output:
         raise ModelError(f"{where}: the graph has no outputs: the file is truncated or not a whole model.")

@@ -46,7 +46,8 @@ def export_torch(obj: Any, example_inputs: Any = None) -> ir.Model:
 def _export(obj: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ir.Model:
     try:
         with _quiet_exporter():
-            program = torch.onnx.export(obj, args, kwargs=kwargs or None, dynamo=True, verbose=False)
+            # Not optimised here: its folding loses the names of weights, and ours comes next.
+            program = torch.onnx.export(obj, args, kwargs=kwargs or None, dynamo=True, verbose=False, optimize=False)
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
