@@ -62,12 +62,13 @@ class Signature:
     """The C interface of a kernel: int32_t f(args..., int32_t lo, int32_t hi), 0 <= lo <= hi <= units.
 
     Arguments come in the order in, out, work. `cost` estimates the work of all units in floating-point operations (a byte
-    moved counts as one), so that small steps are not spread over threads.
+    moved counts as one), so that small steps are not spread over threads. A kernel that `may_fail` can return non-zero (`k.fail`).
     """
 
     args: tuple[Arg, ...]
     units: int
     cost: int = 0
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)

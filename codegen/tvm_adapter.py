@@ -7,7 +7,9 @@ TVM can end the process with a segmentation fault, so this file is only imported
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -15,12 +17,15 @@ from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparsec.codegen.program import Signature
+from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
 TVM_VERSION = "0.27.0.post1"
 if tvm.__version__ not in (TVM_VERSION, TVM_VERSION.removesuffix(".post1")):
     raise ImportError(f"sparsec needs apache-tvm {TVM_VERSION}, found {tvm.__version__}: its API changes every release")
+
+# LLVM code generation only returns 0: a kernel that may fail stores its code here, and a wrapper returns it.
+_STATUS, _BODY = "status", "_body"
 
 Expr = Any  # tvm.tirx expression; TVM ships no type stubs
 
@@ -39,6 +44,11 @@ class KernelBuilder:
         self.lo = lo
         self.hi = hi
         self._buffers = buffers
+
+    def fail(self, code: int) -> None:
+        """Leave the kernel with a non-zero `code`; its signature must say `may_fail`."""
+        T.buffer_store(self._buffers[_STATUS], T.int32(code), [0])
+        T.Return(T.int32(0))
 
     def arg(self, name: str) -> Any:
         """The flat (1-D) buffer of parameter `name`."""
@@ -70,7 +80,13 @@ class KernelBuilder:
 
 
 def build_prim_func(symbol: str, signature: Signature, target: Target, emit: Callable[[KernelBuilder], None]) -> Any:
-    """A PrimFunc `int32_t symbol(pointers..., lo, hi)` whose body `emit` writes."""
+    """A PrimFunc `int32_t symbol(pointers..., lo, hi)` whose body `emit` writes.
+
+    With `signature.may_fail` it is `symbol_body(pointers..., int32_t *status, lo, hi)`, to be wrapped by `compile_functions`.
+    """
+    if signature.may_fail:
+        symbol += _BODY
+        signature = replace(signature, args=(*signature.args, Arg(_STATUS, "int32", 1, "out")))
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(symbol)
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
@@ -120,6 +136,21 @@ def _passes(target: Any) -> Sequence[Any]:
     ]
 
 
+def _wrapper(function: Any) -> str:
+    """LLVM IR of `symbol(pointers..., lo, hi)`, which runs `symbol_body` with a status of 0 and returns the status."""
+    body = str(function.attrs["global_symbol"])
+    pointers = [f"ptr %p{i}" for i in range(len(function.params) - 3)]
+    return f"""
+define i32 @{body.removesuffix(_BODY)}({", ".join([*pointers, "i32 %lo", "i32 %hi"])}) {{
+  %status = alloca i32, align 4
+  store i32 0, ptr %status, align 4
+  %ignored = call i32 @{body}({", ".join([*pointers, "ptr %status", "i32 %lo", "i32 %hi"])})
+  %result = load i32, ptr %status, align 4
+  ret i32 %result
+}}
+"""
+
+
 def tvm_target(target: Target) -> Any:
     """TVM's description of `target`."""
     config = {"kind": "llvm", "mtriple": target.llvm_triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
@@ -134,6 +165,12 @@ def compile_functions(
     module = tvm.IRModule(functions)
     module = tvm.ir.transform.Sequential(_passes(bound))(module)
     library = tvm.get_global_func("target.build.llvm")(module, bound)
+    wrappers = [_wrapper(f) for f in functions.values() if str(f.attrs["global_symbol"]).endswith(_BODY)]
+    if wrappers:
+        with tempfile.NamedTemporaryFile("w", suffix=".ll") as text:
+            text.write("\n".join([library.inspect_source("ll"), *wrappers]))
+            text.flush()
+            library = tvm.get_global_func("ffi.Module.load_from_file.ll")(text.name, "ll")
     library.write_to_file(object_path, "o")
     if assembly_path is not None:
         library.write_to_file(assembly_path, "asm")

@@ -9,9 +9,13 @@ import onnx_ir as ir
 from sparsec.codegen.context import Rule
 from sparsec.codegen.kernels.conv import lower_conv
 from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
+from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
 from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
+from sparsec.codegen.kernels.onehot import lower_onehot
 from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
+from sparsec.codegen.kernels.resize import lower_resize
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
     lower_expand,
@@ -39,15 +43,22 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Dropout"): (lower_identity,),
     ("", "Expand"): (lower_expand,),
     ("", "Flatten"): (lower_reshape,),
+    ("", "Gather"): (lower_constant_gather, lower_gather),
+    ("", "GatherElements"): (lower_gather_elements,),
+    ("", "GatherND"): (lower_gather_nd,),
     ("", "Gemm"): (lower_gemm,),
     ("", "GlobalAveragePool"): (lower_global_pool,),
     ("", "GlobalMaxPool"): (lower_global_pool,),
     ("", "Identity"): (lower_identity,),
     ("", "MatMul"): (lower_matmul,),
     ("", "MaxPool"): (lower_pool,),
+    ("", "OneHot"): (lower_onehot,),
     ("", "Pad"): (lower_pad,),
     ("", "Range"): (lower_range,),
     ("", "Reshape"): (lower_reshape,),
+    ("", "Resize"): (lower_resize,),
+    ("", "ScatterElements"): (lower_scatter,),
+    ("", "ScatterND"): (lower_scatter,),
     ("", "Shape"): (lower_shape,),
     ("", "Size"): (lower_shape,),
     ("", "Slice"): (lower_slice,),

@@ -77,7 +77,8 @@ def run_kernel(
         pointers.append(ctypes.c_void_p(body.ctypes.data))
     bounds = sorted({round(i * sig.units / splits) for i in range(splits + 1)})
     for lo, hi in reversed(list(itertools.pairwise(bounds))):
-        assert function(*pointers, ctypes.c_int32(lo), ctypes.c_int32(hi)) == 0
+        status = function(*pointers, ctypes.c_int32(lo), ctypes.c_int32(hi))
+        assert status == 0, f"the kernel returned {status}"
     for guard in guards:
         assert (guard == 0xA5).all(), "the kernel wrote past the end of an output"
     return results
