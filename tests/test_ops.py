@@ -81,8 +81,9 @@ def check_bodies(schemes: list[Scheme], size: tuple[int, int], rng: np.random.Ge
 
 @pytest.mark.parametrize("place", range(len(SIZES)))
 def test_decode_and_gather_bodies_equal_numpy(place: int, rng: np.random.Generator) -> None:
-    # Every legal scheme, each on one of the sizes; the slow test does all sizes.
-    check_bodies(legal_schemes()[place :: len(SIZES)], SIZES[place], rng)
+    # Some schemes on each size, others in every run; the slow test does all of them on all sizes.
+    schemes = legal_schemes()
+    check_bodies([schemes[i] for i in rng.choice(len(schemes), 30, replace=False)], SIZES[place], rng)
 
 
 @pytest.mark.slow

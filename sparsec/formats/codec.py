@@ -379,10 +379,8 @@ class Ternary(Codec):
         values = stream.shared(stream.values)
         size = np.abs(values)
         total = size.sum(2, dtype=np.float64)
-        if stream.valid is not None:
-            count = stream.shared(stream.valid).sum(2)
-        else:
-            count = stream.shared(np.ones(stream.values.shape, bool)).sum(2)
+        valid = np.ones(stream.values.shape, bool) if stream.valid is None else stream.valid
+        count = stream.shared(valid).sum(2)
         threshold = (0.7 * total / np.maximum(count, 1)).astype(np.float32)[:, :, None]
         kept = size > threshold
         mean = np.where(kept, size, 0).sum(2, dtype=np.float64) / np.maximum(kept.sum(2), 1)

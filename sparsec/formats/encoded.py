@@ -167,7 +167,7 @@ def expand_block_mask(block_mask: np.ndarray, block: tuple[int, int], rows: int,
 
 def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     (r, c), (rows, cols) = block, weight.shape
-    kept = weight != 0
+    kept: np.ndarray = weight != 0
     if block == (1, 1):
         return kept
     padded = np.zeros((-(-rows // r) * r, -(-cols // c) * c), bool)
