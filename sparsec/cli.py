@@ -114,7 +114,8 @@ def compress(
             progress=progress,
         )
         result.save(output, force=force)
-    _print(result.report.to_json(), lambda: (result.report.show(), _note(f"wrote {output}")))
+    _print(result.report.to_json(), result.report.show)
+    _note(f"wrote {output}")
 
 
 @app.command()
@@ -159,7 +160,8 @@ def compile(
             debug_dump=debug_dump,
         )
         result.save(folder, force=force)
-    _print(result.report.to_json(), lambda: (result.report.show(), _note(f"wrote {folder}{_verdict(result.report)}")))
+    _print(result.report.to_json(), result.report.show)
+    _note(f"wrote {folder}{_verdict(result.report)}")
 
 
 @app.command()
@@ -255,7 +257,7 @@ def bench(
         "ratio": timing.ratio("sparsec", "onnxruntime"),
         "report": result.report.to_json(measured=True),
     }
-    _print(data, lambda: (result.report.summary().show(), timing.table().show()))
+    _print(data, result.report.summary().show, timing.table().show)
 
 
 @app.command()
@@ -323,12 +325,16 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _print(data: Any, show: Callable[[], object]) -> None:
+def _print(data: Any, *shows: Callable[[], object]) -> None:
+    """With --json the data, else what `shows` print, with an empty line between."""
     if _settings.json:
         from sparsec.report import dumps
 
         typer.echo(dumps(data), nl=False)
-    else:
+        return
+    for index, show in enumerate(shows):
+        if index:
+            typer.echo()
         show()
 
 

@@ -144,7 +144,7 @@ def _inspect_bundle(path: Path) -> Inspection:
     return Inspection(
         str(path),
         "sparsec bundle",
-        {"model": str(manifest["name"]), "target": str(manifest["target"])},
+        {"model": str(manifest["name"]), "target": str(manifest["target"]["name"])},
         tensors,
         layers=[LayerRow.from_json(row) for row in report["layers"]],
     )

@@ -79,9 +79,8 @@ def _indexed_rows(node: ir.Node, position: int) -> int | None:
     if node.op_type in ("Gather", "GatherElements") and position == 1:
         table = node.inputs[0]
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-        if table is not None and table.shape is not None and isinstance(table.shape[axis], int):
-            return int(table.shape[axis])  # type: ignore[call-overload, no-any-return]
-        return 1
+        rows = table.shape[axis] if table is not None and table.shape is not None else 1
+        return rows if isinstance(rows, int) else 1
     if node.op_type == "OneHot" and position == 0:
         return _largest_constant(node.inputs[1])
     return None

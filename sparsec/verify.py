@@ -100,10 +100,8 @@ class Verification:
 
     def summary(self) -> str:
         """One line: who was compared with whom, on which inputs, and the verdict."""
-        if not self.passed:
-            verdict = "FAILED"
-        else:
-            verdict = "error reported, no bound" if self.bound is None else f"within {self.bound:g}"
+        allowed = "error reported, no bound" if self.bound is None else f"within {self.bound:g}"
+        verdict = allowed if self.passed else "FAILED"
         return f"{self.subject} against {self.reference} (inputs: {self.inputs}): {verdict}"
 
     def check(self) -> Verification:

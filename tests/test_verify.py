@@ -166,7 +166,7 @@ def test_npz_inputs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_inputs(tmp_path / "y.npz", model)
     (tmp_path / "bad.npz").write_bytes(b"no archive")
-    with pytest.raises(InputError, match="not an .npz"):
+    with pytest.raises(InputError, match=r"not an \.npz"):
         load_inputs(tmp_path / "bad.npz", model)
 
 
