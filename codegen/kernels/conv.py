@@ -23,6 +23,8 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
     if op.bias is not None and low.constant(op.bias) is None:
         return Refusal("the bias is not a constant")
+    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
+        return Refusal("the residual has not the shape of the result")
     if 0 in (*shape, *out_shape):
         return Refusal("the image is empty")
     rank = len(shape) - 2

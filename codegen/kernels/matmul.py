@@ -20,6 +20,8 @@ def lower_fused_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
     assert op.x is not None
     if op.bias is not None and low.constant(op.bias) is None:
         return Refusal("the bias is not a constant")
+    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
+        return Refusal("the residual has not the shape of the result")
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
     shape = low.shape(op.x)
