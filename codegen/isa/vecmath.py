@@ -55,6 +55,20 @@ def _horner(k: Any, x: Expr, coefficients: tuple[float, ...], lanes: int, dtype:
     return result
 
 
+def opaque(k: Any, value: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """`value`, bound behind fma(value, 1, -0), which LLVM folds away but TVM's simplifier does not see through.
+
+    That simplifier substitutes bound values and can take exponential time on selects whose conditions depend on selects.
+    """
+    one, minus_zero = (k.splat(k.T.FloatImm(dtype, v), lanes) for v in (1.0, -0.0))
+    return bind(k, _fma(k, value, one, minus_zero, lanes, dtype))
+
+
+def select(k: Any, condition: Expr, then: Expr, other: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """`then` where the condition holds, else `other`."""
+    return opaque(k, k.T.Select(condition, then, other), lanes, dtype)
+
+
 def _power_of_two(k: Any, n: Expr, lanes: int) -> Expr:
     """2**n for an int32 n in [-126, 127]."""
     return k.T.reinterpret(typed(k, "float32", lanes), (n + k.i32(127, lanes)) << k.i32(23, lanes))
@@ -62,11 +76,11 @@ def _power_of_two(k: Any, n: Expr, lanes: int) -> Expr:
 
 def _at_most(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
     """min(x, bound); NaN stays NaN, which T.min does not promise."""
-    return k.T.Select(x > k.f32(bound, lanes), k.f32(bound, lanes), x)
+    return select(k, x > k.f32(bound, lanes), k.f32(bound, lanes), x, lanes)
 
 
 def _at_least(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
-    return k.T.Select(x < k.f32(bound, lanes), k.f32(bound, lanes), x)
+    return select(k, x < k.f32(bound, lanes), k.f32(bound, lanes), x, lanes)
 
 
 def exp(k: Any, x: Expr, lanes: int) -> Expr:
@@ -82,18 +96,24 @@ def exp(k: Any, x: Expr, lanes: int) -> Expr:
     return bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
 
 
+def _split(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """(m, e), both float32: x = m * 2**e with m in [sqrt(1/2), sqrt(2)), for a bound positive x, denormals included."""
+    T = k.T
+    tiny = x < k.f32(1.17549435e-38, lanes)
+    scaled = select(k, tiny, x * k.f32(8388608.0, lanes), x, lanes)
+    bits = T.reinterpret(typed(k, "int32", lanes), scaled)
+    # subtracting the bits of sqrt(1/2) makes the exponent field count from there
+    exponent = (bits - k.i32(0x3F3504F3, lanes)) >> k.i32(23, lanes)
+    e = _cast(k, exponent, "float32", lanes) - select(k, tiny, k.f32(23.0, lanes), k.f32(0.0, lanes), lanes)
+    m = T.reinterpret(typed(k, "float32", lanes), bits - (exponent << k.i32(23, lanes)))
+    return bind(k, m), bind(k, e)
+
+
 def log(k: Any, x: Expr, lanes: int) -> Expr:
     """Natural logarithm: -inf at 0, NaN below, right for denormals."""
     T = k.T
     x = bind(k, x)
-    tiny = x < k.f32(1.17549435e-38, lanes)
-    scaled = bind(k, T.Select(tiny, x * k.f32(8388608.0, lanes), x))
-    bits = T.reinterpret(typed(k, "int32", lanes), scaled)
-    # mantissa in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) makes the exponent field count from there
-    shifted = bits - k.i32(0x3F3504F3, lanes)
-    exponent = shifted >> k.i32(23, lanes)
-    e = bind(k, _cast(k, exponent, "float32", lanes) - T.Select(tiny, k.f32(23.0, lanes), k.f32(0.0, lanes)))
-    mantissa = T.reinterpret(typed(k, "float32", lanes), bits - (exponent << k.i32(23, lanes)))
+    mantissa, e = _split(k, x, lanes)
     m = bind(k, mantissa - k.f32(1.0, lanes))
     z = bind(k, m * m)
     c = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
@@ -103,9 +123,9 @@ def log(k: Any, x: Expr, lanes: int) -> Expr:
     y = _fma(k, z, k.f32(-0.5, lanes), y, lanes)
     y = bind(k, _fma(k, e, k.f32(0.693359375, lanes), m + y, lanes))
     inf, zero = k.f32(float("inf"), lanes), k.f32(0.0, lanes)
-    y = T.Select(x <= k.f32(_F32_MAX, lanes), y, x)  # inf and NaN are their own logarithm
-    y = T.Select(x == zero, zero - inf, y)
-    return bind(k, T.Select(x < zero, k.f32(float("nan"), lanes), y))
+    y = select(k, x <= k.f32(_F32_MAX, lanes), y, x, lanes)  # inf and NaN are their own logarithm
+    y = select(k, x == zero, zero - inf, y, lanes)
+    return select(k, x < zero, k.f32(float("nan"), lanes), y, lanes)
 
 
 def log1p(k: Any, x: Expr, lanes: int) -> Expr:
@@ -113,9 +133,10 @@ def log1p(k: Any, x: Expr, lanes: int) -> Expr:
     one = k.f32(1.0, lanes)
     x = bind(k, x)
     w = bind(k, x + one)
-    lost = x - bind(k, w - one)
+    # fma hides the subtraction from TVM's simplifier, which would cancel it
+    lost = x - bind(k, _fma(k, w, one, k.f32(-1.0, lanes), lanes))
     corrected = log(k, w, lanes) + lost / w
-    return bind(k, k.T.Select(w < k.f32(float("inf"), lanes), corrected, x))
+    return select(k, w < k.f32(float("inf"), lanes), corrected, x, lanes)
 
 
 def tanh(k: Any, x: Expr, lanes: int) -> Expr:
@@ -127,7 +148,7 @@ def tanh(k: Any, x: Expr, lanes: int) -> Expr:
              1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
     beta = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
     y = c * _horner(k, z, alpha, lanes) / _horner(k, z, beta, lanes)
-    return bind(k, k.T.Select(k.T.fabs(x) < k.f32(0.0004, lanes), x, y))
+    return select(k, k.T.fabs(x) < k.f32(0.0004, lanes), x, y, lanes)
 
 
 def erf(k: Any, x: Expr, lanes: int) -> Expr:
@@ -175,7 +196,7 @@ def _quarter_turns(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
     n = bind(k, k.T.nearbyint(total))
     r = _cast(k, (total - n) * _f64(k, 1.5707963267948966, lanes), "float32", lanes)
     finite = n - n == _f64(k, 0.0, lanes)  # converting NaN to an integer is undefined
-    q = _cast(k, k.T.Select(finite, n, _f64(k, 0.0, lanes)), "int32", lanes)
+    q = _cast(k, select(k, finite, n, _f64(k, 0.0, lanes), lanes, "float64"), "int32", lanes)
     return k.T.bitwise_and(q, k.i32(3, lanes)), bind(k, r)
 
 
@@ -186,8 +207,8 @@ def _sin_quadrant(k: Any, q: Expr, r: Expr, lanes: int) -> Expr:
     sine = _fma(k, s * z, r, r, lanes)
     c = _horner(k, z, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2), lanes)
     cosine = _fma(k, c * z, z, _fma(k, z, k.f32(-0.5, lanes), k.f32(1.0, lanes), lanes), lanes)
-    y = bind(k, T.Select(T.bitwise_and(q, k.i32(1, lanes)) == k.i32(0, lanes), sine, cosine))
-    return bind(k, T.Select(T.bitwise_and(q, k.i32(2, lanes)) == k.i32(0, lanes), y, k.f32(0.0, lanes) - y))
+    y = select(k, T.bitwise_and(q, k.i32(1, lanes)) == k.i32(0, lanes), sine, cosine, lanes)
+    return select(k, T.bitwise_and(q, k.i32(2, lanes)) == k.i32(0, lanes), y, k.f32(0.0, lanes) - y, lanes)
 
 
 def sin(k: Any, x: Expr, lanes: int) -> Expr:
@@ -208,46 +229,41 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like
     2**(y log2|x|) in float64, since an error in the exponent grows with it. log2 by the series of atanh.
     """
     T, f64 = k.T, "float64"
-    wide = typed(k, f64, lanes)
-    one, zero = _f64(k, 1.0, lanes), _f64(k, 0.0, lanes)
-    x, y = bind(k, _cast(k, x, f64, lanes)), bind(k, _cast(k, y, f64, lanes))
+    one, zero, inf = k.f32(1.0, lanes), k.f32(0.0, lanes), k.f32(float("inf"), lanes)
+    x, y = bind(k, x), bind(k, y)
     size = bind(k, T.fabs(x))
 
-    bits = T.reinterpret(typed(k, "int64", lanes), size)
-    shifted = bits - k.splat(T.int64(0x3FE6A09E667F3BCD), lanes)  # sqrt(1/2)
-    exponent = shifted >> k.splat(T.int64(52), lanes)
-    m = bind(k, T.reinterpret(wide, bits - (exponent << k.splat(T.int64(52), lanes))))
-    s = bind(k, (m - one) / (m + one))
+    mantissa, exponent = _split(k, size, lanes)
+    m = bind(k, _cast(k, mantissa, f64, lanes))
+    s = bind(k, (m - _f64(k, 1.0, lanes)) / (m + _f64(k, 1.0, lanes)))
     z = bind(k, s * s)
     series = _horner(k, z, tuple(2.8853900817779268 / n for n in (13, 11, 9, 7, 5, 3, 1)), lanes, f64)
-    narrow = _cast(k, exponent, "int32", lanes)  # int64 -> float64 is slow before AVX-512
-    log2 = bind(k, _fma(k, series, s, _cast(k, narrow, f64, lanes), lanes, f64))
-    log2 = T.Select(size == zero, _f64(k, float("-inf"), lanes), log2)
-    log2 = T.Select(size < _f64(k, float("inf"), lanes), log2, size)  # inf and NaN
+    log2 = _fma(k, series, s, _cast(k, exponent, f64, lanes), lanes, f64)
+    log2 = select(k, size == zero, _f64(k, float("-inf"), lanes), log2, lanes, f64)
+    log2 = select(k, size < inf, log2, _cast(k, size, f64, lanes), lanes, f64)  # inf and NaN
 
-    t = bind(k, y * bind(k, log2))
-    t = T.Select(t > _f64(k, 300.0, lanes), _f64(k, 300.0, lanes), t)
-    t = bind(k, T.Select(t < _f64(k, -300.0, lanes), _f64(k, -300.0, lanes), t))
+    t = bind(k, _cast(k, y, f64, lanes) * log2)
+    # llvm.minimum keeps NaN; TVM's simplifier does not end on two selects here
+    t = T.call_llvm_pure_intrin(typed(k, f64, lanes), "llvm.minimum", t, _f64(k, 130.0, lanes))
+    t = bind(k, T.call_llvm_pure_intrin(typed(k, f64, lanes), "llvm.maximum", t, _f64(k, -152.0, lanes)))
     n = bind(k, T.nearbyint(t))
-    f = bind(k, t - n)
     taylor, term = [1.0], 1.0
     for i in range(1, 10):
         term *= 0.6931471805599453 / i
         taylor.append(term)
-    p = _horner(k, f, tuple(reversed(taylor)), lanes, f64)
-    whole = _cast(k, T.Select(n == n, n, zero), "int32", lanes)
-    scale = (_cast(k, whole, "int64", lanes) + k.splat(T.int64(1023), lanes)) << k.splat(T.int64(52), lanes)
-    power = bind(k, p * T.reinterpret(wide, scale))
+    p = bind(k, _cast(k, _horner(k, bind(k, t - n), tuple(reversed(taylor)), lanes, f64), "float32", lanes))
+    whole = _cast(k, select(k, n == n, n, _f64(k, 0.0, lanes), lanes, "float64"), "int32", lanes)
+    half = whole >> k.i32(1, lanes)
+    power = bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
 
-    is_whole = T.floor(y) == y
-    half = bind(k, y * _f64(k, 0.5, lanes))
-    negated = T.Select(T.floor(half) == half, power, zero - power)
-    negative = T.Select(is_whole, negated, _f64(k, float("nan"), lanes))
-    # -0 and -inf take the sign too, but are never out of the domain
-    edge = T.Select(is_whole, negated, power)
-    odd_edge = T.Select(x == zero, T.Select(one / x < zero, edge, power), power)
-    inside = T.Select(x == _f64(k, float("-inf"), lanes), edge, T.Select(x < zero, negative, odd_edge))
-    result = T.Select(y == zero, one, T.Select(x == one, one, inside))
-    # |x| = 1 to an infinite power is 1
-    result = T.Select(size == one, T.Select(T.fabs(y) == _f64(k, float("inf"), lanes), one, result), result)
-    return bind(k, _cast(k, bind(k, result), "float32", lanes))
+    is_whole = select(k, T.floor(y) == y, one, zero, lanes) == one
+    halved = bind(k, y * k.f32(0.5, lanes))
+    signed = select(k, T.floor(halved) == halved, power, zero - power, lanes)  # for a whole y and a negative x
+    negative = select(k, is_whole, signed, k.f32(float("nan"), lanes), lanes)
+    edge = select(k, is_whole, signed, power, lanes)  # -0 and -inf are never out of the domain
+    below = select(k, x == zero - inf, edge, negative, lanes)
+    minus_zero = bind(k, one / x) < zero
+    result = select(k, x < zero, below, select(k, x == zero, select(k, minus_zero, edge, power, lanes), power, lanes), lanes)
+    # |x| = 1 to an infinite power is 1, and so are pow(x, 0) and pow(1, y) whatever the other is
+    result = select(k, size == one, select(k, T.fabs(y) == inf, one, result, lanes), result, lanes)
+    return select(k, y == zero, one, select(k, x == one, one, result, lanes), lanes)
