@@ -11,6 +11,7 @@ from sparsec.codegen.kernels.conv import lower_conv
 from sparsec.codegen.kernels.depthwise import lower_depthwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
+from sparsec.codegen.kernels.lookup import lower_lookup
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
 from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
 from sparsec.codegen.kernels.onehot import lower_onehot
@@ -70,5 +71,6 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
     ("sparsec", "Conv"): (lower_depthwise, lower_conv),
+    ("sparsec", "Gather"): (lower_lookup,),
     ("sparsec", "MatMul"): (lower_fused_matmul,),
 }
