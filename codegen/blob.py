@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import numpy as np
+
 from sparsec.codegen.plan import ALIGNMENT, Plan
 
 MAGIC = b"\x89SPC\r\n\x1a\n"

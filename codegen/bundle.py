@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sparsec.codegen.blob import make_blob
 from sparsec.codegen.build import BuiltKernel, build_kernels, cache_root
 from sparsec.codegen.emit_c import Source, emit_c
@@ -32,16 +33,12 @@ from sparsec.codegen.toolchain import (
     runtime_digest,
     runtime_folder,
 )
-
 from sparsec.errors import OutputError, TargetError
 from sparsec.target import Target, host_target
 
 Progress = Callable[[int, int], None]
 
-_API = (
-    "spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_session_bytes spc_session_open "
-    "spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model"
-).split()
+_API = ["spc_status_text", "spc_weights_from_memory", "spc_weights_open", "spc_weights_close", "spc_session_bytes", "spc_session_open", "spc_session_run", "spc_session_profile", "spc_session_close", "spc_open", "spc_cpu_count", "spc_bundle_model"]
 _MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
 
 
@@ -94,7 +91,14 @@ def build_loadable(
     _check_runs_here(compiled.program.target)
     tools = Toolchain(compiled.program.target, cc)
     text = "\0".join(
-        [compiled.source.model_c, compiled.source.header, runtime_digest(), tools.cc, tools.shared_triple, *compiled.exports]
+        [
+            compiled.source.model_c,
+            compiled.source.header,
+            runtime_digest(),
+            tools.cc,
+            tools.shared_triple,
+            *compiled.exports,
+        ]
     )
     library = cache_root() / "libraries" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
     if not library.exists():
@@ -234,8 +238,9 @@ def _move_in(folder: Path, out: Path, old: Path, *, force: bool) -> None:
     out.rename(old)
     try:
         folder.rename(out)
-    except OSError:
-        old.rename(out)
+    except BaseException:  # an interrupt too must not lose the old bundle
+        if not out.exists():
+            old.rename(out)
         raise
 
 
@@ -275,9 +280,7 @@ def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
         "library": f"lib/lib{name}.so",
         "weights": "weights.bin",
         "program": f"bin/{name}",
-        "files": {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
-        },
+        "files": {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
     }
 
 

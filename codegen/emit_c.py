@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from sparsec.codegen.plan import Plan, StepPlan
 from sparsec.codegen.program import ITEMSIZE, Arg, IoInfo, Program, Ref, Step
-
 from sparsec.target import Target
 
 C_TYPES = {
@@ -22,7 +21,15 @@ C_TYPES = {
 }  # fmt: skip
 """dtype -> C type; float16 travels as its bits."""
 
-_CPU = {"avx2": "SPC_CPU_AVX2", "fma": "SPC_CPU_FMA", "avx512": "SPC_CPU_AVX512", "dotprod": "SPC_CPU_DOTPROD"}
+_CPU = {
+    "neon": "",
+    "avx2": "SPC_CPU_AVX2",
+    "fma": "SPC_CPU_FMA",
+    "avx512": "SPC_CPU_AVX512",
+    "dotprod": "SPC_CPU_DOTPROD",
+}
+"""target feature -> the bit the runtime checks; NEON is part of every aarch64."""
+
 _RESERVED = frozenset(
     "alignas alignof and asm auto bool break case catch char class const continue default delete do double else enum extern "
     "false float for friend goto if inline int long main namespace new not operator or private protected public register "
@@ -87,10 +94,7 @@ class _Emitter:
         names = unique_identifiers(["session", *(i.name for i in (*program.inputs, *program.outputs))], "value")[1:]
         self.parameters = [
             *(f"const {C_TYPES[i.dtype]} *{n}" for i, n in zip(program.inputs, names, strict=False)),
-            *(
-                f"{C_TYPES[o.dtype]} *{n}"
-                for o, n in zip(program.outputs, names[len(program.inputs) :], strict=True)
-            ),
+            *(f"{C_TYPES[o.dtype]} *{n}" for o, n in zip(program.outputs, names[len(program.inputs) :], strict=True)),
         ]
         self.names = names
 
@@ -338,7 +342,7 @@ def _table(title: str, infos: Sequence[IoInfo]) -> list[str]:
 
 
 def _cpu_mask(target: Target) -> str:
-    return " | ".join(_CPU[f] for f in target.features if f in _CPU) or "0"
+    return " | ".join(bit for f in target.features if (bit := _CPU[f])) or "0"
 
 
 def _comment(text: str) -> str:

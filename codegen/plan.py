@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from sparsec.codegen.program import Buffer, Program, Step
 
 ALIGNMENT = 64
@@ -88,7 +89,9 @@ def check_plan(program: Program, plan: Plan) -> None:
     for step in program.steps:
         for ref, arg in zip(step.refs, (a for a in step.signature.args if a.role != "work"), strict=True):
             end = ref.byte_offset + Buffer(arg.name, arg.dtype, arg.size, "arena").nbytes
-            assert 0 <= ref.byte_offset and end <= ref.buffer.nbytes, f"{step.node}: {arg.name} leaves {ref.buffer.name}"
+            assert ref.byte_offset >= 0 and end <= ref.buffer.nbytes, (
+                f"{step.node}: {arg.name} leaves {ref.buffer.name}"
+            )
 
 
 def _pack(lives: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], int]:
@@ -104,9 +107,7 @@ def _pack(lives: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], i
     return min(packings, key=lambda packing: packing[1])
 
 
-def _pack_in_order(
-    order: Iterable[Buffer], lives: Mapping[Buffer, tuple[int, int]]
-) -> tuple[dict[Buffer, int], int]:
+def _pack_in_order(order: Iterable[Buffer], lives: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], int]:
     """Place each buffer in the tightest gap between the placed buffers it is live together with."""
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; sorted by offset
     offsets: dict[Buffer, int] = {}

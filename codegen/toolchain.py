@@ -18,7 +18,6 @@ from pathlib import Path
 
 import sparsec.runtime
 from sparsec.codegen.build import cache_root
-
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
@@ -52,9 +51,13 @@ class Toolchain:
 
     def _check_system_compiler(self) -> None:
         if shutil.which(self.cc) is None:
-            raise ToolchainError(f"C compiler '{self.cc}' not found; give another with cc= or SPARSEC_CC, or none for zig")
+            raise ToolchainError(
+                f"C compiler '{self.cc}' not found; give another with cc= or SPARSEC_CC, or none for zig"
+            )
         machine = _run([self.cc, "-dumpmachine"]).strip()
-        wanted = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64")}.get(self.target.arch, (self.target.arch,))
+        wanted = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64")}.get(
+            self.target.arch, (self.target.arch,)
+        )
         if not machine.startswith(wanted):
             raise ToolchainError(
                 f"C compiler '{self.cc}' makes code for {machine}, but target '{self.target.name}' is {self.target.arch}; "
@@ -77,9 +80,23 @@ class Toolchain:
         with tempfile.TemporaryDirectory() as scratch:
             script = Path(scratch) / "exports.map"
             script.write_text("{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
-            arguments = [*_LINK, "-shared", f"-Wl,--version-script={script}", "-Wl,-Bsymbolic", f"-Wl,-soname,{output.name}"]
+            arguments = [
+                *_LINK,
+                "-shared",
+                f"-Wl,--version-script={script}",
+                "-Wl,-Bsymbolic",
+                f"-Wl,-soname,{output.name}",
+            ]
             _run(
-                [*self._compiler(self.shared_triple), *arguments, "-o", str(output), *map(str, objects), "-lm", "-lpthread"]
+                [
+                    *self._compiler(self.shared_triple),
+                    *arguments,
+                    "-o",
+                    str(output),
+                    *map(str, objects),
+                    "-lm",
+                    "-lpthread",
+                ]
             )
 
     def executable(self, objects: Iterable[Path], output: Path) -> None:
@@ -89,7 +106,7 @@ class Toolchain:
         _run([*command, *map(str, objects), "-lm", "-lpthread"])
 
     def archive(self, members: Iterable[tuple[str, Path]], output: Path) -> None:
-        """(member name, object) -> static library without dates and owners, debug sections removed."""
+        """(member name, object) -> static library without dates and owners."""
         with tempfile.TemporaryDirectory() as scratch:
             names = []
             for name, path in members:
@@ -101,7 +118,9 @@ class Toolchain:
         """Objects of the runtime (and of the demo program), compiled once for each C library and kept in the cache."""
         sources = RUNTIME_SOURCES + (DEMO_SOURCES if demo else ())
         triple = self.target.zig_triple if static else self.shared_triple
-        folder = cache_root() / "runtime" / _runtime_key(tuple(self._compiler(triple)[1:] if not self.cc else [self.cc]))
+        folder = (
+            cache_root() / "runtime" / _runtime_key(tuple(self._compiler(triple)[1:] if not self.cc else [self.cc]))
+        )
         missing = [s for s in sources if not (folder / s).with_suffix(".o").exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)

@@ -164,7 +164,9 @@ class Session:
     def _open_weights(self, weights: PathLike | Array) -> None:
         if isinstance(weights, np.ndarray):
             if weights.dtype != np.uint8 or weights.ndim != 1 or not weights.flags.c_contiguous:
-                raise BundleError("weights given as an array must be contiguous uint8 [bytes], the content of weights.bin")
+                raise BundleError(
+                    "weights given as an array must be contiguous uint8 [bytes], the content of weights.bin"
+                )
             self._blob = weights  # kept alive with the session
             status = self._lib.spc_weights_from_memory(
                 ctypes.byref(self._weights), ctypes.byref(self._model), weights.ctypes.data, weights.nbytes

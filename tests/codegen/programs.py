@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+
 from sparsec.codegen.context import Lowering, Tensor, row_strides
 from sparsec.codegen.program import Buffer, IoInfo, Program
-
 from sparsec.target import Target, host_target
 
 
@@ -47,9 +47,7 @@ class ProgramBuilder:
 
     def copy_into(self, source: Tensor, dest: Tensor, dst_offset: int, node: str = "c") -> None:
         """dest.flat[dst_offset:][:source.size] = source.flat: one part of a Concat along the first axis."""
-        self.low.copy(
-            source, dest, shape=[source.size], src_strides=[1], dst_offset=dst_offset, node=node, op="Concat"
-        )
+        self.low.copy(source, dest, shape=[source.size], src_strides=[1], dst_offset=dst_offset, node=node, op="Concat")
 
 
 def transpose_program(target: Target | None = None, shape: Sequence[int] = (3, 17, 5), name: str = "toy") -> Program:
