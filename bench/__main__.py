@@ -1,0 +1,101 @@
+"""The benchmark harness.
+
+    python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against onnxruntime
+    python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
+    python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
+    python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
+
+Models are those of the zoo (default: every model whose data is there); `--json FILE` keeps the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.zoo import MODELS, MissingData, get
+
+TIMED = ("mobilenet_v2_random", "resnet50_random", "minilm")
+
+
+def _available(names: Sequence[str]) -> list[str]:
+    """The named models, or all whose data is present; says which are left out."""
+    for name in names:
+        if name not in MODELS:
+            raise SystemExit(f"'{name}' is not in the zoo; it has: {', '.join(MODELS)}")
+    found = []
+    for name in names or MODELS:
+        try:
+            get(name)
+        except (MissingData, ModuleNotFoundError) as missing:
+            print(f"left out {name}: {missing}", file=sys.stderr)
+        else:
+            found.append(name)
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+        return sub
+
+    models = command("models", "time whole models against onnxruntime fp32")
+    models.add_argument("models", nargs="*", metavar="MODEL")
+    models.add_argument("--recipe", action="append", default=[], help="time this compression too (repeatable)")
+    models.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
+    models.add_argument("--rounds", type=int, default=9)
+
+    operators = command("operators", "time of every step of a compiled model")
+    operators.add_argument("model", choices=sorted(MODELS), metavar="MODEL")
+    operators.add_argument("--recipe")
+    operators.add_argument("--threads", type=int, default=1)
+    operators.add_argument("--top", type=int, default=25, help="steps to show")
+    operators.add_argument("--rounds", type=int, default=9)
+
+    accuracy = command("accuracy", "task metrics of compiled programs against the original model")
+    accuracy.add_argument("models", nargs="*", metavar="MODEL")
+    accuracy.add_argument("--recipe", action="append", default=[])
+    accuracy.add_argument("--examples", type=int, help="labelled examples to score (default: all)")
+
+    size = command("size", "code size, memory, compile and import time")
+    size.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
+    size.add_argument("--recipe", action="append", default=[])
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 1 when something could not be measured or broke its limit."""
+    args = _parser().parse_args(arguments)
+    if args.command == "models":
+        from bench import models
+
+        threads = args.threads or sorted({1, _cores()})
+        return models.run(_available(args.models), args.recipe, sorted(set(threads)), args.rounds, args.json)
+    if args.command == "operators":
+        from bench import operators
+
+        return operators.run(args.model, args.recipe, args.threads, args.top, args.rounds, args.json)
+    if args.command == "accuracy":
+        from bench import accuracy
+
+        return accuracy.run(_available(args.models), args.recipe, args.examples, args.json)
+    from bench import size
+
+    return size.run(_available(args.models or TIMED), args.recipe, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

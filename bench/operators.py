@@ -1,0 +1,91 @@
+"""`python -m bench operators MODEL`: time of every step of a compiled model, the slowest first."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench.output import markdown, write_json
+from bench.zoo import get
+
+RELAX_SHARE = 0.10  # no single step that came through Relax may take more of a model's time
+HEADERS = ("step", "op", "kernel family", "us", "share %", "GFLOP/s", "what")
+
+
+def run(name: str, recipe: str | None, threads: int, top: int, rounds: int, json_path: Path | None) -> int:
+    """Print the table; 1 if a step from Relax takes more than its share."""
+    import sparsec
+    from sparsec.codegen.bundle import build_loadable, compile_program
+    from sparsec.runtime import Session
+
+    model = get(name)
+    compiled = sparsec.compile(
+        model.onnx_file(),
+        recipe=recipe,
+        verify=False,
+        input_shapes=model.input_shapes,
+        input_values=model.input_values,
+    )
+    program = compiled.program
+    loadable = build_loadable(compile_program(program))
+    feed = model.random_inputs()
+    with Session(loadable.library, loadable.weights, threads=threads) as session:
+        session.profile(feed, 2)
+        samples = [session.profile(feed, 5) for _ in range(rounds)]
+    times = [statistics.median(s[i].ns for s in samples) for i in range(len(program.steps))]
+    total = sum(times)
+
+    results: list[dict[str, Any]] = []
+    for index, (step, ns) in enumerate(zip(program.steps, times, strict=True)):
+        results.append(
+            {
+                "step": index,
+                "node": step.node,
+                "op": step.op,
+                "family": step.spec.family,
+                "us": ns / 1e3,
+                "share": ns / total,
+                "gflops": step.signature.cost / ns if ns else 0.0,
+                "note": step.note,
+            }
+        )
+    results.sort(key=lambda r: -r["us"])
+    flagged = [r for r in results if r["family"] == "relax" and r["share"] > RELAX_SHARE]
+    title = (
+        f"{name}{' ' + recipe if recipe else ''}: {len(program.steps)} steps, {total / 1e6:.3f} ms, {threads} thread(s)"
+    )
+    print(f"{title}\n\n{markdown(HEADERS, [_row(r) for r in results[:top]], left=3)}")
+    print(f"\nby kernel family\n\n{markdown(('family', 'steps', 'us', 'share %'), _families(results))}")
+    for r in flagged:
+        print(f"\nRelax: step {r['step']} ({r['op']} '{r['node']}') takes {100 * r['share']:.0f} % of the time")
+    write_json(json_path, {"model": name, "recipe": recipe, "threads": threads, "steps": results})
+    return 1 if flagged else 0
+
+
+def _row(r: dict[str, Any]) -> list[str]:
+    what = r["note"] or r["node"]
+    return [
+        str(r["step"]),
+        r["op"],
+        r["family"],
+        f"{r['us']:.1f}",
+        f"{100 * r['share']:.1f}",
+        f"{r['gflops']:.1f}",
+        what[:60],
+    ]
+
+
+def _families(results: list[dict[str, Any]]) -> list[list[str]]:
+    names = sorted({r["family"] for r in results})
+    sums = {n: [r for r in results if r["family"] == n] for n in names}
+    ordered = sorted(names, key=lambda n: -sum(r["us"] for r in sums[n]))
+    return [
+        [
+            n,
+            str(len(sums[n])),
+            f"{sum(r['us'] for r in sums[n]):.1f}",
+            f"{100 * sum(r['share'] for r in sums[n]):.1f}",
+        ]
+        for n in ordered
+    ]
