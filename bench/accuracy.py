@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.output import markdown, write_json
-from bench.zoo import MissingData, get
+from bench.zoo import get
 
 HEADERS = ("model", "recipe", "metric", "examples", "original", "sparsec", "difference", "documented")
 # A dense program computes the same function; a few near ties may fall the other way.
@@ -22,11 +22,7 @@ def run(names: Sequence[str], recipes: Sequence[str], examples: int | None, json
     results: list[dict[str, Any]] = []
     problems: list[str] = []
     for name in names:
-        try:
-            model = get(name)
-        except MissingData as missing:
-            problems.append(f"{name}: {missing}")
-            continue
+        model = get(name)
         if model.metric is None:
             continue
         original = model.metric(model.reference_run(), examples)

@@ -85,7 +85,8 @@ def lower_pool(node: ir.Node, low: Lowering) -> Refusal | None:
         and window.dilations == (1, 1)
         and not any(window.pads + window.pads_end)
     ):
-        return _global(node, low, op)
+        _global(node, low, op)
+        return None
     params = {
         **window.params(),
         "batch": shape[0],
@@ -107,7 +108,8 @@ def lower_global_pool(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(f"pooling is float32, not {low.dtype(source)}")
     if len(low.shape(source)) < 3:
         return Refusal(f"global pooling needs a spatial dimension, the input has shape {low.shape(source)}")
-    return _global(node, low, _OPS[node.op_type])
+    _global(node, low, _OPS[node.op_type])
+    return None
 
 
 def _global(node: ir.Node, low: Lowering, op: str) -> None:
