@@ -16,6 +16,7 @@ from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower
 from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
 from sparsec.codegen.kernels.onehot import lower_onehot
 from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
+from sparsec.codegen.kernels.recurrent import lower_recurrent
 from sparsec.codegen.kernels.resize import lower_resize
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
@@ -44,6 +45,7 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Dropout"): (lower_identity,),
     ("", "Expand"): (lower_expand,),
     ("", "Flatten"): (lower_reshape,),
+    ("", "GRU"): (lower_recurrent,),
     ("", "Gather"): (lower_constant_gather, lower_gather),
     ("", "GatherElements"): (lower_gather_elements,),
     ("", "GatherND"): (lower_gather_nd,),
@@ -51,10 +53,12 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "GlobalAveragePool"): (lower_global_pool,),
     ("", "GlobalMaxPool"): (lower_global_pool,),
     ("", "Identity"): (lower_identity,),
+    ("", "LSTM"): (lower_recurrent,),
     ("", "MatMul"): (lower_matmul,),
     ("", "MaxPool"): (lower_pool,),
     ("", "OneHot"): (lower_onehot,),
     ("", "Pad"): (lower_pad,),
+    ("", "RNN"): (lower_recurrent,),
     ("", "Range"): (lower_range,),
     ("", "Reshape"): (lower_reshape,),
     ("", "Resize"): (lower_resize,),
