@@ -47,7 +47,12 @@ def generator_digest() -> str:
     """Hash of every source file that can change a kernel."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [here / "tvm_adapter.py", *sorted(here.glob("isa/*.py")), *sorted(here.glob("kernels/*.py"))]:
+    for path in [
+        here / "relax_adapter.py",
+        here / "tvm_adapter.py",
+        *sorted(here.glob("isa/*.py")),
+        *sorted(here.glob("kernels/*.py")),
+    ]:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -14,10 +14,14 @@ from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, 
 from sparsec.codegen.kernels.lookup import lower_lookup
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
 from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
+from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm
 from sparsec.codegen.kernels.onehot import lower_onehot
 from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
 from sparsec.codegen.kernels.recurrent import lower_recurrent
+from sparsec.codegen.kernels.reduce import lower_arg
+from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize
+from sparsec.codegen.kernels.softmax import lower_softmax
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
     lower_expand,
@@ -37,12 +41,16 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
+    ("", "ArgMax"): (lower_arg,),
+    ("", "ArgMin"): (lower_arg,),
     ("", "AveragePool"): (lower_pool,),
     ("", "Concat"): (lower_concat,),
     ("", "ConstantOfShape"): (lower_constant_of_shape,),
     ("", "Conv"): (lower_depthwise,),
+    ("", "ConvTranspose"): (lower_relax,),
     ("", "DepthToSpace"): (lower_depth_space,),
     ("", "Dropout"): (lower_identity,),
+    ("", "Einsum"): (lower_relax,),
     ("", "Expand"): (lower_expand,),
     ("", "Flatten"): (lower_reshape,),
     ("", "GRU"): (lower_recurrent,),
@@ -53,11 +61,15 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "GlobalAveragePool"): (lower_global_pool,),
     ("", "GlobalMaxPool"): (lower_global_pool,),
     ("", "Identity"): (lower_identity,),
+    ("", "InstanceNormalization"): (lower_instance_norm,),
     ("", "LSTM"): (lower_recurrent,),
+    ("", "LayerNormalization"): (lower_norm,),
+    ("", "LogSoftmax"): (lower_softmax,),
     ("", "MatMul"): (lower_matmul,),
     ("", "MaxPool"): (lower_pool,),
     ("", "OneHot"): (lower_onehot,),
     ("", "Pad"): (lower_pad,),
+    ("", "RMSNormalization"): (lower_norm,),
     ("", "RNN"): (lower_recurrent,),
     ("", "Range"): (lower_range,),
     ("", "Reshape"): (lower_reshape,),
@@ -65,8 +77,10 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "ScatterElements"): (lower_scatter,),
     ("", "ScatterND"): (lower_scatter,),
     ("", "Shape"): (lower_shape,),
+    ("", "SimplifiedLayerNormalization"): (lower_norm,),
     ("", "Size"): (lower_shape,),
     ("", "Slice"): (lower_slice,),
+    ("", "Softmax"): (lower_softmax,),
     ("", "SpaceToDepth"): (lower_depth_space,),
     ("", "Split"): (lower_split,),
     ("", "Squeeze"): (lower_reshape,),
