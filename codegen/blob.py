@@ -39,7 +39,8 @@ def checksum(data: np.ndarray[Any, Any]) -> int:
 def _mix(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray[Any, Any] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def make_blob(plan: Plan, model_id: int) -> np.ndarray[Any, Any]:

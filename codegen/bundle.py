@@ -38,7 +38,11 @@ from sparsec.target import Target, host_target
 
 Progress = Callable[[int, int], None]
 
-_API = ["spc_status_text", "spc_weights_from_memory", "spc_weights_open", "spc_weights_close", "spc_session_bytes", "spc_session_open", "spc_session_run", "spc_session_profile", "spc_session_close", "spc_open", "spc_cpu_count", "spc_bundle_model"]
+_API_TEXT = """
+spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_session_bytes spc_session_open
+spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model
+"""
+_API = _API_TEXT.split()
 _MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
 
 

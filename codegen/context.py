@@ -82,6 +82,8 @@ class Lowering:
         self.graph = model.graph
         self.target = target
         self.program = Program(name=name, target=target)
+        # Elementwise nodes left for their consumer's kernel (see fusion.py).
+        self.deferred: set[ir.Node] = set()
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}

@@ -30,15 +30,16 @@ _CPU = {
 }
 """target feature -> the bit the runtime checks; NEON is part of every aarch64."""
 
-_RESERVED = frozenset(
-    "alignas alignof and asm auto bool break case catch char class const continue default delete do double else enum extern "
-    "false float for friend goto if inline int long main namespace new not operator or private protected public register "
-    "restrict return session short signed sizeof static struct switch template this throw true try typedef typename union "
-    "unsigned using virtual void volatile while xor "
-    "given wanted NULL EOF errno stdin stdout stderr "  # locals and macros of the generated functions
-    "assert ctype fcntl features limits locale math memory pthread sched setjmp signal stdalign stdarg stdatomic stdbool "
-    "stddef stdint stdio stdlib string strings time unistd wchar".split()  # headers that <name>.h must not hide
-)
+_RESERVED_TEXT = """
+alignas alignof and asm auto bool break case catch char class const continue default delete do double else enum extern
+false float for friend goto if inline int long main namespace new not operator or private protected public register
+restrict return session short signed sizeof static struct switch template this throw true try typedef typename union
+unsigned using virtual void volatile while xor
+given wanted NULL EOF errno stdin stdout stderr
+assert ctype fcntl features limits locale math memory pthread sched setjmp signal stdalign stdarg stdatomic stdbool
+stddef stdint stdio stdlib string strings time unistd wchar
+"""  # keywords of C and C++; locals and macros of the generated functions; headers that <name>.h must not hide
+_RESERVED = frozenset(_RESERVED_TEXT.split())
 
 
 @dataclass(frozen=True)

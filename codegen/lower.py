@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Tensor, row_strides
+from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels.table import rules_for
 from sparsec.codegen.program import Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
@@ -29,7 +30,10 @@ def lower(model: ir.Model, target: Target, name: str) -> Program:
         low.bind(value, Tensor(buffer, dtype, shape))
 
     blocked: list[str] = []
+    low.deferred = deferred_nodes(low)
     for node in graph:
+        if node in low.deferred:
+            continue
         refusals: list[str] = []
         for rule in rules_for(node):
             refusal = rule(node, low)

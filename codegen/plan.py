@@ -88,8 +88,8 @@ def check_plan(program: Program, plan: Plan) -> None:
             assert other.nbytes == 0 or b < c or d < a, f"{buffer.name} and {other.name} are live on the same bytes"
     for step in program.steps:
         for ref, arg in zip(step.refs, (a for a in step.signature.args if a.role != "work"), strict=True):
-            end = ref.byte_offset + Buffer(arg.name, arg.dtype, arg.size, "arena").nbytes
-            assert ref.byte_offset >= 0 and end <= ref.buffer.nbytes, (
+            needed = Buffer(arg.name, arg.dtype, arg.size, "arena").nbytes
+            assert 0 <= ref.byte_offset <= ref.buffer.nbytes - needed, (
                 f"{step.node}: {arg.name} leaves {ref.buffer.name}"
             )
 
@@ -155,7 +155,7 @@ def _place_constants(program: Program) -> tuple[dict[Buffer, int], list[tuple[in
                 continue
             assert buffer.data is not None, f"const buffer {buffer.name} has no data"
             assert buffer.data.nbytes == buffer.nbytes, f"const buffer {buffer.name} has data of another size"
-            digest = hashlib.sha256(np.ascontiguousarray(buffer.data).view(np.uint8)).digest()
+            digest = hashlib.sha256(np.ascontiguousarray(buffer.data).data).digest()
             if digest not in known:
                 known[digest] = total
                 stored.append((total, buffer))

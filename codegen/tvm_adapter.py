@@ -1,4 +1,4 @@
-"""The only file that imports tvm: building, lowering and compiling one kernel.
+"""Beside relax_adapter.py the only file that imports tvm: building, lowering and compiling one kernel.
 
 Kernels are written with TVM's IR builder (`k.T`) through `KernelBuilder`, lowered by a pass list of our own that leaves out
 TVM's packed calling convention, and compiled by LLVM to an object with plain C functions.
@@ -90,12 +90,14 @@ def build_prim_func(symbol: str, signature: Signature, target: Target, emit: Cal
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(symbol)
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        handles = [(a, T.arg(a.name + "_p", T.handle(a.dtype))) for a in signature.args]
+        # A bool is one byte of 0 or 1; TVM would pack vectors of its own bool type into bits.
+        stored = {a.name: "uint8" if a.dtype == "bool" else a.dtype for a in signature.args}
+        handles = [(a, T.arg(a.name + "_p", T.handle(stored[a.name]))) for a in signature.args]
         lo, hi = T.arg("lo", T.int32()), T.arg("hi", T.int32())
         T.func_ret(tvm.ir.PrimType("int32"))
         buffers = {
             # An empty tensor still has a pointer; TVM wants at least one element.
-            a.name: T.decl_buffer((max(1, a.size),), a.dtype, data=h)
+            a.name: T.decl_buffer((max(1, a.size),), stored[a.name], data=h)
             for a, h in handles
         }
         emit(KernelBuilder(target, buffers, lo, hi))

@@ -230,8 +230,8 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like
     """
     T, f64 = k.T, "float64"
     one, zero, inf = k.f32(1.0, lanes), k.f32(0.0, lanes), k.f32(float("inf"), lanes)
-    x, y = bind(k, x), bind(k, y)
-    size = bind(k, T.fabs(x))
+    x, y = opaque(k, x, lanes), opaque(k, y, lanes)
+    size = opaque(k, T.fabs(x), lanes)
 
     mantissa, exponent = _split(k, size, lanes)
     m = bind(k, _cast(k, mantissa, f64, lanes))
@@ -254,16 +254,17 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like
     p = bind(k, _cast(k, _horner(k, bind(k, t - n), tuple(reversed(taylor)), lanes, f64), "float32", lanes))
     whole = _cast(k, select(k, n == n, n, _f64(k, 0.0, lanes), lanes, "float64"), "int32", lanes)
     half = whole >> k.i32(1, lanes)
-    power = bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
+    power = opaque(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes), lanes)
 
-    is_whole = select(k, T.floor(y) == y, one, zero, lanes) == one
-    halved = bind(k, y * k.f32(0.5, lanes))
-    signed = select(k, T.floor(halved) == halved, power, zero - power, lanes)  # for a whole y and a negative x
+    is_whole = opaque(k, T.floor(y), lanes) == y
+    halved = opaque(k, y * k.f32(0.5, lanes), lanes)
+    signed = select(k, opaque(k, T.floor(halved), lanes) == halved, power, zero - power, lanes)  # for a whole y and a negative x
     negative = select(k, is_whole, signed, k.f32(float("nan"), lanes), lanes)
     edge = select(k, is_whole, signed, power, lanes)  # -0 and -inf are never out of the domain
     below = select(k, x == zero - inf, edge, negative, lanes)
-    minus_zero = bind(k, one / x) < zero
-    result = select(k, x < zero, below, select(k, x == zero, select(k, minus_zero, edge, power, lanes), power, lanes), lanes)
+    minus_zero = opaque(k, one / x, lanes) < zero
+    at_zero = select(k, minus_zero, edge, power, lanes)
+    result = select(k, x < zero, below, select(k, x == zero, at_zero, power, lanes), lanes)
     # |x| = 1 to an infinite power is 1, and so are pow(x, 0) and pow(1, y) whatever the other is
     result = select(k, size == one, select(k, T.fabs(y) == inf, one, result, lanes), result, lanes)
     return select(k, y == zero, one, select(k, x == one, one, result, lanes), lanes)
