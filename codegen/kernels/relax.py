@@ -10,6 +10,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
@@ -17,9 +18,30 @@ from sparsec.codegen.program import ITEMSIZE, Arg, KernelSpec, Signature
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
-OPS = ("ConvTranspose", "Einsum")
+OPS = (
+    "AffineGrid",
+    "AveragePool",
+    "BitShift",
+    "Conv",
+    "ConvTranspose",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Einsum",
+    "GridSample",
+    "Hardmax",
+    "LRN",
+    "LpPool",
+    "MatMul",
+    "MatMulInteger",
+    "MaxPool",
+    "MeanVarianceNormalization",
+    "QuantizeLinear",
+    "Resize",
+)
 
-_EMBEDDED = 64  # constants up to so many elements (axes, sizes ...) become part of the kernel
+_EMBEDDED = (
+    64  # int64 constants up to so many elements (axes, sizes ...) become part of the kernel, and Resize's factors
+)
 _OPSET = 18
 
 
@@ -55,12 +77,14 @@ def lower_relax(node: ir.Node, low: Lowering) -> Refusal | None:
     types = {low.dtype(v) for v in (*node.inputs, *node.outputs) if v is not None and v.name}
     if unknown := sorted(types - set(ITEMSIZE)):
         return Refusal(f"element types {unknown}")
-    if any(0 in low.shape(v) for v in (*node.inputs, *node.outputs) if v is not None and v.name):
-        return Refusal("an input or output is empty")
+    if node.op_type == "Resize" and (why := _resize_refusal(node, low)):
+        return Refusal(why)
     given = [v for v in node.inputs if v is not None]
-    embedded = {v for v in given if (c := low.constant(v)) is not None and c.size <= _EMBEDDED and c.dtype != "float32"}
+    embedded = {v for v in given if _is_embedded(node, low, v)}
     passed = list(dict.fromkeys(v for v in given if v not in embedded))
     outs = [v for v in node.outputs if v.name]
+    if any(0 in low.shape(v) for v in (*passed, *outs)):
+        return Refusal("an input or output is empty")
     params = {
         "model": base64.b64encode(_model(node, low, passed, embedded)).decode(),
         "ins": [[low.dtype(v), low.get(v, "row").size] for v in passed],
@@ -76,6 +100,35 @@ def lower_relax(node: ir.Node, low: Lowering) -> Refusal | None:
     results = [low.new(v) for v in outs]
     low.call("relax", params, ins, results, node=node.name or "", op=node.op_type, note=f"Relax, {note}")
     return None
+
+
+def _resize_refusal(node: ir.Node, low: Lowering) -> str:
+    """Relax takes the scale to be the ratio of the sizes, and knows few of ONNX's options."""
+    attributes = node.attributes
+    modes = ("half_pixel", "align_corners", "asymmetric")
+    if (mode := attributes.get_string("coordinate_transformation_mode", "half_pixel")) not in modes:
+        return f"Resize with coordinate_transformation_mode '{mode}'"
+    if attributes.get_int("antialias", 0) or attributes.get_int("exclude_outside", 0):
+        return "Resize with antialias or exclude_outside"
+    if "axes" in attributes or attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return "Resize of some axes or with an aspect ratio policy"
+    factors = low.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    assert node.inputs[0] is not None
+    before, after = low.shape(node.inputs[0]), low.shape(node.outputs[0])
+    if (
+        factors is not None
+        and factors.size
+        and any(n * float(x) != m for n, x, m in zip(before, factors, after, strict=True))
+    ):
+        return f"Resize by {factors.tolist()}, which is no whole number of pixels"
+    return ""
+
+
+def _is_embedded(node: ir.Node, low: Lowering, value: ir.Value) -> bool:
+    array = low.constant(value)
+    if array is None or array.size > _EMBEDDED:
+        return False
+    return array.dtype == np.int64 or (node.op_type == "Resize" and value is not node.inputs[0])
 
 
 def _size(low: Lowering, value: ir.Value) -> int:
@@ -95,7 +148,7 @@ def _model(node: ir.Node, low: Lowering, passed: list[ir.Value], embedded: set[i
         return fresh[old]
 
     inputs = [value(v, f"in{i}") for i, v in enumerate(passed)]
-    constants = []
+    constants: list[ir.Value] = []
     for old in dict.fromkeys(v for v in node.inputs if v is not None and v in embedded):
         array = low.constant(old)
         assert array is not None
@@ -118,4 +171,5 @@ def _model(node: ir.Node, low: Lowering, passed: list[ir.Value], embedded: set[i
         opset_imports={"": version},
         name="node",
     )
-    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(deterministic=True)
+    data: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(deterministic=True)
+    return data
