@@ -61,9 +61,9 @@ def bind_view(
     """
     shape = low.shape(out)
     for layout in (prefer, "cl" if prefer == "row" else "row"):
-        if is_dense(shape, strides, layout):  # type: ignore[arg-type]
+        if is_dense(shape, strides, layout):
             at = source.offset + offset * ITEMSIZE[source.dtype]
-            low.bind(out, Tensor(source.buffer, source.dtype, shape, layout, at))  # type: ignore[arg-type]
+            low.bind(out, Tensor(source.buffer, source.dtype, shape, layout, at))
             return
     put(low, node, source, low.new(out, prefer), shape, strides, offset, note=note)
 

@@ -17,9 +17,41 @@ Emit = Callable[[Any, int, str, Sequence[Expr], Mapping[str, Any]], Expr]
 
 # Operators that need float32 polynomials or float constants: refused on other element types.
 FLOAT_ONLY = frozenset(
-    ["Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid", "Gelu", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Mish", "Sin", "Cos", "Swish", "Floor", "Ceil", "Round", "IsNaN", "LeakyRelu", "PRelu", "ThresholdedRelu"]
+    [
+        *(
+            "Ceil",
+            "Celu",
+            "Cos",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Floor",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "IsNaN",
+            "LeakyRelu",
+            "Log",
+        ),
+        *(
+            "Mish",
+            "PRelu",
+            "Reciprocal",
+            "Round",
+            "Selu",
+            "Sigmoid",
+            "Sin",
+            "Softplus",
+            "Softsign",
+            "Sqrt",
+            "Swish",
+            "Tanh",
+        ),
+    ]
 )
-BOOL_RESULT = frozenset(["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "IsNaN"])
+BOOL_RESULT = frozenset(
+    ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "IsNaN"]
+)
 
 
 def constant(k: Any, dtype: str, value: float, lanes: int) -> Expr:

@@ -111,7 +111,6 @@ def _split(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
 
 def log(k: Any, x: Expr, lanes: int) -> Expr:
     """Natural logarithm: -inf at 0, NaN below, right for denormals."""
-    T = k.T
     x = bind(k, x)
     mantissa, e = _split(k, x, lanes)
     m = bind(k, mantissa - k.f32(1.0, lanes))
@@ -223,7 +222,7 @@ def cos(k: Any, x: Expr, lanes: int) -> Expr:
     return _sin_quadrant(k, q + k.i32(1, lanes), r, lanes)
 
 
-def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like the others
+def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:
     """x**y with C's special cases (pow(x, 0) = pow(1, y) = 1; a negative x needs a whole y).
 
     2**(y log2|x|) in float64, since an error in the exponent grows with it. log2 by the series of atanh.
@@ -258,7 +257,9 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:  # noqa: A001  named like
 
     is_whole = opaque(k, T.floor(y), lanes) == y
     halved = opaque(k, y * k.f32(0.5, lanes), lanes)
-    signed = select(k, opaque(k, T.floor(halved), lanes) == halved, power, zero - power, lanes)  # for a whole y and a negative x
+    signed = select(
+        k, opaque(k, T.floor(halved), lanes) == halved, power, zero - power, lanes
+    )  # for a whole y and a negative x
     negative = select(k, is_whole, signed, k.f32(float("nan"), lanes), lanes)
     edge = select(k, is_whole, signed, power, lanes)  # -0 and -inf are never out of the domain
     below = select(k, x == zero - inf, edge, negative, lanes)

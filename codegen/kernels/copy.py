@@ -13,7 +13,6 @@ from math import prod
 from typing import Any, Literal
 
 from sparsec.codegen.program import ITEMSIZE, Arg, Signature
-
 from sparsec.target import Target
 
 # Elements below which a copy is one unit, and the most units a copy is cut into.

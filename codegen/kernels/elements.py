@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -85,14 +85,14 @@ def _scatter_nd(p: Mapping[str, Any], k: Any) -> None:
 def _update(p: Mapping[str, Any], k: Any, place: Any, value: Any) -> None:
     T, dst = k.T, k.arg("dst")
     old = k.load(dst, place)
-    new = {
+    combine: dict[str, Callable[[], Any]] = {
         "none": lambda: value,
         "add": lambda: old + value,
         "mul": lambda: old * value,
         "min": lambda: T.min(old, value),
         "max": lambda: T.max(old, value),
-    }[p["reduction"]]
-    k.store(dst, place, new())
+    }
+    k.store(dst, place, combine[p["reduction"]]())
 
 
 def lower_gather_elements(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -135,7 +135,7 @@ def lower_scatter(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(f"reduction '{reduction}' of booleans")
     source, updates = low.get(value, "row"), low.get(node.inputs[2], "row")
     nd = node.op_type == "ScatterND"
-    params = {
+    params: dict[str, Any] = {
         "mode": "nd" if nd else "scatter",
         "dtype": source.dtype,
         "index_dtype": indices.dtype,

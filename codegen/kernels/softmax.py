@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -33,7 +34,7 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         if inner == 1:
             _row(p, k, base)
         else:
-            for_run(k, inner, lambda i, lanes, base=base: _column(p, k, base + i, lanes))
+            for_run(k, inner, partial(_shifted_column, p, k, base))
 
 
 def _row(p: Mapping[str, Any], k: Any, base: Any) -> None:
@@ -61,6 +62,10 @@ def _row(p: Mapping[str, Any], k: Any, base: Any) -> None:
     else:
         factor = bind(k, T.float32(1.0) / k.load(total, 0))
         for_run(k, n, lambda i, lanes: k.store(y, base + i, k.load(y, base + i, lanes) * k.splat(factor, lanes), lanes))
+
+
+def _shifted_column(p: Mapping[str, Any], k: Any, base: Any, i: Any, lanes: int) -> None:
+    _column(p, k, base + i, lanes)
 
 
 def _column(p: Mapping[str, Any], k: Any, base: Any, lanes: int) -> None:

@@ -58,10 +58,9 @@ def lower_slice(node: ir.Node, low: Lowering) -> Refusal | None:
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
     shape = low.shape(value)
-    bounds = [low.constant(optional_input(node, i)) for i in (1, 2)]
-    if bounds[0] is None or bounds[1] is None:
+    starts, ends = (low.constant(optional_input(node, i)) for i in (1, 2))
+    if starts is None or ends is None:
         return Refusal("Slice with bounds that are computed at run time")
-    starts, ends = bounds
     lists = []
     for index, default in ((3, np.arange(starts.size)), (4, np.ones(starts.size, np.int64))):
         given = optional_input(node, index)
@@ -155,14 +154,16 @@ def lower_shape(node: ir.Node, low: Lowering) -> Refusal | None:
     else:
         end = node.attributes.get_int("end", len(shape))
         array = np.array(shape[node.attributes.get_int("start", 0) : end], np.int64)
-    return _constant(node, low, array)
+    _constant(node, low, array)
+    return None
 
 
 def lower_constant_of_shape(node: ir.Node, low: Lowering) -> Refusal | None:
     """ConstantOfShape: a constant of the output's static shape."""
     fill = node.attributes.get_tensor("value", None)
     value = np.zeros(1, np.float32) if fill is None else fill.numpy()
-    return _constant(node, low, np.full(low.shape(node.outputs[0]), value.reshape(-1)[0]))
+    _constant(node, low, np.full(low.shape(node.outputs[0]), value.reshape(-1)[0]))
+    return None
 
 
 def lower_range(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -171,7 +172,8 @@ def lower_range(node: ir.Node, low: Lowering) -> Refusal | None:
     if start is None or limit is None or delta is None:
         return Refusal("Range with bounds that are computed at run time")
     count = max(0, int(np.ceil((limit.item() - start.item()) / delta.item())))
-    return _constant(node, low, (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype))
+    _constant(node, low, (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype))
+    return None
 
 
 def _constant(node: ir.Node, low: Lowering, array: np.ndarray) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sparsec.codegen.build import build_kernels
 from sparsec.codegen.program import KernelSpec, Signature
-
 from sparsec.target import Target, host_target
 
 _loaded: dict[Path, ctypes.CDLL] = {}
