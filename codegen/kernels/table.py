@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Rule
 from sparsec.codegen.kernels.conv import lower_conv
+from sparsec.codegen.kernels.cumsum import lower_cumsum
 from sparsec.codegen.kernels.depthwise import lower_depthwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
@@ -22,6 +23,7 @@ from sparsec.codegen.kernels.reduce import lower_arg
 from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize
 from sparsec.codegen.kernels.softmax import lower_softmax
+from sparsec.codegen.kernels.topk import lower_topk
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
     lower_expand,
@@ -50,6 +52,7 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "ConstantOfShape"): (lower_constant_of_shape,),
     ("", "Conv"): (lower_depthwise, lower_relax),
     ("", "ConvTranspose"): (lower_relax,),
+    ("", "CumSum"): (lower_cumsum,),
     ("", "DepthToSpace"): (lower_depth_space,),
     ("", "DequantizeLinear"): (lower_relax,),
     ("", "Dropout"): (lower_identity,),
@@ -96,6 +99,7 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Split"): (lower_split,),
     ("", "Squeeze"): (lower_reshape,),
     ("", "Tile"): (lower_tile,),
+    ("", "TopK"): (lower_topk,),
     ("", "Transpose"): (lower_transpose,),
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
