@@ -24,8 +24,18 @@ _TWO_OVER_PI = (
 
 
 def bind(k: Any, value: Expr) -> Expr:
-    """Compute `value` here, once, and return the variable that holds it."""
-    return k.T.Bind(value)
+    """Compute `value` here, once, and return what stands for it.
+
+    Floats pass through a local that LLVM keeps in a register: TVM's simplifier substitutes bound variables into their uses,
+    and a chain of polynomials would grow exponentially.
+    """
+    dtype = str(value.ty.dtype) if hasattr(value, "ty") else str(value.dtype)
+    if not dtype.startswith("float"):
+        return k.T.Bind(value)
+    base, _, lanes = dtype.partition("x")
+    held = k.local(int(lanes or 1), base)
+    k.store(held, 0, value, int(lanes or 1))
+    return k.load(held, 0, int(lanes or 1))
 
 
 def typed(k: Any, dtype: str, lanes: int) -> str:
