@@ -79,6 +79,8 @@ def lower_relax(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(f"element types {unknown}")
     if node.op_type == "Resize" and (why := _resize_refusal(node, low)):
         return Refusal(why)
+    if node.op_type in ("Conv", "ConvTranspose") and low.constant(node.inputs[1]) is None:
+        return Refusal(f"the weight '{node.inputs[1].name}' is not a constant")  # type: ignore[union-attr]
     given = [v for v in node.inputs if v is not None]
     embedded = {v for v in given if _is_embedded(node, low, v)}
     passed = list(dict.fromkeys(v for v in given if v not in embedded))

@@ -10,6 +10,7 @@ from sparsec.codegen.context import Rule
 from sparsec.codegen.kernels.conv import lower_conv
 from sparsec.codegen.kernels.cumsum import lower_cumsum
 from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.elementwise import OPS, lower_elementwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
 from sparsec.codegen.kernels.lookup import lower_lookup
@@ -19,7 +20,7 @@ from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm
 from sparsec.codegen.kernels.onehot import lower_onehot
 from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
 from sparsec.codegen.kernels.recurrent import lower_recurrent
-from sparsec.codegen.kernels.reduce import lower_arg
+from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce
 from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize
 from sparsec.codegen.kernels.softmax import lower_softmax
@@ -43,6 +44,8 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
+    **{("", op): (lower_elementwise,) for op in sorted(OPS)},
+    **{("", op): (lower_reduce,) for op in REDUCTIONS},
     ("", "AffineGrid"): (lower_relax,),
     ("", "ArgMax"): (lower_arg,),
     ("", "ArgMin"): (lower_arg,),
