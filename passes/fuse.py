@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec import ops
+from sparsec.formats import Scheme
 from sparsec.passes.epilogue import match_activation
 from sparsec.passes.weights import Use, source_of, use_of
 
@@ -178,7 +179,8 @@ def _plain_weight(graph: ir.Graph, value: ir.Value, use: Use) -> ops.WeightInput
     array = value.const_value.numpy()
     matrix = array.T if use.flipped else array.reshape(array.shape[0], -1)
     if matrix is array or (not use.flipped and array.ndim == 2):
-        return ops.WeightInputs(ops.weight_inputs(array, "").scheme, *array.shape, (value,))
+        rows, cols = array.shape
+        return ops.WeightInputs(Scheme.parse("fp32"), rows, cols, (value,))
     name = value.name or ""
     graph.initializers.pop(name)
     value.name = f"{name}.onnx"
@@ -193,6 +195,6 @@ def _replace(model: ir.Model, node: ir.Node, chain: _Chain, built: ops.Built) ->
     graph = model.graph
     last = chain.absorbed[-1] if chain.absorbed else node
     old, new = chain.end, built.output
-    new.shape, new.dtype = old.shape, old.dtype
+    new.shape, new.type = old.shape, old.type
     ir.convenience.replace_nodes_and_values(graph, last, [*reversed(chain.absorbed), node], [built.node], [old], [new])
     built.register(model)

@@ -322,8 +322,8 @@ def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recip
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     parent = next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
-    model: type[BaseModel] = {"rules": Rule, "sparsify": Sparsify, "quantize": Quantize}.get(parent, Recipe)
-    return list(model.model_fields)
+    models: dict[str, type[BaseModel]] = {"rules": Rule, "sparsify": Sparsify, "quantize": Quantize}
+    return list(models.get(parent, Recipe).model_fields)
 
 
 def _line_of(tree: yaml.Node | None, loc: Iterable[int | str]) -> int | None:

@@ -10,8 +10,8 @@ from sparsec.codegen.context import Rule
 from sparsec.codegen.kernels.conv import lower_conv
 from sparsec.codegen.kernels.cumsum import lower_cumsum
 from sparsec.codegen.kernels.depthwise import lower_depthwise
-from sparsec.codegen.kernels.elementwise import OPS, lower_elementwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
+from sparsec.codegen.kernels.elementwise import OPS, lower_elementwise
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
 from sparsec.codegen.kernels.lookup import lower_lookup
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul

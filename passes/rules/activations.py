@@ -16,7 +16,7 @@ from onnxscript.rewriter import pattern
 from onnxscript.rewriter._basics import MatchResult
 from onnxscript.rewriter.rules.common import fuse_hardswish_rules
 
-from sparsec.passes.rules.affine import constant
+from sparsec.passes.rules.base import RewriteRule, constant
 
 
 def close(value: ir.Value | None, wanted: float) -> bool:
@@ -25,7 +25,7 @@ def close(value: ir.Value | None, wanted: float) -> bool:
     return array is not None and array.size == 1 and math.isclose(float(array.reshape(())), wanted, rel_tol=1e-3)
 
 
-class _Product(pattern.RewriteRuleClassBase):
+class _Product(RewriteRule):
     """0.5 * x * (1 + f(x)), multiplied in any order; constants are on the right already."""
 
     def __init__(self, order: int, form: str) -> None:

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter._basics import MatchResult
 
+from sparsec.passes.rules.base import RewriteRule, array_of, constant, producer, rank_of
+
 Array = NDArray[np.floating[Any]]
-
-
-def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array of an initializer, None for everything else."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def per_channel(array: NDArray[Any], rank: int, axis: int, channels: int) -> Array | None:
@@ -32,7 +29,7 @@ def per_channel(array: NDArray[Any], rank: int, axis: int, channels: int) -> Arr
     return array.reshape(channels) if len(shape) == rank and shape == wanted else None
 
 
-class BatchNormToMulAdd(pattern.RewriteRuleClassBase):
+class BatchNormToMulAdd(RewriteRule):
     """Whatever batch normalisation no neighbour absorbed becomes one multiplication and one addition."""
 
     def pattern(self, op: Any, x: Any, gamma: Any, beta: Any, mean: Any, var: Any) -> Any:
@@ -49,7 +46,7 @@ class BatchNormToMulAdd(pattern.RewriteRuleClassBase):
     def rewrite(self, op: Any, x: ir.Value, normalised: ir.Value, **params: ir.Value) -> Any:
         gamma, beta, mean, var = (array_of(params[name]) for name in ("gamma", "beta", "mean", "var"))
         scale = gamma / np.sqrt(var + producer(normalised).attributes.get_float("epsilon", 1e-5))
-        shape = (-1,) + (1,) * (_rank(x) - 2)
+        shape = (-1,) + (1,) * (rank_of(x) - 2)
         name = normalised.name
         return op.Add(
             op.Mul(x, op.initializer(ir.tensor(scale.astype(gamma.dtype).reshape(shape)), f"{name}_scale")),
@@ -57,7 +54,7 @@ class BatchNormToMulAdd(pattern.RewriteRuleClassBase):
         )
 
 
-class _AfterLinear(pattern.RewriteRuleClassBase):
+class _AfterLinear(RewriteRule):
     """Common part: `linear(x, W, b?) <op> constant`, the constant one value per output channel."""
 
     linear: str
@@ -87,7 +84,7 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
     def rewrite(self, op: Any, x: ir.Value, w: ir.Value, other: ir.Value, y: ir.Value) -> Any:
         node = producer(y)
         weight, value = array_of(w), array_of(other)
-        vector = self._vector(node, weight, value, _rank(y))
+        vector = self._vector(node, weight, value, rank_of(y))
         assert vector is not None
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         attributes = dict(node.attributes)
@@ -114,7 +111,7 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
         """Axis of the weight that counts output channels."""
         if self.linear == "Conv":
             return 0
-        return 0 if self.linear == "Gemm" and node.attributes.get_int("transB", 0) else -1
+        return 0 if self.linear == "Gemm" and node.attributes.get_int("transB", 0) != 0 else -1
 
     def _channels(self, node: ir.Node, weight: NDArray[Any]) -> int:
         return int(weight.shape[self._axis(node)])
@@ -125,7 +122,7 @@ class _AfterLinear(pattern.RewriteRuleClassBase):
         return per_channel(value, rank, 1 if self.linear == "Conv" else rank - 1, self._channels(node, weight))
 
 
-class GemmScalars(pattern.RewriteRuleClassBase):
+class GemmScalars(RewriteRule):
     """alpha and beta of Gemm go into its constants: alpha * x @ B + beta * C = x @ (alpha * B) + (beta * C)."""
 
     def pattern(self, op: Any, x: Any, w: Any) -> Any:
@@ -181,25 +178,6 @@ class GemmAdd(_AfterLinear):
 
 class MatMulMul(_AfterLinear):
     linear, arithmetic = "MatMul", "Mul"
-
-
-def producer(value: ir.Value) -> ir.Node:
-    """The node that makes a value a pattern matched as a result."""
-    node = value.producer()
-    assert node is not None
-    return node
-
-
-def array_of(value: ir.Value) -> NDArray[Any]:
-    """The array of a value that `check` found constant."""
-    array = constant(value)
-    assert array is not None
-    return array
-
-
-def _rank(value: ir.Value) -> int:
-    assert value.shape is not None
-    return len(value.shape)
 
 
 def _name_for(weight: ir.Value, otherwise: str) -> str:

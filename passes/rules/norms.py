@@ -11,22 +11,45 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter._basics import MatchResult
-from onnxscript.rewriter.rules.fusion import _layer_norm
 
-from sparsec.passes.rules.affine import constant
+from sparsec.passes.rules.base import RewriteRule, array_of, constant, producer, rank_of
 
 
-class LayerNorm(_layer_norm.LayerNormFusion):  # type: ignore[misc]
-    """onnxscript's rule, with the scale checked: one constant per element of the last axis."""
+class LayerNorm(RewriteRule):
+    """The deviation is squared by Pow or Mul, and divided by the root or multiplied by its reciprocal."""
 
-    def check(self, context: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any) -> MatchResult:
-        result = super().check(context, x, epsilon)
+    def __init__(self, square: str, root: str) -> None:
+        super().__init__(f"LayerNorm_{square}_{root}")
+        self.square, self.root = square, root
+
+    def pattern(self, op: Any, x: Any, scale: Any, axes: Any, axes_again: Any, epsilon: Any) -> Any:
+        deviation = op.Sub(x, op.ReduceMean(x, axes, keepdims=1, _allow_other_attributes=True))
+        square = op.Mul(deviation, deviation) if self.square == "mul" else op.Pow(deviation, 2)
+        variance = op.ReduceMean(square, axes_again, keepdims=1, _allow_other_attributes=True)
+        root = op.Sqrt(op.Add(variance, epsilon))
+        normalised = op.Div(deviation, root) if self.root == "div" else op.Mul(deviation, op.Reciprocal(root))
+        return op.Mul(normalised, scale)
+
+    def check(
+        self, context: Any, x: ir.Value, scale: ir.Value, axes: ir.Value, axes_again: ir.Value, epsilon: ir.Value
+    ) -> MatchResult:
+        result = MatchResult()
+        if x.shape is None or x.dtype != ir.DataType.FLOAT:
+            return result.fail("not a float32 input of known rank")
+        if not all(_is_last_axis(value, rank_of(x)) for value in (axes, axes_again)):
+            return result.fail("the means are not over the last axis")
+        eps = constant(epsilon)
+        if eps is None or eps.size != 1:
+            return result.fail("epsilon is not a constant")
         if not _is_last_axis_vector(scale, x):
             return result.fail("the scale is not a constant vector over the last axis")
         return result
 
+    def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
+        return op.LayerNormalization(x, scale, axis=-1, epsilon=float(array_of(epsilon).reshape(())))
 
-class LayerNormBias(pattern.RewriteRuleClassBase):
+
+class LayerNormBias(RewriteRule):
     """LayerNormalization(x, scale) + constant vector; an added residual must stay an addition."""
 
     def pattern(self, op: Any, x: Any, scale: Any, bias: Any) -> Any:
@@ -37,12 +60,10 @@ class LayerNormBias(pattern.RewriteRuleClassBase):
         return result if _is_last_axis_vector(bias, x) else result.fail("the bias is not a constant vector")
 
     def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, normalised: ir.Value) -> Any:
-        node = normalised.producer()
-        assert node is not None
-        return op.LayerNormalization(x, scale, bias, **node.attributes)
+        return op.LayerNormalization(x, scale, bias, **producer(normalised).attributes)
 
 
-class _RmsNorm(pattern.RewriteRuleClassBase):
+class _RmsNorm(RewriteRule):
     """Subclasses write the square; constants are on the right already."""
 
     def __init__(self, root: str, x_first: bool) -> None:
@@ -73,9 +94,7 @@ class _RmsNorm(pattern.RewriteRuleClassBase):
         return result
 
     def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
-        eps = constant(epsilon)
-        assert eps is not None
-        return op.RMSNormalization(x, scale, axis=-1, epsilon=float(eps.reshape(())))
+        return op.RMSNormalization(x, scale, axis=-1, epsilon=float(array_of(epsilon).reshape(())))
 
 
 class RmsNormPow(_RmsNorm):
@@ -98,7 +117,12 @@ def _is_last_axis_vector(value: ir.Value, x: ir.Value) -> bool:
     return array is not None and x.shape is not None and array.shape == (x.shape[-1],)
 
 
-layernorm_rules = pattern.RewriteRuleSet([LayerNorm.rule(), LayerNormBias.rule()], commute=True)
+layernorm_rules = pattern.RewriteRuleSet(
+    [
+        *(LayerNorm.rule(square, root) for square in ("pow", "mul") for root in ("div", "reciprocal")),
+        LayerNormBias.rule(),
+    ]
+)
 rmsnorm_rules = pattern.RewriteRuleSet(
     [
         rule.rule(root, x_first)

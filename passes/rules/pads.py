@@ -14,10 +14,10 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter._basics import MatchResult
 
-from sparsec.passes.rules.affine import array_of, constant, producer
+from sparsec.passes.rules.base import RewriteRule, array_of, constant, producer
 
 
-class ExplicitPads(pattern.RewriteRuleClassBase):
+class ExplicitPads(RewriteRule):
     """auto_pad of pooling operators (onnxscript has the rule for Conv)."""
 
     def __init__(self, op_type: str) -> None:
@@ -56,7 +56,7 @@ class ExplicitPads(pattern.RewriteRuleClassBase):
         return op.op(self.op_type, x, **attributes)
 
 
-class PadIntoAveragePool(pattern.RewriteRuleClassBase):
+class PadIntoAveragePool(RewriteRule):
     """A zero Pad of the spatial axes before an average pool that has no padding of its own."""
 
     def pattern(self, op: Any, x: Any, pads: Any) -> Any:
@@ -77,7 +77,7 @@ class PadIntoAveragePool(pattern.RewriteRuleClassBase):
         if np.any(amounts < 0) or np.any(amounts[:2]) or np.any(amounts[half : half + 2]):
             return result.fail("padding of batch or channels, or negative padding")
         attributes = pool.attributes
-        if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or attributes.get_int("ceil_mode", 0):
+        if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or attributes.get_int("ceil_mode", 0) != 0:
             return result.fail("the pool has auto_pad or ceil_mode")
         if any(attributes.get_ints("pads", ())):
             return result.fail("the pool has padding of its own")
@@ -92,7 +92,7 @@ class PadIntoAveragePool(pattern.RewriteRuleClassBase):
         return op.AveragePool(x, **attributes)
 
 
-class MeanToGlobalAveragePool(pattern.RewriteRuleClassBase):
+class MeanToGlobalAveragePool(RewriteRule):
     """ReduceMean over all spatial axes of [N, C, ...] is GlobalAveragePool, reshaped if the axes are dropped."""
 
     def pattern(self, op: Any, x: Any, axes: Any) -> Any:

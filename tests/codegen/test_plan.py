@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_live_buffers_never_overlap(seed: int) -> None:
 def test_chain_needs_two_buffers() -> None:
     buffers = [Buffer(f"b{i}", "float32", 1000, "arena") for i in range(20)]
     program = Program("chain", TARGET, buffers=buffers)
-    program.steps = [_step([Ref(a), Ref(b)]) for a, b in zip(buffers, buffers[1:], strict=False)]
+    program.steps = [_step([Ref(a), Ref(b)]) for a, b in itertools.pairwise(buffers)]
     assert make_plan(program).arena_bytes == 2 * align(4000)
 
 

@@ -60,7 +60,7 @@ CASES: dict[str, list[tuple[dict[str, np.ndarray], list[str], dict]]] = {
     "BitShift": [({"x": _bytes(5), "y": _bytes(5)}, [], {"direction": d}) for d in ("LEFT", "RIGHT")],
     "Conv": [
         ({"x": _x(1, 2, 4, 5, 6), "w": _x(3, 2, 3, 3, 3), "b": _x(3)}, ["w", "b"], {"pads": [1, 0, 1, 1, 0, 1]}),
-        ({"x": _x(1, 4, 5, 6), "w": _x(6, 2, 3, 3)}, [], {"group": 2, "strides": [2, 1]}),
+        ({"x": _x(1, 4, 2, 5, 6), "w": _x(6, 2, 1, 3, 3)}, ["w"], {"group": 2, "strides": [1, 2, 1]}),
     ],
     "DequantizeLinear": [({"x": _bytes(3, 4), "s": _scalar(0.1), "z": _scalar(3, "uint8")}, ["s", "z"], {})],
     "DynamicQuantizeLinear": [({"x": _x(3, 4)}, [], {"outputs": 3})],
