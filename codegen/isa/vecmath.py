@@ -30,9 +30,14 @@ def bind(k: Any, value: Expr) -> Expr:
     and a chain of polynomials would grow exponentially.
     """
     dtype = str(value.ty.dtype) if hasattr(value, "ty") else str(value.dtype)
-    if not dtype.startswith("float"):
-        return k.T.Bind(value)
     base, _, lanes = dtype.partition("x")
+    if base == "bool" and lanes:  # TVM cannot bind a vector of bool
+        flags = k.local(int(lanes), "uint8")
+        one, zero = k.splat(k.T.uint8(1), int(lanes)), k.splat(k.T.uint8(0), int(lanes))
+        k.store(flags, 0, k.T.Select(value, one, zero), int(lanes))
+        return k.load(flags, 0, int(lanes)) > zero
+    if not base.startswith("float"):
+        return k.T.Bind(value)
     held = k.local(int(lanes or 1), base)
     k.store(held, 0, value, int(lanes or 1))
     return k.load(held, 0, int(lanes or 1))
