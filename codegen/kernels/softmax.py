@@ -57,8 +57,14 @@ def _row(p: Mapping[str, Any], k: Any, base: Any) -> None:
 
     total = reduce_run(k, n, lambda lanes: k.f32(0.0, lanes), weight, lambda a, b, lanes: a + b)
     if p["log"]:
-        shift = bind(k, peak + log(k, bind(k, k.load(total, 0)), 1))
-        for_run(k, n, lambda i, lanes: k.store(y, base + i, k.load(x, base + i, lanes) - k.splat(shift, lanes), lanes))
+        shift = bind(k, log(k, bind(k, k.load(total, 0)), 1))
+        for_run(
+            k,
+            n,
+            lambda i, lanes: k.store(
+                y, base + i, k.load(x, base + i, lanes) - k.splat(peak, lanes) - k.splat(shift, lanes), lanes
+            ),
+        )
     else:
         factor = bind(k, T.float32(1.0) / k.load(total, 0))
         for_run(k, n, lambda i, lanes: k.store(y, base + i, k.load(y, base + i, lanes) * k.splat(factor, lanes), lanes))
@@ -82,9 +88,10 @@ def _column(p: Mapping[str, Any], k: Any, base: Any, lanes: int) -> None:
             k.store(y, base + i * inner, value, lanes)
         k.store(state, lanes, k.load(state, lanes, lanes) + value, lanes)
     if p["log"]:
-        shift = bind(k, k.load(state, 0, lanes) + log(k, bind(k, k.load(state, lanes, lanes)), lanes))
+        shift = bind(k, log(k, bind(k, k.load(state, lanes, lanes)), lanes))
         with T.serial(0, n) as i:
-            k.store(y, base + i * inner, k.load(x, base + i * inner, lanes) - shift, lanes)
+            centred = k.load(x, base + i * inner, lanes) - k.load(state, 0, lanes)
+            k.store(y, base + i * inner, centred - shift, lanes)
     else:
         factor = bind(k, k.f32(1.0, lanes) / k.load(state, lanes, lanes))
         with T.serial(0, n) as i:
