@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from sparsec.errors import ModelError, ShapeError
+from sparsec.errors import ModelError, ShapeError, UnsupportedOpError
 
 
 def check_model(model: ir.Model, stage: str, *, static: bool) -> None:
@@ -37,21 +37,46 @@ def check_static(model: ir.Model) -> None:
     """Every value of the main graph has a dtype and a static shape.
 
     Raises:
-        ShapeError: lists all the nodes whose results have none.
+        UnsupportedOpError: lists all nodes of domains that neither ONNX nor sparsec knows, if one of them is the cause.
+        ShapeError: lists the nodes with which it begins: their inputs are static, their results are not.
     """
-    open_values = []
+    causes = []
     for node in model.graph:
-        for value in node.outputs:
-            if value.name and (value.shape is None or not value.shape.is_static() or value.dtype is None):
-                known = "unknown" if value.shape is None else str(list(value.shape))
-                open_values.append(f"{value.name} = {node.domain or 'onnx'}::{node.op_type} ({node.name}): {known}")
-    if open_values:
-        more = f"\n  and {len(open_values) - 10} more" if len(open_values) > 10 else ""
-        listing = "\n  ".join(open_values[:10])
-        raise ShapeError(
-            f"{len(open_values)} value(s) have no static shape although all inputs do; shapes that depend on data "
-            f"(NonZero, Loop ...) cannot be compiled:\n  {listing}{more}"
+        if all(value is None or _is_static(value) for value in node.inputs):
+            causes += [(node, value) for value in node.outputs if value.name and not _is_static(value)]
+    if not causes:
+        return
+    if any(_is_foreign(node) for node, _ in causes):
+        foreign = [node for node in model.graph if _is_foreign(node)]
+        raise UnsupportedOpError(
+            f"{len(foreign)} node(s) of the model are operators that sparsec does not know:\n  "
+            + "\n  ".join(
+                f"{n.domain}::{n.op_type} (opset {model.opset_imports.get(n.domain)}) node '{n.name}'" for n in foreign
+            )
         )
+    listing = [
+        f"{value.name} = {node.domain or 'onnx'}::{node.op_type} ({node.name}): {_shape_text(value)}"
+        for node, value in causes
+    ]
+    more = f"\n  and {len(listing) - 10} more" if len(listing) > 10 else ""
+    raise ShapeError(
+        f"{len(listing)} value(s) have no static shape although all inputs do; shapes that depend on data "
+        "(NonZero, Loop ...) cannot be compiled:\n  " + "\n  ".join(listing[:10]) + more
+    )
+
+
+def _is_static(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static() and value.dtype is not None
+
+
+def _is_foreign(node: ir.Node) -> bool:
+    return node.domain not in ("", "ai.onnx", "sparsec")
+
+
+def _shape_text(value: ir.Value) -> str:
+    if value.shape is None:
+        return "unknown"
+    return "[" + ", ".join(str(d) if isinstance(d, int) else "?" for d in value.shape) + "]"
 
 
 def _check_names(model: ir.Model, stage: str) -> None:

@@ -82,9 +82,15 @@ _BATCHNORM = [
     *batchnorm_rules,
 ]  # fmt: skip
 
+
+def _is_not_encoded(function: ir.Function) -> bool:
+    """False for sparsec's operators on encoded weights: a compressed file that comes back stays compressed."""
+    return function.domain != "sparsec" or function.overload.split("/")[0] == "fp32"
+
+
 CANONICALISE: tuple[Stage, ...] = (
     Stage("clear-metadata", common.ClearMetadataAndDocStringPass, static=False),
-    Stage("inline-functions", common.InlinePass, static=False),
+    Stage("inline-functions", lambda: common.InlinePass(criteria=_is_not_encoded), static=False),
     Stage("keep-weight-names", KeepWeightNames, static=False),
     Stage("fold-constants", FoldConstants, static=False),
     Stage("convert-opset", ConvertOpset, static=False),

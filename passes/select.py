@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.errors import WeightError
-from sparsec.formats import Scheme
+from sparsec.formats import EncodedWeight, Scheme, decode
+from sparsec.op_view import is_sparsec, view
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.weights import Dense, Weight, find_weights
 from sparsec.recipe import Assignment, Candidate, Recipe, Rule, assign
@@ -61,7 +62,36 @@ def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[
             records[-1].zeros = _zeros(item)
         else:
             choices.append(Choice(item, scheme, recipe.rules[answer.rule], answer.rule))
-    return choices, records, [item.name for item in found]
+    place = {node: index for index, node in enumerate(model.graph)}
+    order = [(place[item.uses[0].node], item.name) for item in weights]
+    by_name = {node.name or "": index for node, index in place.items()}
+    order += [(by_name[item.node], item.name) for item in found if isinstance(item, Dense)]
+    for node in place:
+        if is_sparsec(node) and (record := _encoded_record(node)).name not in {name for _, name in order}:
+            records.append(record)
+            order.append((place[node], record.name))
+    return choices, records, [name for _, name in sorted(order, key=lambda entry: entry[0])]
+
+
+def _encoded_record(node: ir.Node) -> LayerRecord:
+    """A weight that the model file brought along encoded: it keeps its scheme."""
+    found = view(node)
+    inputs = found.weight_inputs
+    first = inputs.values[0]
+    weight = found.weight()
+    assert isinstance(weight, EncodedWeight)
+    return LayerRecord(
+        name=(first.name or "").removesuffix(".codes"),
+        node=node.name or "",
+        op=found.kind,
+        shape=(found.rows, found.cols),
+        scheme=str(found.scheme),
+        reason="already encoded in the model file",
+        zeros=float(np.mean(decode(weight) == 0)),
+        bits_per_weight=weight.bits_per_weight(),
+        nbytes=weight.nbytes,
+        nmse=0.0,
+    )
 
 
 def _refusal(weight: Weight, scheme: Scheme, recipe: Recipe) -> str:

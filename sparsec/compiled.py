@@ -79,9 +79,9 @@ class CompiledModel:
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes a running session holds: weights, arena, work areas of its threads."""
+        """Bytes a session of one thread holds: weights, arena, work area."""
         plan = self._compiled.plan
-        return plan.weights_bytes + plan.arena_bytes + self.threads * plan.work_bytes
+        return plan.weights_bytes + plan.arena_bytes + plan.work_bytes
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
         """Run once: arrays by name or in order -> outputs by name.

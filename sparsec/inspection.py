@@ -106,7 +106,7 @@ def inspect(
     try:
         source = load_model(path, None, input_shapes, input_values)
         compressed = compress_graph(source, load_recipe(recipe))
-    except ShapeError as error:
+    except (ShapeError, UnsupportedOpError) as error:
         result.problems.append(str(error))
         return result
     result.passes = compressed.passes

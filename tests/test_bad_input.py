@@ -137,6 +137,30 @@ def test_unsupported_ops_are_all_listed(tmp_path: Path, fails: Expect) -> None:
         sparsec.compile(model)
 
 
+def test_unknown_ops_are_named_though_nobody_knows_their_shapes(tmp_path: Path, fails: Expect) -> None:
+    nodes = [
+        helper.make_node("Frobnicate", ["x"], ["a"], "first", domain="com.acme"),
+        helper.make_node("Whirl", ["a"], ["b"], "second", domain="com.acme"),
+        helper.make_node("Relu", ["b"], ["y"], "fine"),
+    ]
+    model = small_graph(nodes, {}, com_acme=3)
+    onnx.save(model, tmp_path / "odd.onnx")
+    words = ["2 node(s)", "com.acme::Frobnicate (opset 3) node 'first'", "com.acme::Whirl (opset 3) node 'second'"]
+    fails(1, words, "compile", "odd.onnx", "-o", "out")
+    with pytest.raises(UnsupportedOpError, match="second"):
+        sparsec.compress(model)
+
+
+def test_shape_that_depends_on_data(tmp_path: Path, fails: Expect) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["a"], "find"),
+        helper.make_node("Cast", ["a"], ["y"], "after", to=TensorProto.FLOAT),
+    ]
+    onnx.save(small_graph(nodes, {}), tmp_path / "nz.onnx")
+    message = fails(1, ["NonZero (find): [2, ?]"], "compile", "nz.onnx", "-o", "out")
+    assert "after" not in message  # the cause only, not what follows from it
+
+
 def test_unbound_dynamic_shape(fails: Expect) -> None:
     fails(1, ["axis 0 (N)", "input_shapes={'N': 1}"], "compile", "mlp.onnx", "-o", "out")
     fails(1, ["'M'", "no input or dimension", "Dimensions: N"], "mlp.onnx", "o.onnx", "--input-shapes", "M=1")
