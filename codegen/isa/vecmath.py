@@ -266,9 +266,10 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:
         term *= 0.6931471805599453 / i
         taylor.append(term)
     p = bind(k, _cast(k, _horner(k, bind(k, t - n), tuple(reversed(taylor)), lanes, f64), "float32", lanes))
-    whole = _cast(k, select(k, n == n, n, _f64(k, 0.0, lanes), lanes, "float64"), "int32", lanes)
+    narrow = bind(k, _cast(k, n, "float32", lanes))
+    whole = _cast(k, select(k, narrow == narrow, narrow, zero, lanes), "int32", lanes)
     half = whole >> k.i32(1, lanes)
-    power = opaque(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes), lanes)
+    power = bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
 
     is_whole = opaque(k, T.floor(y), lanes) == y
     halved = opaque(k, y * k.f32(0.5, lanes), lanes)
