@@ -37,7 +37,13 @@ def compiled(zoo: ZooModel, scheme: str, target: str) -> CompiledModel:
     """Compiled from the ONNX file, verified on random inputs that fit the model."""
     feed = zoo.random_inputs(1)
     return sparsec.compile(
-        zoo.onnx_file(), target, scheme, input_shapes=zoo.input_shapes, input_values=zoo.input_values, inputs=feed, jobs=2
+        zoo.onnx_file(),
+        target,
+        scheme,
+        input_shapes=zoo.input_shapes,
+        input_values=zoo.input_values,
+        inputs=feed,
+        jobs=2,
     )
 
 

@@ -1,0 +1,50 @@
+"""Magnitude pruning keeps what is largest, for every structure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsec.formats import Scheme, block_mask_of
+from sparsec.passes.sparsify.magnitude import magnitude_masks
+
+
+@pytest.mark.parametrize("scheme", ["s50", "s90", "s16x1@50", "s4x4@75", "s1x16@50"])
+@pytest.mark.parametrize("size", [(32, 48), (33, 50), (17, 16)])
+def test_kept_blocks_outweigh_dropped_ones(scheme: str, size: tuple[int, int]) -> None:
+    weight = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    structure = Scheme.parse(scheme).structure
+    (mask,) = magnitude_masks([weight], [structure], joint=False)
+    assert mask is not None
+    kept = block_mask_of(mask, structure.block)
+    r, c = structure.block
+    padded = np.zeros((kept.shape[0] * r, kept.shape[1] * c))
+    padded[: size[0], : size[1]] = weight.astype(np.float64) ** 2
+    counts = np.zeros_like(padded)
+    counts[: size[0], : size[1]] = 1
+    blocks = lambda a: a.reshape(kept.shape[0], r, kept.shape[1], c).sum((1, 3))  # noqa: E731
+    scores = blocks(padded) / blocks(counts)
+    assert scores[kept].min() >= scores[~kept].max()
+    share = int(scheme.split("@")[-1].removeprefix("s")) / 100
+    assert abs((~kept).mean() - share) <= 1 / kept.size + 1e-9
+
+
+def test_two_of_four() -> None:
+    weight = np.random.default_rng(1).normal(size=(5, 22)).astype(np.float32)
+    (mask,) = magnitude_masks([weight], [Scheme.parse("s2:4").structure], joint=False)
+    assert mask is not None
+    for start in range(0, 20, 4):
+        group, kept = np.abs(weight[:, start : start + 4]), mask[:, start : start + 4]
+        assert (kept.sum(1) == 2).all()
+        assert (np.where(kept, group, np.inf).min(1) >= np.where(kept, -np.inf, group).max(1)).all()
+
+
+def test_joint_pruning_moves_zeros_to_the_flatter_layer() -> None:
+    rng = np.random.default_rng(2)
+    heavy = rng.standard_t(2, size=(40, 40)).astype(np.float32)
+    flat = rng.uniform(0.9, 1.1, size=(40, 40)).astype(np.float32)
+    structure = Scheme.parse("s50").structure
+    masks = magnitude_masks([heavy, flat], [structure, structure], joint=True)
+    shares = [float(mask.mean()) for mask in masks if mask is not None]
+    assert shares[1] > shares[0]
+    assert abs(sum(shares) / 2 - 0.5) < 0.01
