@@ -36,16 +36,16 @@ def apply_activation(k: Any, name: str, params: Sequence[float], value: Any, lan
 
 
 def bound(k: Any, value: Any, lo: float, hi: float, lanes: int) -> Any:
-    """min(max(value, lo), hi); an infinite bound costs nothing."""
+    """min(max(value, lo), hi); an infinite bound costs nothing. NaN stays: T.max(a, b) is a > b ? a : b, so the bound comes first."""
     if not math.isinf(lo):
-        value = k.T.max(value, k.f32(lo, lanes))
+        value = k.T.max(k.f32(lo, lanes), value)
     if not math.isinf(hi):
-        value = k.T.min(value, k.f32(hi, lanes))
+        value = k.T.min(k.f32(hi, lanes), value)
     return value
 
 
 def _relu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    return k.T.max(x, k.f32(0.0, lanes))
+    return bound(k, x, 0.0, math.inf, lanes)
 
 
 def _relu6(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:

@@ -80,12 +80,24 @@ def _intrinsic(name: str) -> Emit:
 
 
 def _clip(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
-    value = a[0]
+    value = a[0]  # the bound comes first: that way NaN stays
     if attr.get("lo") is not None:
-        value = k.T.max(value, constant(k, t, attr["lo"], n))
+        value = k.T.max(constant(k, t, attr["lo"], n), value)
     if attr.get("hi") is not None:
-        value = k.T.min(value, constant(k, t, attr["hi"], n))
+        value = k.T.min(constant(k, t, attr["hi"], n), value)
     return value
+
+
+def _extreme(name: str) -> Emit:
+    """Maximum or minimum; NaN when either operand is."""
+    integer = {"maximum": "max", "minimum": "min"}[name]
+
+    def emit(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
+        if not t.startswith("float"):
+            return getattr(k.T, integer)(a[0], a[1])
+        return k.T.call_llvm_pure_intrin(vecmath.typed(k, t, n), f"llvm.{name}", a[0], a[1])
+
+    return emit
 
 
 def _pow(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
@@ -107,7 +119,7 @@ def _pow(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> 
 def _exponential_unit(k: Any, n: int, x: Expr, alpha: float, gamma: float, scale: float) -> Expr:
     """gamma * (x if x > 0 else alpha * (exp(x / scale) - 1))."""
     x = vecmath.bind(k, x)
-    low = (vecmath.exp(k, k.T.min(x, k.f32(0.0, n)) * k.f32(1.0 / scale, n), n) - k.f32(1.0, n)) * k.f32(alpha, n)
+    low = (vecmath.exp(k, k.T.min(k.f32(0.0, n), x) * k.f32(1.0 / scale, n), n) - k.f32(1.0, n)) * k.f32(alpha, n)
     return k.T.Select(x > k.f32(0.0, n), x, low) * k.f32(gamma, n)
 
 
@@ -143,7 +155,10 @@ def _absolute(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]
 
 def _sign(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
     x, zero, one = vecmath.bind(k, a[0]), constant(k, t, 0, n), constant(k, t, 1, n)
-    return k.T.Select(x > zero, one, k.T.Select(x < zero, zero - one, zero))
+    positive = k.T.Select(x > zero, one, zero)
+    if t.startswith("float"):  # the zero of x itself, so that NaN stays
+        positive = k.T.Select(x > zero, one, x)
+    return k.T.Select(x < zero, zero - one, positive)
 
 
 def _leaky(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
@@ -186,8 +201,8 @@ EMIT: dict[str, Emit] = {
     "Less": lambda k, n, t, a, attr: a[0] < a[1],
     "LessOrEqual": lambda k, n, t, a, attr: a[0] <= a[1],
     "Log": _math(vecmath.log),
-    "Max": lambda k, n, t, a, attr: k.T.max(a[0], a[1]),
-    "Min": lambda k, n, t, a, attr: k.T.min(a[0], a[1]),
+    "Max": _extreme("maximum"),
+    "Min": _extreme("minimum"),
     "Mish": _mish,
     "Mod": _modulo,
     "Mul": lambda k, n, t, a, attr: a[0] * a[1],
@@ -197,7 +212,7 @@ EMIT: dict[str, Emit] = {
     "PRelu": _leaky,
     "Pow": _pow,
     "Reciprocal": lambda k, n, t, a, attr: k.f32(1.0, n) / a[0],
-    "Relu": lambda k, n, t, a, attr: k.T.max(a[0], constant(k, t, 0, n)),
+    "Relu": lambda k, n, t, a, attr: k.T.max(constant(k, t, 0, n), a[0]),
     "Round": _intrinsic("llvm.rint"),
     "Selu": lambda k, n, t, a, attr: _exponential_unit(
         k, n, a[0], attr.get("alpha", 1.67326319217681884765625), attr.get("gamma", 1.05070102214813232421875), 1.0
