@@ -21,7 +21,11 @@ from sparsec.codegen.program import ITEMSIZE, Arg, Signature
 from sparsec.target import Target
 
 OPS = frozenset(EMIT) | {"Cast", "Sum", "Mean", "BatchNormalization"}
-_DTYPES = frozenset(["float32", "float64", "int64", "int32", "bool", "uint8", "int8"])
+_DTYPES = frozenset(["float32", "float64", "float16", "int64", "int32", "bool", "uint8", "int8"])
+_WHOLE_POWERS = (1.0, 2.0, 3.0)
+_POWERS = (*_WHOLE_POWERS, 0.5, -0.5)
+# Operators beyond arithmetic that one LLVM intrinsic computes in float64 as well.
+_FLOAT64 = frozenset(["Ceil", "Floor", "Round", "Sqrt"])
 # Elements one unit covers: enough to repay the loop set-up, few enough to share among threads.
 _BLOCK = 4096
 
@@ -107,23 +111,34 @@ def _element(
         )
         if x["dtype"] == "bool":
             value = value > k.splat(T.uint8(0), lanes)
+        if x["dtype"] == "float16":
+            value = T.Cast(typed(k, "float32", lanes), value)
         values.append(bind(k, value))
-        dtypes.append(x["dtype"])
+        dtypes.append(_in_register(x["dtype"]))
     for op in p["ops"]:
         name, refs, dtype = op["op"], op["args"], op["dtype"]
         if name == "Const":
             result = constant(k, dtype, op["value"], lanes)
         elif name == "Cast":
             result = _cast(k, values[refs[0]], dtypes[refs[0]], dtype, lanes)
+            if dtype == "float16":  # rounded as if it had been stored
+                result, dtype = T.Cast(typed(k, "float32", lanes), result), "float32"
         else:
             operand = dtypes[refs[-1]]
             result = EMIT[name](k, lanes, operand, [values[r] for r in refs], op["attr"])
         values.append(bind(k, result) if name != "Const" else result)
         dtypes.append(dtype)
     result = values[-1]
+    if p["dtype"] == "float16":
+        result = T.Cast(typed(k, "float16", lanes), result)
     if p["dtype"] == "bool":
         result = T.Select(result, k.splat(T.uint8(1), lanes), k.splat(T.uint8(0), lanes))
     k.store(k.arg("out"), out + at, result, lanes)
+
+
+def _in_register(dtype: str) -> str:
+    """float16 is stored, but computed as float32."""
+    return "float32" if dtype == "float16" else dtype
 
 
 def _cast(k: Any, value: Any, source: str, dest: str, lanes: int) -> Any:
@@ -157,7 +172,13 @@ class _Chain:
 
     def op(self, name: str, args: Sequence[tuple[str, int]], dtype: str, **attr: Any) -> tuple[str, int]:
         """Append an operator."""
-        self.ops.append({"op": name, "args": list(args), "dtype": dtype, "attr": attr})
+        held = dtype if name == "Cast" else _in_register(dtype)
+        self.ops.append({"op": name, "args": list(args), "dtype": held, "attr": attr})
+        return ("op", len(self.ops) - 1)
+
+    def const(self, value: float, dtype: str) -> tuple[str, int]:
+        """Append a constant."""
+        self.ops.append({"op": "Const", "args": [], "dtype": _in_register(dtype), "value": value})
         return ("op", len(self.ops) - 1)
 
     def value(self, value: ir.Value) -> tuple[str, int]:
@@ -166,10 +187,7 @@ class _Chain:
             return self._known[value]
         array = self.low.constant(value)
         if array is not None and array.size == 1:
-            self.ops.append(
-                {"op": "Const", "args": [], "dtype": self.low.dtype(value), "value": array.reshape(-1)[0].item()}
-            )
-            self._known[value] = ("op", len(self.ops) - 1)
+            self._known[value] = self.const(array.reshape(-1)[0].item(), self.low.dtype(value))
             return self._known[value]
         producer = value.producer()
         if producer is not None and producer in self.low.deferred:
@@ -193,21 +211,40 @@ class _Chain:
             for ref in refs[1:]:
                 total = self.op({"Sum": "Add", "Mean": "Add"}.get(name, name), [total, ref], dtype)
             if name == "Mean":
-                self.ops.append({"op": "Const", "args": [], "dtype": dtype, "value": 1.0 / len(refs)})
-                total = self.op("Mul", [total, ("op", len(self.ops) - 1)], dtype)
+                total = self.op("Mul", [total, self.const(1.0 / len(refs), dtype)], dtype)
             return total if len(refs) > 1 or name == "Mean" else self.op("Cast", [total], dtype)
         if name == "Clip":
-            bounds = [low.constant(v) for v in (*node.inputs[1:], None, None)][:2]
-            lo, hi = (None if b is None else b.item() for b in bounds)
-            limits = {"lo": attr.get("min", lo), "hi": attr.get("max", hi)}
-            limits = {key: b for key, b in limits.items() if b is not None and np.isfinite(b)}
-            return self.op("Clip", [self.value(present[0])], dtype, **limits)
+            return self._clip(node, attr, dtype)
         if name == "Pow":
-            exponent = low.constant(present[1])
-            if exponent is not None and exponent.size == 1 and float(exponent.item()) in (0.5, -0.5, 1.0, 2.0, 3.0):
-                return self.op("Pow", [self.value(present[0])], dtype, exponent=float(exponent.item()))
-            return self.op("Pow", [self.value(v) for v in present], dtype)
+            base, exponent = present
+            power = _constant_power(low, exponent)
+            if power in _POWERS:
+                return self.op("Pow", [self.value(base)], dtype, exponent=power)
+            refs = [self.value(base), self.value(exponent)]
+            if not low.dtype(exponent).startswith("float"):
+                refs[1] = self.op("Cast", [refs[1]], "float32")
+            return self.op("Pow", refs, dtype)
         return self.op(name, [self.value(v) for v in present], dtype, **attr)
+
+    def _clip(self, node: ir.Node, attr: Mapping[str, Any], dtype: str) -> tuple[str, int]:
+        """min(max(x, lo), hi): constant bounds become immediates."""
+        limits: dict[str, Any] = {}
+        computed: dict[str, ir.Value] = {}
+        for name, old, index in (("lo", "min", 1), ("hi", "max", 2)):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            array = self.low.constant(value)
+            if value is not None and array is None:
+                computed[name] = value
+            elif (limit := attr.get(old) if array is None else array.item()) is not None and np.isfinite(limit):
+                limits[name] = limit
+        assert node.inputs[0] is not None
+        result = self.value(node.inputs[0])
+        for name, op in (("lo", "Max"), ("hi", "Min")):  # one after the other: where the bounds cross, hi wins
+            if name in computed:
+                result = self.op(op, [result, self.value(computed[name])], dtype)
+            elif name in limits:
+                result = self.op("Clip", [result], dtype, **{name: limits[name]})
+        return result if computed or limits else self.op("Cast", [result], dtype)
 
     def _batch_norm(self, node: ir.Node, attr: Mapping[str, Any]) -> tuple[str, int]:
         """x * scale / sqrt(var + eps) + (bias - mean * scale / sqrt(var + eps)), per channel."""
@@ -236,15 +273,28 @@ def check(node: ir.Node, low: Lowering) -> str | None:
     if wrong := sorted(kinds - _DTYPES):
         return f"element type {wrong[0]} is not supported ({', '.join(sorted(_DTYPES))} are)"
     operand = low.dtype(present[-1])
-    if (name in FLOAT_ONLY or name == "Pow") and operand != "float32":
-        return f"{name} is computed on float32 only, found {operand}"
+    wide = operand == "float64" and name in _FLOAT64
+    if name in FLOAT_ONLY and operand not in ("float32", "float16") and not wide:
+        return f"{name} is computed on float32 and float16 only, found {operand}"
+    if name == "Pow" and (reason := _refuse_power(low, present[0], present[1])):
+        return reason
     if name == "Mod" and operand.startswith("float"):
         return "Mod is computed on integers only"
     if name == "BatchNormalization" and any(low.constant(v) is None for v in node.inputs[1:5]):
         return "the statistics of a BatchNormalization must be constants"
-    if name == "Clip" and any(v is not None and low.constant(v) is None for v in node.inputs[1:]):
-        return "the bounds of a Clip must be constants"
     return None
+
+
+def _constant_power(low: Lowering, exponent: ir.Value) -> float | None:
+    array = low.constant(exponent)
+    return None if array is None or array.size != 1 else float(array.item())
+
+
+def _refuse_power(low: Lowering, base: ir.Value, exponent: ir.Value) -> str | None:
+    dtype, power = low.dtype(base), _constant_power(low, exponent)
+    if dtype in ("float32", "float16") or power in _WHOLE_POWERS:
+        return None
+    return f"Pow of {dtype} is computed for the constant exponents 1, 2 and 3 only"
 
 
 def lower_elementwise(node: ir.Node, low: Lowering) -> Refusal | None:

@@ -128,3 +128,59 @@ def test_isnan_and_clip() -> None:
     _agree(_graph([helper.make_node("IsNaN", ["x"], ["y"])], feed, {"y": TensorProto.BOOL}), feed)
     clip = {"x": _normal(41), "lo": np.float32(-0.5).reshape(()), "hi": np.float32(0.75).reshape(())}
     _agree(one_node_model("Clip", clip, ["lo", "hi"]), {"x": clip["x"]})
+
+
+@pytest.mark.parametrize("op", ["Abs", "Celu", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Selu", "Sign", "Sqrt"])
+def test_nan_and_infinity_pass_through(op: str) -> None:
+    x = np.array([np.nan, np.inf, 0.0, 1.0, *[np.nan, 2.0] * 20], np.float32)
+    _agree(one_node_model(op, {"x": x}, opset=18), {"x": x})
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_nan_in_either_operand_of_an_extreme(op: str) -> None:
+    a = np.array([np.nan, 1.0, np.nan, 2.0] * 9, np.float32)
+    feed = {"a": a, "b": np.roll(a, 1)}
+    _agree(one_node_model(op, feed), feed)
+
+
+@pytest.mark.parametrize("constants", [(), ("lo",), ("hi",)], ids=str)
+@pytest.mark.parametrize(("lo", "hi"), [(-0.5, 0.75), (0.75, -0.5)])
+def test_clip_with_computed_bounds(constants: tuple[str, ...], lo: float, hi: float) -> None:
+    feed = {"x": _normal(3, 41), "lo": np.asarray(lo, np.float32), "hi": np.asarray(hi, np.float32)}
+    _agree(one_node_model("Clip", feed, constants), feed)
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "float32", "float16"])
+@pytest.mark.parametrize("exponent", [1, 2, 3])
+def test_small_constant_powers(kind: str, exponent: int) -> None:
+    feed = {"x": np.arange(-16, 19).astype(kind), "e": np.asarray(exponent, np.int64)}
+    _agree(one_node_model("Pow", feed, ["e"]), feed)
+
+
+def test_power_of_whole_exponents() -> None:
+    feed = {"x": np.abs(_normal(5, 21)), "e": np.random.default_rng(6).integers(-9, 9, (5, 21))}
+    _agree(one_node_model("Pow", feed), feed)
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul", "Sub"])
+def test_half_precision(op: str) -> None:
+    feed = {"a": _normal(5, 37).astype(np.float16), "b": _normal(37).astype(np.float16)}
+    _agree(one_node_model(op, feed), feed)
+
+
+def test_half_precision_chains_are_computed_in_single_precision() -> None:
+    feed = {"x": _normal(5, 37).astype(np.float16)}
+    nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    (found,) = lower_and_run(_graph(nodes, feed, {"y": TensorProto.FLOAT16}), feed)
+    x = feed["x"].astype(np.float64)
+    np.testing.assert_array_equal(found, (x / (1 + np.exp(-x))).astype(np.float16))
+
+
+def test_a_cast_to_half_precision_inside_a_chain_rounds() -> None:
+    feed = {"x": _normal(53)}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+    ]
+    (found,) = lower_and_run(_graph(nodes, feed, {"y": TensorProto.FLOAT}), feed)
+    np.testing.assert_array_equal(found, feed["x"].astype(np.float16).astype(np.float32))
