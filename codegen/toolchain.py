@@ -21,7 +21,7 @@ from sparsec.codegen.build import cache_root
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
-RUNTIME_SOURCES = ("spc_runtime.c", "spc_blob.c", "spc_pool.c", "spc_cpu.c", "spc_host.c")
+RUNTIME_SOURCES = ("spc_runtime.c", "spc_blob.c", "spc_pool.c", "spc_cpu.c", "spc_host.c", "spc_open.c")
 DEMO_SOURCES = ("spc_npy.c", "spc_demo.c")
 HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
 

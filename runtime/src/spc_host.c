@@ -1,4 +1,4 @@
-/* What needs an operating system: mapped files, malloc, the clock, the number of processors. */
+/* What needs an operating system: mapped files, malloc, the clock, the number of processors. Calls nothing of the runtime. */
 #define _GNU_SOURCE
 #include "spc_internal.h"
 
@@ -7,17 +7,14 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-int32_t spc_weights_open(spc_weights *weights, const spc_model *model, const char *path)
+int32_t spc_map_file(const char *path, void **mapping, size_t *bytes)
 {
     struct stat info;
-    if (weights == NULL || model == NULL || path == NULL) return SPC_E_ARGUMENT;
-    memset(weights, 0, sizeof *weights);
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return SPC_E_FILE_OPEN;
     if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -28,42 +25,13 @@ int32_t spc_weights_open(spc_weights *weights, const spc_model *model, const cha
         close(file);
         return SPC_E_BLOB_TRUNCATED; /* an empty file cannot be mapped */
     }
-    size_t bytes = (size_t)info.st_size;
-    void *mapping = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    *bytes = (size_t)info.st_size;
+    *mapping = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
-    if (mapping == MAP_FAILED) return SPC_E_FILE_READ;
-    int32_t status = spc_weights_from_memory(weights, model, mapping, bytes);
-    if (status != SPC_OK) {
-        munmap(mapping, bytes);
-        return status;
-    }
-    weights->mapping = mapping;
-    weights->mapping_bytes = bytes;
-    return SPC_OK;
+    return *mapping == MAP_FAILED ? SPC_E_FILE_READ : SPC_OK;
 }
 
-void spc_weights_close(spc_weights *weights)
-{
-    if (weights == NULL) return;
-    if (weights->mapping != NULL) munmap(weights->mapping, weights->mapping_bytes);
-    memset(weights, 0, sizeof *weights);
-}
-
-int32_t spc_open(spc_session **session, const spc_model *model, const char *weights_path, int32_t threads)
-{
-    spc_weights weights;
-    if (session == NULL) return SPC_E_ARGUMENT;
-    *session = NULL;
-    int32_t status = spc_weights_open(&weights, model, weights_path);
-    if (status != SPC_OK) return status;
-    status = spc_session_open(session, model, &weights, threads, NULL, 0);
-    if (status != SPC_OK) {
-        spc_weights_close(&weights);
-        return status;
-    }
-    spc_session_own_weights(*session);
-    return SPC_OK;
-}
+void spc_unmap_file(void *mapping, size_t bytes) { munmap(mapping, bytes); }
 
 int32_t spc_cpu_count(void)
 {

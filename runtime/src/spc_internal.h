@@ -49,12 +49,18 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 int32_t spc_cpu_check(uint32_t needed);
 
 #ifndef SPC_NO_HOST
+/* --- the operating system --- */
+
 uint64_t spc_now_ns(void);
 void *spc_take_memory(size_t bytes);
 void spc_give_memory(void *memory);
+
+/* Map a regular file of at least one byte read-only; both results are set only with SPC_OK. */
+int32_t spc_map_file(const char *path, void **mapping, size_t *bytes);
+void spc_unmap_file(void *mapping, size_t bytes);
 #endif
 
-/* Close the file mapping together with the session (spc_open). */
+/* Unmap the file of the weights together with the session (spc_open). */
 void spc_session_own_weights(spc_session *session);
 
 #endif

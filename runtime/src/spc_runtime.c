@@ -132,7 +132,7 @@ void spc_session_close(spc_session *session)
     if (session == NULL) return;
     spc_pool_stop(session->pool);
 #ifndef SPC_NO_HOST
-    if (session->owns_weights) spc_weights_close(&session->weights);
+    if (session->owns_weights) spc_unmap_file(session->weights.mapping, session->weights.mapping_bytes);
     spc_give_memory(session->owned);
 #endif
 }
