@@ -43,7 +43,7 @@ demo: venv
 	$(BIN)/python examples/minilm.py
 
 test: venv qemu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 # mypy cannot see the editable install's folder mapping (passes/ -> sparsec.passes): check an installed copy.
 typecheck: venv

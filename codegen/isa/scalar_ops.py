@@ -173,6 +173,17 @@ def _isnan(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -
     return bits > k.i32(0x7F800000, n)
 
 
+def _differ(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
+    if t != "bool":
+        return k.T.NE(a[0], a[1])
+    x, y = (vecmath.bind(k, value) for value in a)  # TVM compares bools as floats, which LLVM refuses
+    return k.T.And(k.T.Or(x, y), k.T.Not(k.T.And(x, y)))
+
+
+def _equal(k: Any, n: int, t: str, a: Sequence[Expr], attr: Mapping[str, Any]) -> Expr:
+    return k.T.EQ(a[0], a[1]) if t != "bool" else k.T.Not(_differ(k, n, t, a, attr))
+
+
 EMIT: dict[str, Emit] = {
     "Abs": _absolute,
     "Add": lambda k, n, t, a, attr: a[0] + a[1],
@@ -183,7 +194,7 @@ EMIT: dict[str, Emit] = {
     "Cos": _math(vecmath.cos),
     "Div": _divide,
     "Elu": lambda k, n, t, a, attr: _exponential_unit(k, n, a[0], attr.get("alpha", 1.0), 1.0, 1.0),
-    "Equal": lambda k, n, t, a, attr: k.T.EQ(a[0], a[1]),
+    "Equal": _equal,
     "Erf": _math(vecmath.erf),
     "Exp": _math(vecmath.exp),
     "Floor": _intrinsic("llvm.floor"),
@@ -227,5 +238,5 @@ EMIT: dict[str, Emit] = {
     "Swish": lambda k, n, t, a, attr: apply_activation(k, "silu", (), a[0], n),
     "Tanh": _math(vecmath.tanh),
     "Where": lambda k, n, t, a, attr: k.T.Select(a[0], a[1], a[2]),
-    "Xor": lambda k, n, t, a, attr: k.T.NE(a[0], a[1]),
+    "Xor": _differ,
 }

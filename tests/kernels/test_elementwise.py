@@ -99,6 +99,15 @@ def test_comparisons_and_where(kind: str) -> None:
     _agree(_graph(nodes, feed, {"y": element, "f": TensorProto.BOOL}), feed)
 
 
+@pytest.mark.parametrize("op", ["And", "Or", "Xor", "Equal"])
+@pytest.mark.parametrize("n", [1, 37])
+def test_logic(op: str, n: int) -> None:
+    rng = np.random.default_rng(n)
+    feed = {"a": rng.integers(0, 2, (5, n)).astype(bool), "b": rng.integers(0, 2, (5, n)).astype(bool)}
+    nodes = [helper.make_node(op, ["a", "b"], ["y"])]
+    _agree(_graph(nodes, feed, {"y": TensorProto.BOOL}), feed)
+
+
 @pytest.mark.parametrize("source", ["float32", "int64", "int32", "bool", "uint8"])
 @pytest.mark.parametrize("dest", ["float32", "int64", "int32", "bool"])
 def test_cast(source: str, dest: str) -> None:
