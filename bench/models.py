@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.interleave import Runner, Series, interleave, ratio
+from bench.operators import RELAX_SHARE, measure, slow_relax
 from bench.output import markdown, write_json
 
 BASE = Runner("ort")
 HEADERS = ("model", "runner", "threads", "ms median", "spread %", "ort ms", "x ort", "speed-up over 1 thread")
+RELAX_HEADERS = ("model", "recipe", "largest", "share %", "all Relax steps %", "steps")
 
 
 def run(
     names: Sequence[str], recipes: Sequence[str], threads: Sequence[int], rounds: int, json_path: Path | None
 ) -> int:
-    """Print the table; 1 if a model could not be timed."""
+    """Print the tables; 1 if a model could not be timed or a step from Relax takes more than its share."""
     runners = [BASE, Runner("sparsec"), *(Runner("sparsec", recipe) for recipe in recipes)]
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -34,8 +36,41 @@ def run(
     print(markdown(HEADERS, [_row(r) for r in results if r["runner"] != str(BASE)], left=2))
     for failure in failures:
         print(f"\nnot timed: {failure}")
-    write_json(json_path, {"results": results, "failures": failures})
-    return 1 if failures else 0
+    relax = [
+        _relax(name, runner.recipe, max(4, rounds // 2))
+        for name in names
+        for runner in runners[1:]
+        if any(r["model"] == name and r["runner"] == str(runner) for r in results)
+    ]
+    print(f"\nlargest step that came through Relax (limit {100 * RELAX_SHARE:.0f} % of the steps' time, 1 thread)\n")
+    print(markdown(RELAX_HEADERS, [_relax_row(r) for r in relax], left=3))
+    write_json(json_path, {"results": results, "relax": relax, "failures": failures})
+    return 1 if failures or any(r["flagged"] for r in relax) else 0
+
+
+def _relax(name: str, recipe: str | None, rounds: int) -> dict[str, Any]:
+    steps = measure(name, recipe, 1, rounds)
+    relaxed = [r for r in steps if r["family"] == "relax"]
+    return {
+        "model": name,
+        "recipe": recipe,
+        "steps": len(relaxed),
+        "share": sum(r["share"] for r in relaxed),
+        "largest": relaxed[0] if relaxed else None,
+        "flagged": bool(slow_relax(steps)),
+    }
+
+
+def _relax_row(r: dict[str, Any]) -> list[str]:
+    largest = r["largest"]
+    return [
+        r["model"],
+        r["recipe"] or "dense",
+        "none" if largest is None else f"{largest['op']} '{largest['node']}'"[:60],
+        "-" if largest is None else f"{100 * largest['share']:.1f}",
+        f"{100 * r['share']:.1f}",
+        str(r["steps"]),
+    ]
 
 
 def _result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ RELAX_SHARE = 0.10  # no single step that came through Relax may take more of a 
 HEADERS = ("step", "op", "kernel family", "us", "share %", "GFLOP/s", "what")
 
 
-def run(name: str, recipe: str | None, threads: int, top: int, rounds: int, json_path: Path | None) -> int:
-    """Print the table; 1 if a step from Relax takes more than its share."""
+def measure(name: str, recipe: str | None, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Each step of the compiled model with its time in microseconds and its share of all steps' time, the slowest first."""
     import sparsec
     from sparsec.codegen.bundle import build_loadable, compile_program
     from sparsec.runtime import Session
@@ -35,26 +36,33 @@ def run(name: str, recipe: str | None, threads: int, top: int, rounds: int, json
         samples = [session.profile(feed, 5) for _ in range(rounds)]
     times = [statistics.median(s[i].ns for s in samples) for i in range(len(program.steps))]
     total = sum(times)
+    results = [
+        {
+            "step": index,
+            "node": step.node,
+            "op": step.op,
+            "family": step.spec.family,
+            "us": ns / 1e3,
+            "share": ns / total,
+            "gflops": step.signature.cost / ns if ns else 0.0,
+            "note": step.note,
+        }
+        for index, (step, ns) in enumerate(zip(program.steps, times, strict=True))
+    ]
+    return sorted(results, key=lambda r: -r["us"])
 
-    results: list[dict[str, Any]] = []
-    for index, (step, ns) in enumerate(zip(program.steps, times, strict=True)):
-        results.append(
-            {
-                "step": index,
-                "node": step.node,
-                "op": step.op,
-                "family": step.spec.family,
-                "us": ns / 1e3,
-                "share": ns / total,
-                "gflops": step.signature.cost / ns if ns else 0.0,
-                "note": step.note,
-            }
-        )
-    results.sort(key=lambda r: -r["us"])
-    flagged = [r for r in results if r["family"] == "relax" and r["share"] > RELAX_SHARE]
-    title = (
-        f"{name}{' ' + recipe if recipe else ''}: {len(program.steps)} steps, {total / 1e6:.3f} ms, {threads} thread(s)"
-    )
+
+def slow_relax(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps from Relax that take more than their share."""
+    return [r for r in steps if r["family"] == "relax" and r["share"] > RELAX_SHARE]
+
+
+def run(name: str, recipe: str | None, threads: int, top: int, rounds: int, json_path: Path | None) -> int:
+    """Print the table; 1 if a step from Relax takes more than its share."""
+    results = measure(name, recipe, threads, rounds)
+    total = sum(r["us"] for r in results)
+    flagged = slow_relax(results)
+    title = f"{name}{' ' + recipe if recipe else ''}: {len(results)} steps, {total / 1e3:.3f} ms, {threads} thread(s)"
     print(f"{title}\n\n{markdown(HEADERS, [_row(r) for r in results[:top]], left=3)}")
     print(f"\nby kernel family\n\n{markdown(('family', 'steps', 'us', 'share %'), _families(results))}")
     for r in flagged:

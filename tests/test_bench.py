@@ -10,6 +10,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.interleave import Runner, Series, Worker, WorkerError, ratio
+from bench.operators import slow_relax
 from bench.output import markdown
 from bench.size import code_bytes
 from bench.zoo import MissingData, get
@@ -50,6 +51,11 @@ def test_code_bytes_counts_executable_sections(tmp_path: Path) -> None:
         code_bytes(path)
 
 
+def test_steps_from_relax_above_their_share_are_flagged() -> None:
+    steps = [{"family": family, "share": share} for family, share in (("gemm", 0.8), ("relax", 0.11), ("relax", 0.09))]
+    assert slow_relax(steps) == [steps[1]]
+
+
 def test_unknown_model_names_the_zoo() -> None:
     with pytest.raises(SystemExit, match=r"'resnet9' is not in the zoo; it has: .*resnet8"):
         main(["models", "resnet9"])
@@ -72,6 +78,7 @@ def test_models_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [r["runner"] for r in found["results"]] == ["ort", "sparsec"]
     assert found["results"][0]["ratio"] == 1.0
     assert all(len(r["rounds_ms"]) == 4 and r["ms"] > 0 for r in found["results"])
+    assert [(r["model"], r["steps"], r["largest"], r["flagged"]) for r in found["relax"]] == [("kws", 0, None, False)]
     assert "| kws   | sparsec |       1 |" in capsys.readouterr().out
 
 
