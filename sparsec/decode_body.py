@@ -1,7 +1,8 @@
 """The ONNX body that turns the stored arrays of a weight back into float32 W: `formats.decode`, in standard operators.
 
-Index arithmetic is int64. Positions that are not stored read the element -1 of a stream with one zero appended, so that
-a weight without any stored block needs no special case.
+Everything counts codes: where a code stands for `dim` inputs, `cols`, block widths and groups are divided by it, and
+only the values at the end are as wide as W. Index arithmetic is int64. Positions that are not stored read the element
+-1 of a stream with one zero appended, so that a weight without any stored block needs no special case.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.formats.codec import Codebook, Side
 from sparsec.formats.layout import plane_widths
+from sparsec.formats.meaning import FloatValue, Side, TableValue, VectorValue
 from sparsec.formats.scheme import Scheme
 from sparsec.onnx_body import Body
 
@@ -26,17 +27,30 @@ def decode_body(
     if scheme.is_plain:
         plain = arrays["codes"]
         return plain if row_ids is None else body.op("Gather", plain, row_ids, axis=0)
+    dim = scheme.codec.dim
+    width = -(-cols // dim)
     if scheme.is_dense:
         if row_ids is None:
-            codes = _all_codes(body, arrays, scheme, rows, cols)
+            codes = _all_codes(body, arrays, scheme, rows, width)
         else:
-            codes = _codes_of_rows(body, arrays, scheme, rows, cols, row_ids)
-        return _values(body, arrays, scheme, rows, cols, codes, None, row_ids)
-    index, stored, group = _stored_index(body, arrays["positions"], scheme, rows, cols)
+            codes = _codes_of_rows(body, arrays, scheme, rows, width, row_ids)
+        values = _values(body, arrays, scheme, rows, width, codes, None, row_ids)
+        return values if dim == 1 else _elements(body, values, cols)
+    index, stored, group = _stored_index(body, arrays["positions"], scheme, rows, width)
     codes = _codes_at(body, arrays, scheme, index)
-    values = _values(body, arrays, scheme, rows, cols, codes, group, None)
+    values = _values(body, arrays, scheme, rows, width, codes, group, None)
+    if dim > 1:
+        stored = body.op("Unsqueeze", stored, body.ints_const([-1]))
     weight = body.op("Where", stored, values, body.float_const(0))
+    if dim > 1:
+        weight = _elements(body, weight, cols)
     return weight if row_ids is None else body.op("Gather", weight, row_ids, axis=0)
+
+
+def _elements(body: Body, vectors: ir.Value, cols: int) -> ir.Value:
+    """[n, cols] of values [n, codes, dim]; the last code of a row may reach past it."""
+    flat = body.op("Reshape", vectors, body.ints_const([0, -1]))
+    return body.op("Slice", flat, body.ints_const([0]), body.ints_const([cols]), body.ints_const([1]))
 
 
 def _values(
@@ -49,7 +63,8 @@ def _values(
     group: ir.Value | None,
     row_ids: ir.Value | None,
 ) -> ir.Value:
-    """Codes [n, cols] to float32, with their scales, zero points and codebook scope."""
+    """Codes [n, cols] to float32, with their scales, zero points and codebook scope; vector codecs: [n, cols, dim]."""
+    meaning = scheme.codec.meaning
 
     def shared(role: str) -> ir.Value | None:
         value = arrays.get(role)
@@ -61,21 +76,22 @@ def _values(
             return value
         if group is not None:
             return body.op("GatherElements", value, group, axis=1)
-        column_group = body.op("Div", body.arange(cols), body.int_const(scheme.scales.group))
+        column_group = body.op("Div", body.arange(cols), body.int_const(scheme.scales.group // meaning.dim))
         return body.op("Gather", value, column_group, axis=1)
 
     scale = shared("scales")
     if scale is not None and scheme.scales.kind == "group":
         scale = body.cast(scale, "FLOAT")
     scope = None
-    if isinstance(scheme.codec, Codebook) and scheme.codec.scope_count(rows, cols) > 1:
-        if scheme.codec.scope == "rows":
+    if isinstance(meaning, TableValue | VectorValue) and meaning.scope.count(rows, cols * meaning.dim) > 1:
+        span = meaning.scope.span
+        if meaning.scope.kind == "rows":
             line = body.arange(rows) if row_ids is None else row_ids
             line = body.op("Unsqueeze", line, body.ints_const([1]))
         else:
-            line = body.arange(cols)
-        scope = body.op("Div", line, body.int_const(scheme.codec.span))
-    return scheme.codec.onnx_decode(body, codes, Side(scale, shared("zero_points"), arrays.get("codebook"), scope))
+            line, span = body.arange(cols), span // meaning.dim
+        scope = body.op("Div", line, body.int_const(span))
+    return meaning.onnx_decode(body, codes, Side(scale, shared("zero_points"), arrays.get("codebook"), scope))
 
 
 def _lanes(body: Body, plane: ir.Value, width: int) -> ir.Value:
@@ -93,9 +109,13 @@ def _masked(body: Body, value: ir.Value, width: int) -> ir.Value:
 
 def _joined(body: Body, parts: list[ir.Value], bits: int) -> ir.Value:
     """Codes from the values of their planes, lowest bits first."""
+    wide = bits > 8
+    if wide:
+        parts = [body.cast(part, "UINT32") for part in parts]
     codes, shift = parts[0], plane_widths(bits)[0]
     for part, width in zip(parts[1:], plane_widths(bits)[1:], strict=True):
-        high = body.op("BitShift", part, body.const(np.array(shift, np.uint8)), direction="LEFT")
+        by = np.array(shift, np.uint32 if wide else np.uint8)
+        high = body.op("BitShift", part, body.const(by), direction="LEFT")
         codes = body.op("BitwiseOr", codes, high)
         shift += width
     return codes
@@ -139,7 +159,8 @@ def _codes_of_rows(
 def _codes_at(body: Body, arrays: Mapping[str, ir.Value], scheme: Scheme, index: ir.Value) -> ir.Value:
     """Codes at positions of the stored stream; zero where the index is -1."""
     if not scheme.codec.code_bits:
-        dtype = np.float16 if scheme.codec.value_bits == 16 else np.float32
+        meaning = scheme.codec.meaning
+        dtype = np.float16 if isinstance(meaning, FloatValue) and meaning.width == 16 else np.float32
         stream = body.op("Concat", arrays["codes"], body.const(np.zeros(1, dtype)), axis=0)
         return body.op("Gather", stream, index, axis=0)
     zero = body.const(np.zeros(1, np.uint8))
@@ -154,7 +175,8 @@ def _stored_index(
     body: Body, positions: ir.Value, scheme: Scheme, rows: int, cols: int
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """Of each element of W: its place in the stored stream or -1, whether it is stored, and its scale group."""
-    r, c = scheme.block
+    (r, c), dim = scheme.block, scheme.codec.dim
+    c //= dim
     strips, columns = -(-rows // r), -(-cols // c)
     grid = body.ints_const([strips, columns])
     lanes = _lanes(body, positions, 1)
@@ -180,5 +202,5 @@ def _stored_index(
     if scheme.scales.kind != "group":
         return index, stored, None
     in_strip = body.op("CumSum", body.op("Reshape", bits, grid), body.int_const(1), exclusive=1)
-    group = body.op("Div", body.op("Mul", expand(in_strip), size_c), body.int_const(scheme.scales.group))
+    group = body.op("Div", body.op("Mul", expand(in_strip), size_c), body.int_const(scheme.scales.group // dim))
     return index, stored, body.op("Where", stored, group, body.int_const(0))

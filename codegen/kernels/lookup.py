@@ -1,7 +1,8 @@
 """Rows of a coded table (sparsec::Gather): the table stays packed, only the rows looked up are decoded.
 
-Physical form, a row of W at a time: codes are padded to whole groups of 8, so that plane w of a row starts at byte
-group * w; sparse structures add a bitmap over the blocks of each strip of R rows and the first group of each strip's codes.
+Physical form, a row of W at a time (a code stands for one input, or for `dim` of a vector codec): codes are padded to whole
+groups of 8, so that plane w of a row starts at byte group * w; sparse structures add a bitmap over the blocks of each strip of R
+rows and the first group of each strip's codes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from sparsec.codegen.kernels.gather import index_tensor
 from sparsec.codegen.kernels.indices import checked_index
 from sparsec.codegen.program import Arg, Signature
 from sparsec.errors import SparsecError
-from sparsec.formats.codec import Affine, Codebook, Float
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.formats.layout import plane_widths
+from sparsec.formats.meaning import AffineValue, Meaning, TableValue, VectorValue
 from sparsec.op_view import view
 from sparsec.target import Target
 
@@ -31,13 +32,15 @@ _GROUP = 8  # codes: the smallest count that is whole bytes at every width
 def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
     """Parameters and arrays (by argument name) of the kernel for a weight."""
     codec, scales = weight.scheme.codec, weight.scheme.scales
-    r, c = weight.scheme.block
+    r, dim = weight.scheme.block[0], codec.dim
+    c = max(weight.scheme.block[1] // dim, 1)  # in codes, like everything here
+    units = -(-weight.cols // dim)
     unit = _GROUP if codec.code_bits else 1
     arrays: dict[str, Array] = {}
     if weight.scheme.is_dense:
-        per_row = -(-weight.cols // unit) * unit
+        per_row = -(-units // unit) * unit
         stored = np.zeros((weight.rows, per_row), weight.codes.dtype)
-        stored[:, : weight.cols] = weight.codes.reshape(weight.rows, weight.cols)
+        stored[:, :units] = weight.codes.reshape(weight.rows, units)
         flat = stored.reshape(-1)
     else:
         counts = weight.block_mask.sum(1)
@@ -56,7 +59,7 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
     if codec.code_bits:
         shift = 0
         for plane, width in enumerate(plane_widths(codec.code_bits)):
-            bits = (flat >> np.uint8(shift)) & np.uint8((1 << width) - 1)
+            bits = ((flat >> flat.dtype.type(shift)) & flat.dtype.type((1 << width) - 1)).astype(np.uint8)
             weights = (1 << (width * np.arange(8 // width))).astype(np.uint16)
             arrays[f"codes{plane}"] = (bits.reshape(-1, 8 // width) * weights).sum(1).astype(np.uint8)
             shift += width
@@ -68,28 +71,30 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays["zero_points"] = weight.zero_points.reshape(-1)
     if weight.codebook is not None:
         arrays["codebook"] = weight.codebook.reshape(-1)
+    meaning = codec.meaning
     params: dict[str, Any] = {
         "rows": weight.rows,
         "cols": weight.cols,
-        "block": None if weight.scheme.is_dense else [r, c],
+        "block": None if weight.scheme.is_dense else list(weight.scheme.block),
         "bits": codec.code_bits,
-        "offset": _offset(weight),
+        "dim": dim,
+        "stages": meaning.stages if isinstance(meaning, VectorValue) else 1,
+        "offset": meaning.offset or 0 if isinstance(meaning, AffineValue) else 0,
         "scales": scales.kind,
-        "group": scales.group,
+        "group": scales.group // dim,
         "scale_groups": 1 if weight.scales is None else weight.scales.shape[1],
-        "scope": codec.scope if isinstance(codec, Codebook) else "",
-        "span": codec.span if isinstance(codec, Codebook) else 0,
+        "scope": meaning.scope.kind if isinstance(meaning, TableValue | VectorValue) else "",
+        "span": _span(meaning),
         "arrays": {name: [str(array.dtype), int(array.size)] for name, array in arrays.items()},
     }
     return params, arrays
 
 
-def _offset(weight: Unpacked) -> int:
-    """What is subtracted from a code; affine codes with zero points and codebooks: 0."""
-    codec = weight.scheme.codec
-    if isinstance(codec, Affine):
-        return 0 if codec.unsigned else 1 << (codec.bits - 1)
-    return 0 if isinstance(codec, (Codebook, Float)) else 1
+def _span(meaning: Meaning) -> int:
+    """Rows, or codes of a row, that share a table."""
+    if not isinstance(meaning, TableValue | VectorValue):
+        return 0
+    return meaning.scope.span // (meaning.dim if meaning.scope.kind == "inputs" else 1)
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
@@ -136,16 +141,14 @@ class _Row:
             shift += width
         return bind(k, total)
 
-    def value(self, code: Any, rank: Any, column: Any, lanes: int) -> Any:
-        """Decoded float32: `rank` counts stored values of the row (for scale groups), `column` is the input index."""
+    def value(self, code: Any, rank: Any, unit: Any, lanes: int, count: int = 1) -> Any:
+        """Decoded float32 of `lanes` codes, or the first `count` values of one code of a vector codec.
+
+        `rank` counts stored codes of the row (for scale groups), `unit` is the place in the row.
+        """
         T, k, p = self.T, self.k, self.p
         if p["scope"]:
-            entries = 1 << p["bits"]
-            if p["scope"] == "rows":
-                code = code + k.splat(T.truncdiv(self.row, p["span"]) * entries, lanes)
-            elif p["scope"] == "inputs":
-                code = code + k.splat(T.truncdiv(column, p["span"]) * entries, lanes)
-            value = k.arg("codebook")[code]
+            value = self._vector(code, self._table(unit), count) if p["dim"] > 1 else self._entry(code, unit, lanes)
         elif not p["bits"]:
             value = code
         elif "zero_points" in p["arrays"]:
@@ -155,7 +158,32 @@ class _Row:
             value = self._cast("float32", code - k.i32(p["offset"], lanes), lanes)
         if p["scales"] == "none":
             return value
-        return value * k.splat(T.Cast("float32", k.load(k.arg("scales"), self._scale_index(rank))), lanes)
+        scale = T.Cast("float32", k.load(k.arg("scales"), self._scale_index(rank)))
+        return value * k.splat(scale, max(lanes, count))
+
+    def _table(self, unit: Any) -> Any:
+        """Number of the table of this row or input."""
+        p = self.p
+        if p["scope"] == "tensor":
+            return self.T.int32(0)
+        return self.T.truncdiv(self.row if p["scope"] == "rows" else unit, p["span"])
+
+    def _entry(self, code: Any, unit: Any, lanes: int) -> Any:
+        if self.p["scope"] != "tensor":
+            code = code + self.k.splat(self._table(unit) * (1 << self.p["bits"]), lanes)
+        return self.k.arg("codebook")[code]
+
+    def _vector(self, code: Any, table: Any, count: int) -> Any:
+        """Sum over stages of the first `count` values of their entries."""
+        T, k, p = self.T, self.k, self.p
+        bits = p["bits"] // p["stages"]
+        total = None
+        for stage in range(p["stages"]):
+            part = (code >> T.int32(stage * bits)) & T.int32((1 << bits) - 1)
+            entry = ((table * p["stages"] + stage) << bits) + part
+            value = k.load(k.arg("codebook"), entry * p["dim"], count)
+            total = value if total is None else total + value
+        return total
 
     def _scale_index(self, rank: Any) -> Any:
         p = self.p
@@ -172,29 +200,34 @@ class _Row:
 def build(p: Mapping[str, Any], k: Any) -> None:
     """A unit checks its index and decodes the row: dense rows 8 values at a time, sparse rows block by block."""
     T = k.T
-    cols, dst = p["cols"], k.arg("dst")
+    cols, dst, dim = p["cols"], k.arg("dst"), p["dim"]
+    units = -(-cols // dim)
     with T.serial(k.lo, k.hi) as unit:
         row = _Row(p, k, checked_index(k, k.arg("indices"), unit, p["rows"], p["index_dtype"]))
         out = T.bind(unit * cols)
         if p["block"]:
             _sparse_row(p, k, row, dst, out)
             return
-        start = T.bind(row.row * (-(-cols // _GROUP) if p["bits"] else cols))
+        start = T.bind(row.row * (-(-units // _GROUP) if p["bits"] else units))
         # Eight values share their scale and codebook, or they are decoded one by one.
         uniform = p["group"] % _GROUP == 0 and (p["scope"] != "inputs" or p["span"] % _GROUP == 0)
-        whole = cols // _GROUP * _GROUP if uniform else 0
+        whole = units // _GROUP * _GROUP if uniform and dim == 1 else 0
         if whole:
             with T.serial(0, whole // _GROUP) as g:
                 at = T.bind(g * _GROUP)
                 k.store(dst, out + at, row.value(row.codes(start, at, 8), at, at, 8), 8)
-        if whole < cols:
-            with T.serial(whole, cols) as at:
-                k.store(dst, out + at, row.value(row.codes(start, at, 1), at, at, 1))
+        full = cols // dim
+        if whole < full:
+            with T.serial(whole, full) as at:
+                k.store(dst, out + at * dim, row.value(row.codes(start, at, 1), at, at, 1, dim), dim)
+        if full < units:
+            value = row.value(row.codes(start, T.int32(full), 1), T.int32(full), T.int32(full), 1, cols % dim)
+            k.store(dst, out + full * dim, value, cols % dim)
 
 
 def _sparse_row(p: Mapping[str, Any], k: Any, row: _Row, dst: Any, out: Any) -> None:
     T = k.T
-    (r, c), cols = p["block"], p["cols"]
+    (r, c), cols, dim = p["block"], p["cols"], p["dim"]
     blocks = -(-cols // c)
     strip = T.bind(T.truncdiv(row.row, r))
     first = T.bind(k.load(k.arg("starts"), strip))
@@ -208,12 +241,15 @@ def _sparse_row(p: Mapping[str, Any], k: Any, row: _Row, dst: Any, out: Any) -> 
         rank = T.bind(k.load(seen, 0))
 
         def emit(width: int, b: Any = b, has: Any = has, rank: Any = rank) -> None:
+            """One block; `width` of its inputs lie inside W."""
             with T.If(has != 0):
                 with T.Then():
-                    for i in range(width):
+                    for i in range(-(-width // dim)):
                         code = row.codes(start, rank + i, 1)
-                        k.store(dst, out + b * c + i, row.value(code, rank + i, b * c + i, 1))
-                    k.store(seen, 0, rank + c)
+                        count = min(dim, width - i * dim)
+                        value = row.value(code, rank + i, b * (c // dim) + i, 1, count)
+                        k.store(dst, out + b * c + i * dim, value, count)
+                    k.store(seen, 0, rank + c // dim)
                 with T.Else():
                     for i in range(width):
                         k.store(dst, out + b * c + i, T.float32(0))

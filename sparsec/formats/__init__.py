@@ -1,6 +1,11 @@
 """The weight-format algebra: schemes (structure x codec x scales) and their numpy reference."""
 
-from sparsec.formats.codec import CODECS, Affine, Codebook, Codec, Float, Ternary
+from sparsec.formats.codec_base import Codec
+from sparsec.formats.codecs import CODECS
+from sparsec.formats.codecs.affine import Affine
+from sparsec.formats.codecs.codebook import Codebook
+from sparsec.formats.codecs.floats import Float
+from sparsec.formats.codecs.ternary import Ternary
 from sparsec.formats.encoded import (
     EncodedWeight,
     Unpacked,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparsec.errors import WeightError
-from sparsec.formats.codec import Codebook, RowStream, Side
+from sparsec.formats.codec_base import Codec
 from sparsec.formats.layout import Layout, pack_bits, pack_planes, plane_widths, unpack_bits, unpack_planes
+from sparsec.formats.meaning import FloatValue, Side, TableValue, VectorValue
+from sparsec.formats.row_stream import RowStream
 from sparsec.formats.scheme import Scheme
 
 __all__ = ["EncodedWeight", "Unpacked", "block_mask_of", "decode", "encode", "expand_block_mask", "unpack"]
@@ -19,8 +21,9 @@ class EncodedWeight:
     """A weight W[rows, cols] in a scheme.
 
     codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or
-    fp16 array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits] or
-    None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or None. zero_points: uint8 like scales, or None.
+    fp16 array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits],
+    for vector codecs fp16 [S, stages, 2**bits, dim], or None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or
+    None. zero_points: uint8 like scales, or None.
     """
 
     scheme: Scheme
@@ -68,19 +71,19 @@ class EncodedWeight:
         codec, scales = self.scheme.codec, self.scheme.scales
         r, c = self.scheme.block
         grid = (-(-self.rows // r), -(-self.cols // c))
-        count = self.rows * self.cols
+        count = self.rows * -(-self.cols // codec.dim)
         if self.positions is not None:
             _expect("positions", self.positions, "uint8", (-(-grid[0] * grid[1] // 8),))
-            count = int(unpack_bits(self.positions, grid).sum()) * r * c
+            count = int(unpack_bits(self.positions, grid).sum()) * r * c // codec.dim
         if codec.code_bits:
             for plane, width in zip(self.codes, plane_widths(codec.code_bits), strict=True):
                 _expect("codes", plane, "uint8", (-(-count * width // 8),))
-        else:
-            _expect("codes", self.codes[0], f"float{codec.value_bits}", (count,))
+        elif isinstance(codec.meaning, FloatValue):
+            _expect("codes", self.codes[0], f"float{codec.meaning.width}", (count,))
         if self.codebook is not None:
-            shape = (codec.scope_count(self.rows, self.cols), 1 << codec.code_bits)
-            _expect("codebook", self.codebook, "float32", shape)
+            _expect("codebook", self.codebook, *_codebook_form(codec, self.rows, self.cols))
         if self.scales is not None:
+            shape: tuple[int, int]
             if scales.kind == "group":
                 shape = (self.rows, -(-self.layout().length // scales.group))
             else:
@@ -95,6 +98,14 @@ class EncodedWeight:
         if self.positions is None:
             return layout
         return Layout(self.rows, self.cols, self.scheme.block, unpack_bits(self.positions, layout.grid))
+
+    def code_layout(self) -> Layout:
+        """Where the codes lie: `layout`, with codes in place of the `dim` values each of them stands for."""
+        values, dim = self.layout(), self.scheme.codec.dim
+        if dim == 1:
+            return values
+        r, c = self.scheme.block
+        return Layout(self.rows, -(-self.cols // dim), (r, max(c // dim, 1)), values.block_mask)
 
     @property
     def nbytes(self) -> int:
@@ -119,8 +130,11 @@ class Unpacked:
 
     block_mask: bool [ceil(N/R), ceil(K/C)] (all true when dense). codes: [n, R, C] stored blocks in row-major block
     order, uint8 or the float values (float32 or float16). scales: float32 [N, G] or [1, 1] or None; zero_points: uint8
-    like scales or None; codebook: float32 [S, 2**bits] or None. The group of a stored block of rank r in its strip is
-    `r * C // scheme.scales.group`.
+    like scales or None; codebook: the table of a table codec, learned or constant, float32 [S, 2**bits], or None. The
+    group of a stored block of rank r in its strip is `r * C // scheme.scales.group`.
+
+    Vector codecs have a code for every `dim` inputs: block_mask is [ceil(N/R), ceil(ceil(K/dim) / C)] with C counted in
+    codes (1 when dense), codes are uint8, uint16 or uint32, the codebook is float32 [S, stages, 2**bits, dim].
     """
 
     scheme: Scheme
@@ -131,6 +145,14 @@ class Unpacked:
     scales: np.ndarray | None
     zero_points: np.ndarray | None
     codebook: np.ndarray | None
+
+
+def _codebook_form(codec: Codec, rows: int, cols: int) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of a stored codebook."""
+    meaning, count = codec.meaning, codec.scope_count(rows, cols)
+    if isinstance(meaning, VectorValue):
+        return "float16", (count, meaning.stages, 1 << meaning.bits, meaning.dim)
+    return "float32", (count, 1 << codec.code_bits)
 
 
 def _expect(role: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
@@ -219,30 +241,37 @@ def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> Enco
     coded = scheme.codec.encode(
         RowStream(layout.to_stream(weight), valid, layout.stream_columns(), rows, cols, scheme.scales)
     )
-    codes = coded.codes if valid is None else np.where(valid, coded.codes, coded.codes.dtype.type(0))
-    flat = layout.stream_to_blocks(codes).reshape(-1)
     own_rows = slice(None) if scheme.scales.kind == "tensor" else slice(rows)
-    return EncodedWeight(
+    encoded = EncodedWeight(
         scheme,
         rows,
         cols,
-        pack_planes(flat, scheme.codec.code_bits) if scheme.codec.code_bits else (flat,),
+        (),
         None if block_mask is None else pack_bits(block_mask),
         coded.codebook,
         None if coded.scales is None else np.ascontiguousarray(coded.scales[own_rows]),
         None if coded.zero_points is None else np.ascontiguousarray(coded.zero_points[own_rows]),
     )
+    code_layout = encoded.code_layout()
+    codes, dim = coded.codes, scheme.codec.dim
+    if valid is not None:
+        stored = valid if dim == 1 else np.asarray(valid.reshape(valid.shape[0], -1, dim).any(2))
+        codes = np.where(stored, codes, codes.dtype.type(0))
+    flat = code_layout.stream_to_blocks(codes).reshape(-1)
+    bits = scheme.codec.code_bits
+    return replace(encoded, codes=pack_planes(flat, bits) if bits else (flat,))
 
 
 def _stored_codes(encoded: EncodedWeight, layout: Layout) -> np.ndarray:
-    count = layout.stored_blocks * encoded.scheme.block[0] * encoded.scheme.block[1]
+    """Codes [n, R, C] of the stored blocks; `layout` is the code layout."""
+    count = layout.stored_blocks * layout.block[0] * layout.block[1]
     bits = encoded.scheme.codec.code_bits
     flat = unpack_planes(encoded.codes, bits, count) if bits else encoded.codes[0]
-    return flat.reshape(-1, *encoded.scheme.block)
+    return flat.reshape(-1, *layout.block)
 
 
 def _spread(shared: np.ndarray | None, encoded: EncodedWeight, layout: Layout) -> np.ndarray | None:
-    """Scales or zero points broadcastable to the row stream."""
+    """Scales or zero points broadcastable to the row stream of codes."""
     if shared is None:
         return None
     if shared.dtype == np.float16:
@@ -254,20 +283,22 @@ def _spread(shared: np.ndarray | None, encoded: EncodedWeight, layout: Layout) -
         shared = np.concatenate([shared, np.zeros((extra, shared.shape[1]), shared.dtype)])
     if encoded.scheme.scales.kind == "channel":
         return shared
-    return shared.repeat(encoded.scheme.scales.group, 1)[:, : layout.length]
+    return shared.repeat(encoded.scheme.scales.group // encoded.scheme.codec.dim, 1)[:, : layout.length]
 
 
 def decode(encoded: EncodedWeight) -> np.ndarray:
     """float32 [rows, cols]; the reference that ONNX function bodies and kernels are tested against."""
-    layout, codec = encoded.layout(), encoded.scheme.codec
+    layout, codec = encoded.code_layout(), encoded.scheme.codec
     stream = layout.blocks_to_stream(_stored_codes(encoded, layout))
     scope = None
-    if isinstance(codec, Codebook) and encoded.codebook is not None and encoded.codebook.shape[0] > 1:
-        if codec.scope == "rows":
-            scope = np.minimum(np.arange(layout.stream_rows) // codec.span, encoded.codebook.shape[0] - 1)[:, None]
+    meaning = codec.meaning
+    if isinstance(meaning, TableValue | VectorValue) and codec.scope_count(encoded.rows, encoded.cols) > 1:
+        if meaning.scope.kind == "rows":
+            last = codec.scope_count(encoded.rows, encoded.cols) - 1
+            scope = np.minimum(np.arange(layout.stream_rows) // meaning.scope.span, last)[:, None]
         else:
-            scope = layout.stream_columns() // codec.span
-    values = codec.decode(
+            scope = layout.stream_columns() * meaning.dim // meaning.scope.span
+    values = meaning.decode(
         stream,
         Side(
             _spread(encoded.scales, encoded, layout),
@@ -276,13 +307,20 @@ def decode(encoded: EncodedWeight) -> np.ndarray:
             scope,
         ),
     )
-    return layout.from_stream(np.broadcast_to(values, stream.shape))
+    if codec.dim == 1:
+        return layout.from_stream(np.broadcast_to(values, stream.shape))
+    elements = encoded.layout()
+    flat = np.broadcast_to(values, (*stream.shape, codec.dim)).reshape(len(stream), -1)
+    return np.ascontiguousarray(elements.from_stream(flat[:, : elements.length]))
 
 
 def unpack(encoded: EncodedWeight) -> Unpacked:
     """Plain arrays for code generators."""
-    layout = encoded.layout()
+    layout, meaning = encoded.code_layout(), encoded.scheme.codec.meaning
     mask = layout.block_mask
+    codebook = meaning.constant() if isinstance(meaning, TableValue) else None
+    if encoded.codebook is not None:
+        codebook = encoded.codebook.astype(np.float32)
     return Unpacked(
         encoded.scheme,
         encoded.rows,
@@ -291,5 +329,5 @@ def unpack(encoded: EncodedWeight) -> Unpacked:
         _stored_codes(encoded, layout),
         None if encoded.scales is None else encoded.scales.astype(np.float32),
         encoded.zero_points,
-        encoded.codebook,
+        codebook,
     )

@@ -12,12 +12,17 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Layout", "pack_bits", "pack_planes", "plane_widths", "unpack_bits", "unpack_planes"]
+__all__ = ["Layout", "code_dtype", "pack_bits", "pack_planes", "plane_widths", "unpack_bits", "unpack_planes"]
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
-    """Widths of the planes a `bits`-bit code is split in, widest (= lowest bits) first: 3 -> (2, 1), 7 -> (4, 2, 1)."""
-    return tuple(w for w in (8, 4, 2, 1) if bits & w)
+    """Widths of the planes a `bits`-bit code is split in, widest (= lowest bits) first: 3 -> (2, 1), 12 -> (8, 4)."""
+    return (8,) * (bits // 8) + tuple(w for w in (4, 2, 1) if bits & w)
+
+
+def code_dtype(bits: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest unsigned integer that holds a code of `bits` bits."""
+    return np.dtype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
 
 
 def _pack_plane(values: np.ndarray, width: int) -> np.ndarray:
@@ -32,21 +37,22 @@ def _pack_plane(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def pack_planes(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
-    """Pack flat uint8 codes < 2**bits into little-endian bit streams, one uint8 array per plane."""
-    planes, shift = [], 0
+    """Pack flat codes < 2**bits of dtype `code_dtype` into little-endian bit streams, one uint8 array per plane."""
+    planes, shift, kind = [], 0, codes.dtype.type
     for width in plane_widths(bits):
-        planes.append(_pack_plane((codes >> np.uint8(shift)) & np.uint8((1 << width) - 1), width))
+        planes.append(_pack_plane(((codes >> kind(shift)) & kind((1 << width) - 1)).astype(np.uint8), width))
         shift += width
     return tuple(planes)
 
 
 def unpack_planes(planes: tuple[np.ndarray, ...], bits: int, count: int) -> np.ndarray:
-    """Inverse of `pack_planes`: uint8 [count]."""
-    codes, shift = np.zeros(count, np.uint8), 0
+    """Inverse of `pack_planes`: codes of dtype `code_dtype` [count]."""
+    codes, shift = np.zeros(count, code_dtype(bits)), 0
+    kind = codes.dtype.type
     for plane, width in zip(planes, plane_widths(bits), strict=True):
         lanes = (np.arange(8 // width) * width).astype(np.uint8)
         values = (plane[:, None] >> lanes) & np.uint8((1 << width) - 1)
-        codes |= values.reshape(-1)[:count] << np.uint8(shift)
+        codes |= values.reshape(-1)[:count].astype(kind) << kind(shift)
         shift += width
     return codes
 

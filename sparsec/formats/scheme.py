@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsec.errors import SchemeError
-from sparsec.formats.codec import CODECS, Codec, Float
+from sparsec.formats.codec_base import Codec
+from sparsec.formats.codecs import CODECS
+from sparsec.formats.codecs.floats import Float
 from sparsec.formats.layout import plane_widths
 from sparsec.formats.scales import Scales
 from sparsec.formats.structure import DENSE, STRUCTURES, Structure
@@ -45,7 +47,14 @@ class Scheme:
             raise SchemeError(
                 f"scales '{self.scales or 'none'}' do not go with codec '{self.codec}'; allowed: {allowed}"
             )
-        width = self.structure.block[1]
+        width, dim = self.structure.block[1], self.codec.dim
+        if not self.structure.is_dense and width % dim:
+            raise SchemeError(
+                f"'{self.codec}' codes {dim} neighbouring inputs together, which '{self.structure}' stores one by one or in "
+                f"blocks of {width}; use dense, or blocks whose width is a multiple of {dim} such as s1x{dim}@50"
+            )
+        if self.scales.kind == "group" and self.scales.group % dim:
+            raise SchemeError(f"group size {self.scales.group} is not a multiple of the {dim} inputs of a code")
         if self.scales.kind == "group" and self.scales.group % width:
             size = self.scales.group
             raise SchemeError(

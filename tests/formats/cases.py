@@ -5,23 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from sparsec.errors import SchemeError
-from sparsec.formats import NM, EncodedWeight, Scheme, expand_block_mask
+from sparsec.formats import CODECS, NM, EncodedWeight, Scheme, expand_block_mask
+from sparsec.formats.meaning import TableValue, VectorValue
 
 STRUCTURES = ("", "s50", "s97.5", "s2:4", "s1:3", "s3x2@50", "s4x1@60", "s1x4@70")
-CODECS = (
-    *("fp32", "fp16", "int8", "int4", "int2", "uint8", "uint4", "uint2", "ternary"),
-    *("cb1", "cb2", "cb3", "cb4", "cb5", "cb6", "cb7", "cb8", "cb3.r2", "cb4.i5", "cb1.r1"),
-)
+TOKENS = (*(token for codec in CODECS for token in codec.tokens), "cb3.r2", "cb4.i5", "cb1.r1")
 SCALES = ("", "t", "c", "g4", "g12")
+# These meet every codec with all scales, the others in turn.
+_THOROUGH = ("", "s3x2@50", "s1x4@70")
 SIZES = ((1, 1), (1, 7), (13, 1), (5, 24), (11, 29))
 
 
 def legal_schemes() -> list[Scheme]:
-    """Every legal combination of the parts above."""
+    """Legal combinations of the parts above: each structure with each codec, most with each kind of scales."""
     found = []
-    for structure in STRUCTURES:
-        for codec in CODECS:
-            for scales in SCALES:
+    for i, structure in enumerate(STRUCTURES):
+        for j, codec in enumerate(TOKENS):
+            for s, scales in enumerate(SCALES):
+                if structure not in _THOROUGH and (i + j) % len(SCALES) != s:
+                    continue
                 try:
                     found.append(Scheme.parse("-".join(part for part in (structure, codec, scales) if part)))
                 except SchemeError:
@@ -50,19 +52,26 @@ def slow_decode(encoded: EncodedWeight) -> np.ndarray:
     r, c = scheme.block
     codec = str(scheme.codec)
     bits = scheme.codec.code_bits
+    meaning = scheme.codec.meaning
+    dim = scheme.codec.dim
+    if scheme.is_dense:
+        c = dim
     blocks_across = -(-cols // c)
     result = np.zeros((rows, cols), np.float32)
     place = 0
 
     def code(element: int) -> int:
-        value, shift, plane = 0, 0, 0
-        for width in (8, 4, 2, 1):
-            if bits & width:
-                stream = int.from_bytes(encoded.codes[plane].tobytes(), "little")
-                value |= ((stream >> (element * width)) & ((1 << width) - 1)) << shift
-                shift += width
-                plane += 1
+        value, shift = 0, 0
+        for plane, width in enumerate((8,) * (bits // 8) + tuple(w for w in (4, 2, 1) if bits & w)):
+            stream = int.from_bytes(encoded.codes[plane].tobytes(), "little")
+            value |= ((stream >> (element * width)) & ((1 << width) - 1)) << shift
+            shift += width
         return value
+
+    def table(n: int, k: int) -> int:
+        _, _, scope = str(scheme.codec).partition(".")
+        letter = scope[:1] if scope[:1] in "ri" else ""
+        return {"": 0, "r": n, "i": k}[letter] // int(scope[1:].split(".")[0] if letter else 1)
 
     for strip in range(-(-rows // r)):
         rank = 0
@@ -80,13 +89,20 @@ def slow_decode(encoded: EncodedWeight) -> np.ndarray:
                     g = rank * c // scheme.scales.group if kind == "group" else 0
                     at = (0, 0) if kind == "tensor" else (n, g)
                     scale = np.float32(1) if encoded.scales is None else np.float32(encoded.scales[at])
-                    if codec.startswith("fp"):
+                    if codec in ("fp32", "fp16"):
                         value = np.float32(encoded.codes[0][element])
+                    elif isinstance(meaning, VectorValue):
+                        assert encoded.codebook is not None
+                        value = np.float32(0)
+                        for stage in range(meaning.stages):
+                            part = (code(element // dim) >> (stage * meaning.bits)) % (1 << meaning.bits)
+                            value = value + np.float32(encoded.codebook[table(n, k), stage, part, element % dim])
+                        value = value * scale
+                    elif isinstance(meaning, TableValue) and meaning.levels is not None:
+                        value = np.float32(meaning.levels[code(element)]) * scale
                     elif codec.startswith("cb"):
                         assert encoded.codebook is not None
-                        _, _, scope = codec.partition(".")
-                        s = {"": 0, "r": n, "i": k}[scope[:1]] // int(scope[1:] or 1)
-                        value = encoded.codebook[s, code(element)] * scale
+                        value = encoded.codebook[table(n, k), code(element)] * scale
                     elif codec.startswith("uint"):
                         assert encoded.zero_points is not None
                         value = np.float32(code(element) - int(encoded.zero_points[at])) * scale

@@ -86,7 +86,7 @@ def test_parts() -> None:
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        ("int9", ["'int9' at position 0", "2, 4 and 8 are"]),
+        ("int9", ["'int9' at position 0", "2 to 8 are"]),
         ("cb9", ["1 to 8"]),
         ("cb4.r0", ["span of at least 1"]),
         ("ternry", ["did you mean 'ternary'?", "scheme    :="]),

@@ -1,0 +1,86 @@
+"""cb1..cb8: learned scalar codebooks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from sparsec.errors import SchemeError
+from sparsec.formats.codec_base import Codec, register
+from sparsec.formats.kmeans import assign, kmeans_1d
+from sparsec.formats.meaning import Scope, ScopeKind, TableValue
+from sparsec.formats.row_stream import Coded, RowStream, divide
+from sparsec.formats.scales import NO_SCALES, Scales
+
+__all__ = ["Codebook"]
+
+
+@register
+@dataclass(frozen=True)
+class Codebook(Codec):
+    """Learned scalar codebook of 2**bits fp32 entries; one per tensor, per `span` rows, or per `span` inputs."""
+
+    bits: int
+    scope: ScopeKind = "tensor"
+    span: int = 0
+    pattern: ClassVar[re.Pattern[str]] = re.compile(r"cb(\d+)" + Scope.SYNTAX)
+    forms: ClassVar[str] = "cb1..cb8 (codebook per tensor), cbB.rROWS (per ROWS outputs), cbB.iCOLS (per COLS inputs)"
+    example: ClassVar[str] = "cb4.r16-c"
+    tokens: ClassVar[tuple[str, ...]] = tuple(f"cb{b}" for b in range(1, 9))
+    default_scales: ClassVar[Scales] = NO_SCALES
+    legal_scales: ClassVar[tuple[str, ...]] = ("none", "tensor", "channel", "group")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise SchemeError(f"a codebook of {self.bits} bits is not supported; 1 to 8 are")
+        Scope(self.scope, self.span)  # refuses a span that does not go with the scope
+
+    @classmethod
+    def from_match(cls, match: re.Match[str]) -> Self:
+        scope = Scope.parse(match[2], match[3])
+        return cls(int(match[1]), scope.kind, scope.span)
+
+    @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    @property
+    def meaning(self) -> TableValue:
+        return TableValue(self.bits, None, Scope(self.scope, self.span))
+
+    def encode(self, stream: RowStream) -> Coded:
+        scales, values = None, stream.values
+        weights: np.ndarray | None = None if stream.valid is None else stream.valid.astype(np.float32)
+        if stream.scales.kind != "none":
+            # Values are fitted relative to their scale, so an error counts scale**2 times in the weight itself.
+            shared = stream.shared(values)
+            scales = stream.stored_scales(np.abs(shared).max(2))
+            values = stream.unshared(divide(shared, scales))
+            if stream.scales.kind != "tensor":
+                square = np.square(scales.astype(np.float32) / max(float(scales.max(initial=0)), 1e-38))
+                spread = stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
+                weights = spread if weights is None else spread * weights
+        codes = np.zeros(values.shape, np.uint8)
+        count = self.scope_count(stream.rows, stream.cols)
+        codebook = np.zeros((count, 1 << self.bits), np.float32)
+        columns = np.broadcast_to(stream.columns, values.shape) if self.scope == "inputs" else None
+        for index in range(count):
+            part: tuple[slice, slice] | np.ndarray
+            if self.scope == "rows":
+                part = (slice(index * self.span, (index + 1) * self.span), slice(None))
+            elif columns is not None:
+                part = columns // self.span == index
+            else:
+                part = (slice(None), slice(None))
+            chosen = values[part]
+            codebook[index] = kmeans_1d(
+                chosen.reshape(-1), 1 << self.bits, None if weights is None else weights[part].reshape(-1)
+            )
+            codes[part] = assign(chosen, codebook[index])
+        return Coded(codes, scales, None, codebook)
+
+    def __str__(self) -> str:
+        return f"cb{self.bits}{Scope(self.scope, self.span)}"
