@@ -1,6 +1,8 @@
 """The benchmark harness.
 
-    python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against onnxruntime
+    python -m bench setup [RIVAL...] [--force]                            make the rivals' environments
+    python -m bench kernels [--only WORD]... [--threads N]...             single products against the rivals
+    python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.environments import FAMILIES
 from bench.zoo import MODELS, MissingData, get
 
 TIMED = ("mobilenet_v2_random", "resnet50_random", "minilm")
@@ -52,8 +55,27 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
         return sub
 
-    models = command("models", "time whole models against onnxruntime fp32")
-    models.add_argument("models", nargs="*", metavar="MODEL")
+    setup = commands.add_parser("setup", help="make the rivals' environments below the cache folder")
+    setup.add_argument("rivals", nargs="*", metavar="RIVAL", help="default: all")
+    setup.add_argument("--force", action="store_true", help="make them anew")
+
+    kernels = command("kernels", "time single products against the rivals")
+    kernels.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="gemv, small, gemm, fp32, sweep, or a product (repeatable)",
+    )
+    kernels.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
+    kernels.add_argument("--rounds", type=int, default=9)
+    kernels.add_argument("--roof", type=Path, metavar="FILE", help="JSON of `bench roof`, for the share of roof")
+
+    models = command("models", "time whole models against the rivals")
+    models.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
+    models.add_argument(
+        "--rival", action="append", default=[], choices=sorted(FAMILIES), help="only this one (repeatable)"
+    )
     models.add_argument("--recipe", action="append", default=[], help="time this compression too (repeatable)")
     models.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
     models.add_argument("--rounds", type=int, default=9)
@@ -79,11 +101,21 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 1 when something could not be measured or broke its limit."""
     args = _parser().parse_args(arguments)
+    if args.command == "setup":
+        from bench import setup
+
+        return setup.run(args.rivals, args.force)
+    if args.command == "kernels":
+        from bench import kernels
+
+        threads = sorted(set(args.threads or (1, _cores())))
+        return kernels.run(args.only, threads, args.rounds, args.roof, args.json)
     if args.command == "models":
         from bench import models
 
         threads = args.threads or sorted({1, _cores()})
-        return models.run(_available(args.models), args.recipe, sorted(set(threads)), args.rounds, args.json)
+        names = _available(args.models or TIMED)
+        return models.run(names, args.recipe, sorted(set(threads)), args.rounds, args.rival, args.json)
     if args.command == "operators":
         from bench import operators
 

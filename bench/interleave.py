@@ -1,6 +1,7 @@
-"""Times several runners of one model in turns: round by round, one process after the other, on an otherwise idle machine.
+"""Times candidates in turns: round by round, one process after the other, so that a slow spell of the machine hits all alike.
 
-Absolute times mean little on a shared machine; the ratio of two runners within a round does.
+Absolute times mean little on a shared machine; the ratio of two candidates within a round does. Rounds in which other programs
+took more than half a processor are repeated (quiet.py), so far as patience goes.
 """
 
 from __future__ import annotations
@@ -8,35 +9,35 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench import quiet
+from bench.contests import Candidate
+from bench.environments import ROOT, Command, NotSetUpError, worker_command
 
+Key = TypeVar("Key", bound=Hashable)
 
-@dataclass(frozen=True)
-class Runner:
-    """What to time: `name` is one of worker.RUNNERS, `recipe` the compression (None: dense)."""
-
-    name: str
-    recipe: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.recipe}" if self.recipe else self.name
+PREPARE_LIMIT_S = 900.0
+"""A worker that is not ready by then is ended."""
+PATIENCE = 3
+"""At most this many times the rounds that were asked for."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Per round, the median milliseconds of a run; `setup_s` is loading or compiling plus the first run."""
+    """Per round, the median microseconds of one layer (of one run, for a whole model)."""
 
     rounds: tuple[float, ...]
-    setup_s: float
+    stored: int = 0
+    """Bytes of weights a layer reads, 0: unknown."""
+    note: str = ""
 
     @property
     def median(self) -> float:
@@ -50,54 +51,77 @@ class Series:
 
 
 class WorkerError(Exception):
-    """A worker could not load or run its model."""
+    """A worker could not load or run its job."""
+
+
+class CannotError(WorkerError):
+    """A worker has nothing for the job: the candidate does not offer that kernel or format."""
 
 
 class Worker:
-    """One child process of worker.py."""
+    """A child process that speaks the protocol of rivals/protocol.py."""
 
-    def __init__(self, runner: Runner, model: str, threads: int) -> None:
-        job = {"runner": runner.name, "recipe": runner.recipe, "model": model, "threads": threads}
+    def __init__(self, command: Command) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  read when the worker dies
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", json.dumps(job)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        try:
-            self.setup_s: float = self._read()["setup_s"]
-        except WorkerError:
-            self.close()
-            raise
+            command.arguments, cwd=ROOT, env=command.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._log, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.layers = 1
+        self.stored = 0
+        self.note = ""
 
-    def _read(self) -> dict[str, Any]:
+    @property
+    def group(self) -> int:
+        """Process group of the worker and of what it starts."""
+        return self._process.pid
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
             status = self._process.wait()
             self._log.seek(0)
             raise WorkerError(f"ended with status {status}: {self._log.read()[-500:].strip()}")
         answer: dict[str, Any] = json.loads(line)
+        if "cannot" in answer:
+            raise CannotError(answer["cannot"])
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
 
+    def prepare(self, job: Mapping[str, Any]) -> float:
+        """Load a job and run it once; returns the seconds that took. Raises WorkerError, CannotError."""
+        watch = threading.Timer(PREPARE_LIMIT_S, self._process.kill)
+        watch.start()
+        try:
+            answer = self._ask({"prepare": job})
+        finally:
+            watch.cancel()
+        self.layers, self.stored, self.note = answer["layers"], answer["bytes"], answer["note"]
+        return float(answer["setup_s"])
+
     def time(self, runs: int) -> list[float]:
-        """Milliseconds of each of `runs` runs."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
-        self._process.stdin.flush()
-        return [ns / 1e6 for ns in self._read()["ns"]]
+        """Microseconds a layer of each of `runs` runs. Raises WorkerError."""
+        return [ns / 1e3 / self.layers for ns in self._ask({"run": runs})["ns"]]
 
     def close(self) -> None:
         """End the process and wait for it."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
-        self._process.wait()
+                with suppress(BrokenPipeError):
+                    stream.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
     def __enter__(self) -> Worker:
@@ -110,35 +134,74 @@ class Worker:
 
 
 def interleave(
-    model: str, runners: Sequence[Runner], threads: int, *, rounds: int = 9, round_s: float = 0.15
-) -> tuple[dict[Runner, Series], dict[Runner, str]]:
-    """(times, errors) of the runners that work and of those that do not.
+    workers: Mapping[Key, Worker], *, rounds: int = 9, round_s: float = 0.1
+) -> tuple[dict[Key, Series], dict[Key, str]]:
+    """(times, errors) of workers that are prepared.
 
-    Each round lasts about `round_s` seconds a runner; the order of the runners is reversed every other round.
+    Each round lasts about `round_s` seconds a worker; their order is reversed every other round.
     """
-    workers: dict[Runner, Worker] = {}
-    errors: dict[Runner, str] = {}
-    try:
-        for runner in runners:
+    errors: dict[Key, str] = {}
+    runs: dict[Key, int] = {}
+    for key, worker in workers.items():
+        try:
+            once = min(worker.time(3)) * worker.layers
+            runs[key] = max(1, min(2000, round(1e6 * round_s / once)))
+        except WorkerError as error:
+            errors[key] = str(error)
+    taken: dict[Key, list[float]] = {key: [] for key in runs}
+    others: list[float] = []
+    wanted = max(4, rounds)
+    for index in range(wanted * PATIENCE):
+        watch = quiet.Watch([workers[key].group for key in runs])
+        for key in list(runs)[:: -1 if index % 2 else 1]:
+            time.sleep(0.01)  # the other's threads stop spinning
             try:
-                workers[runner] = Worker(runner, model, threads)
+                taken[key].append(statistics.median(workers[key].time(runs[key])))
             except WorkerError as error:
-                errors[runner] = str(error)
-        runs = {}
-        for runner, worker in workers.items():
-            once = min(worker.time(3))
-            runs[runner] = max(1, min(500, round(1e3 * round_s / once)))
-        taken: dict[Runner, list[float]] = {runner: [] for runner in workers}
-        for index in range(max(4, rounds)):
-            for runner in sorted(workers, key=list(workers).index, reverse=bool(index % 2)):
-                time.sleep(0.01)  # the other's threads stop spinning
-                taken[runner].append(statistics.median(workers[runner].time(runs[runner])))
-        return {r: Series(tuple(t), workers[r].setup_s) for r, t in taken.items()}, errors
-    finally:
-        for worker in workers.values():
-            worker.close()
+                errors[key] = str(error)
+                del runs[key], taken[key]
+        others.append(watch.other_load())
+        if sum(load < quiet.LIMIT for load in others) >= wanted or not runs:
+            break
+    kept = _quietest(others, wanted)
+    return {
+        key: Series(tuple(times[i] for i in kept), workers[key].stored, workers[key].note)
+        for key, times in taken.items()
+    }, errors
 
 
-def ratio(series: Mapping[Runner, Series], runner: Runner, base: Runner) -> float:
-    """Median over rounds of time / base's time in the same round: below 1 is faster than `base`."""
-    return statistics.median(a / b for a, b in zip(series[runner].rounds, series[base].rounds, strict=True))
+def _quietest(loads: Sequence[float], count: int) -> list[int]:
+    """Indices, in order, of the `count` rounds with the least load by other programs."""
+    return sorted(sorted(range(len(loads)), key=lambda i: loads[i])[:count])
+
+
+def speedup(series: Mapping[Key, Series], ours: Key, rival: Key) -> float:
+    """Median over rounds of the rival's time / ours in the same round: above 1 we are faster."""
+    return statistics.median(b / a for a, b in zip(series[ours].rounds, series[rival].rounds, strict=True))
+
+
+def start(
+    candidate: Candidate,
+    job: Mapping[str, Any],
+    workers: dict[Candidate, Worker],
+    stack: ExitStack,
+    problems: list[str],
+    absent: dict[str, str],
+    where: str = "",
+) -> None:
+    """Add a prepared worker that lives as long as `stack`, or note in `problems` or `absent` why there is none."""
+    worker: Worker | None = None
+    try:
+        worker = Worker(worker_command(candidate.family, job["threads"]))
+        worker.prepare(job)
+    except NotSetUpError as reason:
+        absent[candidate.family] = str(reason)
+    except CannotError as reason:
+        absent[f"{where}{candidate}"] = str(reason)
+    except WorkerError as error:
+        problems.append(f"{where}{candidate}: {error}")
+    else:
+        workers[candidate] = stack.enter_context(worker)
+        return
+    if worker is not None:
+        worker.close()

@@ -14,7 +14,7 @@ RELAX_SHARE = 0.10  # no single step that came through Relax may take more of a 
 HEADERS = ("step", "op", "kernel family", "us", "share %", "GFLOP/s", "what")
 
 
-def measure(name: str, recipe: str | None, threads: int, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, recipe: Any, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Each step of the compiled model with its time in microseconds and its share of all steps' time, the slowest first."""
     import sparsec
     from sparsec.codegen.bundle import build_loadable, compile_program

@@ -1,80 +1,42 @@
-"""A child process that runs one model in one runner (sparsec or a rival) when told to.
-
-Every runner gets a process of its own, so that thread pools and allocators do not disturb one another. Talks JSON lines:
-first {"ready": ...}, then for each request {"runs": n} an answer {"ns": [...]}, the wall time of each of n runs.
-
-    python -m bench.worker '{"runner": "ort", "model": "kws", "threads": 1, "recipe": null}'
-"""
+"""Our side of the benchmark's protocol: runs a compiled bundle through the C runtime, as `python -m bench.worker`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import ctypes
 
-from bench.zoo import ZooModel, get
+import numpy as np
+
+from bench.rivals.protocol import CannotError, Job, Prepared, serve
 
 
-def _sparsec(model: ZooModel, threads: int, recipe: str | None) -> Callable[[], object]:
-    import sparsec
+def prepare(job: Job) -> Prepared:
+    """A job of kind "bundle": `path`, `threads`, `layers`, `stored`; `inputs` is an .npz, None for random numbers.
 
-    compiled = sparsec.compile(
-        model.onnx_file(),
-        recipe=recipe,
-        threads=threads,
-        verify=False,
-        input_shapes=model.input_shapes,
-        input_values=model.input_values,
-    )
-    feed = model.random_inputs()
-    return lambda: compiled.run(feed)
+    Calls the runtime's C function with pointers made once, as a C program would: checking and allocating arrays is Python's
+    cost, not the kernel's. (The rivals bind their inputs and outputs once where they can.)
+    """
+    if job["kind"] != "bundle":
+        raise CannotError(f"no jobs of kind {job['kind']}")
+    from sparsec.runtime import Session
 
+    session = Session(job["path"], threads=job["threads"])
+    rng = np.random.default_rng(0)
+    if job["inputs"] is None:
+        feed = {i.name: rng.standard_normal(i.shape, dtype=np.float32) for i in session.inputs}
+    else:
+        feed = {name: np.ascontiguousarray(array) for name, array in np.load(job["inputs"]).items()}
+    session.run(feed)  # checks names, shapes and types
+    ins = [feed[i.name] for i in session.inputs]
+    outs = [np.empty(o.shape, o.dtype) for o in session.outputs]
+    pointers = [(ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays)) for arrays in (ins, outs)]
+    call, handle = session._lib.spc_session_run, session._handle
 
-def _onnxruntime(model: ZooModel, threads: int, recipe: str | None) -> Callable[[], object]:
-    if recipe is not None:
-        raise ValueError(f"onnxruntime runs the uncompressed model, not recipe {recipe}")
-    run, feed = model.reference_run(threads), model.random_inputs()
-    return lambda: run(feed)
+    def run(_keep: object = (session, ins, outs)) -> None:
+        if call(handle, *pointers):
+            raise RuntimeError("the program failed")
 
-
-RUNNERS: dict[str, Callable[[ZooModel, int, str | None], Callable[[], object]]] = {
-    "ort": _onnxruntime,
-    "sparsec": _sparsec,
-}
-
-
-def serve(job: Mapping[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-    """Load the model, then answer requests until standard input ends."""
-    start = time.perf_counter()
-    run = RUNNERS[job["runner"]](get(job["model"]), job["threads"], job["recipe"])
-    run()
-    answer({"ready": True, "setup_s": time.perf_counter() - start})
-    for line in sys.stdin:
-        times = []
-        for _ in range(json.loads(line)["runs"]):
-            begin = time.perf_counter_ns()
-            run()
-            times.append(time.perf_counter_ns() - begin)
-        answer({"ns": times})
-
-
-def main() -> None:
-    """Keep standard output for answers: whatever the libraries print goes to standard error."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    try:
-        serve(json.loads(sys.argv[1]), answer)
-    except Exception as error:  # the parent shows it in the table
-        answer({"error": f"{type(error).__name__}: {error}"})
-        raise
+    return Prepared(run, layers=job["layers"], stored=job["stored"])
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

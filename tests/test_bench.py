@@ -4,27 +4,293 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench import contests, kernels, quiet
 from bench.__main__ import main
-from bench.interleave import Runner, Series, Worker, WorkerError, ratio
+from bench.contests import Bar, Candidate, Contest, Product, of
+from bench.environments import FAMILIES, PINS, Command, NotSetUpError, worker_command
+from bench.interleave import CannotError, Series, Worker, WorkerError, interleave, speedup
+from bench.models import ENTRIES, HEADERS, entry_of, recipe_of, row
 from bench.operators import slow_relax
 from bench.output import markdown
+from bench.results import judge
+from bench.setup import SetupError, _find_python
 from bench.size import code_bytes
 from bench.zoo import MissingData, get
 
-ORT, OURS = Runner("ort"), Runner("sparsec", "int8")
+OURS = Candidate("sparsec", "int8")
+FAST, SLOW, ABSENT = of("ggml", "q4_0", "q4_K", "q2_K")
+
+# A worker without libraries: variant "missing" it has not got, "broken" fails, "mortal" dies at the first run.
+FAKE = """
+import sys
+from bench.rivals.protocol import CannotError, Prepared, serve
+def prepare(job):
+    print("noise")
+    if job["variant"] == "missing":
+        raise CannotError("no such type")
+    if job["variant"] == "broken":
+        raise ValueError("bad shape")
+    done = []
+    def times(n):
+        if job["variant"] == "mortal" and done:
+            sys.exit("out of luck")
+        done.append(n)
+        return [1000 * job["us"] * job["layers"]] * n
+    return Prepared(times=times, layers=job["layers"], stored=7, note="as told")
+serve(prepare)
+"""
 
 
-def test_ratio_pairs_the_rounds() -> None:
-    # the machine slowed down threefold in the last rounds: each round's ratio is still 0.5
-    series = {ORT: Series((2.0, 2.0, 6.0, 6.0), 0.1), OURS: Series((1.0, 1.0, 3.0, 3.0), 0.1)}
-    assert ratio(series, OURS, ORT) == 0.5
-    assert series[OURS].median == 2.0
-    assert Series((5.0, 5.0, 5.0, 5.0), 0.0).spread == 0.0
+def fake() -> Worker:
+    return Worker(Command([sys.executable, "-c", FAKE]))
+
+
+def job(variant: str = "good", layers: int = 4, us: int = 10) -> dict[str, object]:
+    return {"variant": variant, "layers": layers, "us": us}
+
+
+def series(*rounds: float, stored: int = 0) -> Series:
+    return Series(rounds, stored)
+
+
+def test_speedup_pairs_the_rounds() -> None:
+    # the machine slowed down threefold in the last rounds: each round's ratio is still 2
+    times = {FAST: series(2.0, 2.0, 6.0, 6.0), OURS: series(1.0, 1.0, 3.0, 3.0)}
+    assert speedup(times, OURS, FAST) == 2.0
+    assert times[OURS].median == 2.0
+    assert series(5.0, 5.0, 5.0, 5.0).spread == 0.0
     assert str(OURS) == "sparsec int8"
+
+
+def test_worker_times_a_layer_and_takes_another_job() -> None:
+    with fake() as worker:
+        assert worker.prepare(job()) >= 0
+        assert (worker.layers, worker.stored, worker.note) == (4, 7, "as told")
+        assert worker.time(3) == [10.0, 10.0, 10.0]
+        worker.prepare(job(layers=1, us=25))
+        assert worker.time(2) == [25.0, 25.0]
+
+
+def test_worker_says_what_it_cannot_do_and_goes_on() -> None:
+    with fake() as worker:
+        with pytest.raises(WorkerError, match="run before prepare"):
+            worker.time(1)
+        with pytest.raises(CannotError, match="no such type"):
+            worker.prepare(job("missing"))
+        with pytest.raises(WorkerError, match="ValueError: bad shape"):
+            worker.prepare(job("broken"))
+        worker.prepare(job())
+        assert worker.time(1) == [10.0]
+
+
+def test_interleave_keeps_the_living() -> None:
+    with fake() as good, fake() as mortal:
+        good.prepare(job())
+        mortal.prepare(job("mortal"))
+        times, errors = interleave({"good": good, "mortal": mortal}, rounds=4, round_s=0.001)
+    assert times["good"].rounds == (10.0,) * 4
+    assert times["good"].stored == 7
+    assert list(times) == ["good"]
+    assert "out of luck" in errors["mortal"]
+
+
+def test_a_worker_that_does_not_start_says_why() -> None:
+    with (
+        Worker(Command([sys.executable, "-c", "import no_module"])) as worker,
+        pytest.raises(WorkerError, match="no_module"),
+    ):
+        worker.prepare(job())
+
+
+def test_openblas_worker_measures() -> None:
+    with Worker(worker_command("openblas", 1)) as worker:
+        layer = {"kind": "layers", "variant": "fp32", "m": 3, "n": 17, "k": 29, "layers": 5, "threads": 1}
+        try:
+            worker.prepare(layer)
+        except CannotError as reason:
+            pytest.skip(str(reason))
+        assert (worker.layers, worker.stored) == (5, 4 * 17 * 29)
+        assert min(worker.time(20)) > 0
+
+
+def test_a_rival_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEC_BENCH", str(tmp_path))
+    with pytest.raises(NotSetUpError, match=r"^not set up: python -m bench setup ort$"):
+        worker_command("ort", 1)
+    (tmp_path / "ort.failed").write_text("no network\n")
+    with pytest.raises(NotSetUpError, match=r"not set up \(no network\)"):
+        worker_command("ort", 1)
+    assert worker_command("openblas", 3).environment["OPENBLAS_NUM_THREADS"] == "3"
+
+
+def test_setup_lists_the_pythons_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEC_BENCH_PYTHON", "/no/such/python")
+    with pytest.raises(SetupError, match=r"needs Python 2\.9; tried /no/such/python, python2\.9"):
+        _find_python("2.9")
+    assert _find_python("") == sys.executable
+
+
+def test_every_environment_is_pinned() -> None:
+    for family in FAMILIES.values():
+        assert (PINS / f"{family.name}.py").is_file()
+        if family.own:
+            pins = (PINS / f"{family.name}.txt").read_text().split()
+            assert pins
+            assert all(pin.count("==") == 1 for pin in pins)
+
+
+def test_load_of_others_leaves_our_processes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(busy: int, ours: int) -> None:
+        (tmp_path / "stat").write_text(f"cpu  {busy} 0 0 500 0 0 0 0 0 0\n")
+        (tmp_path / "12").mkdir(exist_ok=True)
+        fields = " ".join(["S", "1", "12", "0", "0", "0", "0", "0", "0", "0", "0", str(ours), "0", "0"])
+        (tmp_path / "12" / "stat").write_text(f"12 (a) name) {fields}\n")
+
+    write(1000, 100)
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(quiet.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(quiet.os, "sysconf", lambda name: 100)
+    watch = quiet.Watch([12], tmp_path)
+    write(1500, 300)  # 5 s busy, 2 s of them ours, in 2 s
+    assert watch.other_load() == 1.5
+
+
+# --- what is measured, and how it is judged ---
+
+
+@pytest.mark.parametrize("contest", contests.CONTESTS, ids=lambda c: str(c.product))
+def test_cold_runs_rotate_over_enough(contest: Contest) -> None:
+    for candidate in (*contest.rivals, *(Candidate("sparsec", scheme) for scheme in contest.schemes)):
+        count = contests.layers(contest.product, candidate, "cold")
+        stored = count * contest.product.n * contest.product.k * contests.bits(candidate) / 8
+        assert stored >= 0.999 * contests.COLD_BYTES
+        assert contests.layers(contest.product, candidate, "hot") in (1, 8)
+
+
+def test_bits_of_sparse_schemes() -> None:
+    assert contests.bits(Candidate("sparsec", "s75")) == 8
+    assert contests.bits(Candidate("sparsec", "s16x1@75-cb4-g32")) == 1
+    assert contests.bits(Candidate("ggml", "q4_K-repacked")) == 4
+
+
+def test_rows_without_a_bar_meet_their_peers() -> None:
+    contest = Contest(Product(8, 8), {"a": (Bar(2.0, (FAST,), "cold", "all"),)}, {"a": (SLOW,)}, ("hot", "cold"))
+    assert contest.rivals == (FAST, SLOW)
+    assert [b.factor for b in contest.comparisons("a", "cold", 4)] == [2.0]
+    for state, threads in (("cold", 1), ("hot", 4)):
+        (bar,) = contest.comparisons("a", state, threads)  # type: ignore[arg-type]
+        assert (bar.factor, bar.rivals) == (0, (SLOW,))
+
+
+def judged(bar: Bar, times: Mapping[Candidate, Series], share: float | None = None) -> tuple[object, object, object]:
+    result = judge(bar, OURS, times, share)
+    return result["rival"], result["speedup"], result["met"]
+
+
+def test_judged_against_the_fastest_that_was_timed() -> None:
+    times = {OURS: series(*[4.0] * 4), SLOW: series(*[12.0] * 4), FAST: series(*[8.0] * 4)}
+    rivals = (SLOW, ABSENT, FAST)
+    assert judged(Bar(2.0, rivals), times) == ("ggml q4_0", 2.0, True)
+    assert judged(Bar(2.1, rivals), times) == ("ggml q4_0", 2.0, False)
+    assert judged(Bar(0, rivals), times) == ("ggml q4_0", 2.0, None)
+    assert judged(Bar(1.0, (ABSENT,)), times) == (None, None, None)
+    assert judge(Bar(2.0, rivals), OURS, times)["not_timed"] == ["ggml q2_K"]
+    roof = Bar(2.0, rivals, roof_share=0.85)
+    assert [judged(roof, times, share)[2] for share in (0.9, 0.8, None)] == [True, False, None]
+
+
+def test_kernel_rows_fit_their_headers() -> None:
+    contest = Contest(Product(64, 32), {"int8": (Bar(1.5, (FAST,)),)}, {"int8": (FAST,)})
+    times = {OURS: series(*[2.0] * 4, stored=4000), FAST: series(*[4.0] * 4)}
+    roof = {"read_gb_s": {"dram": {"1": 10.0, "all": 40.0}}}
+    (result,) = kernels.compare(contest, "int8", "cold", 1, times, roof)
+    assert result["roof_share"] == 0.2
+    (result,) = kernels.compare(contest, "int8", "hot", 1, times, None)
+    cells = ["64x32", "int8", "hot", "1", "2.0", "0", "2.0", "-", "ggml q4_0", "4.0", "2.00", "1.5", "yes"]
+    assert kernels.row(result) == cells
+    missing = kernels.row({"product": "64x32", "scheme": "vq2d4", "missing": "not in the project yet"})
+    assert len(missing) == len(kernels.HEADERS)
+
+
+def test_sweep_divides_by_what_is_stored() -> None:
+    first = series(*[100.0] * 4)
+    exact = kernels.proportion(Product(8, 8), "s90", 90, 1, series(*[20.0] * 4), first)
+    flat = kernels.proportion(Product(8, 8), "s90", 90, 1, first, first)
+    assert (exact["relative"], exact["met"]) == (pytest.approx(1), True)
+    assert (flat["relative"], flat["met"]) == (pytest.approx(5), False)
+    assert len(kernels.sweep_row(flat)) == len(kernels.SWEEP_HEADERS)
+
+
+def test_model_entries_compile_what_they_say() -> None:
+    from sparsec.formats import Scheme
+    from sparsec.recipe import load_recipe
+
+    for name, entry in ENTRIES.items():
+        for scheme in entry.schemes:
+            assert str(Scheme.parse(scheme)) == scheme
+            recipe = load_recipe(recipe_of(entry.rule, scheme))
+            assert [r.scheme for r in recipe.rules] == ([] if scheme == "fp32" else [scheme])
+        for bars in entry.schemes.values():
+            for bar in bars:
+                assert set(bar.rivals) <= {*entry.rivals, *(Candidate("sparsec", s) for s in entry.schemes)}, name
+    assert list(entry_of("kws", ["int8"]).schemes) == ["fp32", "int8"]
+
+
+def test_model_row_fits_its_headers() -> None:
+    result = judge(Bar(1.5, (FAST,)), OURS, {OURS: series(*[2000.0] * 4), FAST: series(*[4000.0] * 4)})
+    cells = row({"model": "m", "scheme": "int8", "threads": 4, "scaling": 2.5, **result})
+    assert cells == ["m", "int8", "4", "2.00", "0", "ggml q4_0", "4.00", "2.00", "1.5", "yes", "2.50"]
+    assert len(cells) == len(HEADERS)
+
+
+def test_pruning_spares_first_and_depthwise_convolutions() -> None:
+    import torch
+
+    from bench.model_files import prune
+
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 20, 3), torch.nn.Linear(20, 5)
+    )
+    prune(module, "s90-block4")
+    zeros = [float((m.weight == 0).float().mean()) for m in module]
+    assert zeros == [0, 0, pytest.approx(0.9), 0]
+    kept = (module[2].weight != 0).movedim(1, -1).reshape(-1, 4)
+    assert set(kept.sum(1).tolist()) == {0, 4}
+    linear = torch.nn.Sequential(torch.nn.Linear(40, 10))
+    largest = linear[0].weight.abs().max()
+    prune(linear, "s80")
+    assert int((linear[0].weight != 0).sum()) == 80
+    assert linear[0].weight.abs().max() == largest
+
+
+def test_repeated_layers_have_weights_of_their_own(tmp_path: Path) -> None:
+    from bench.layers import bundle_job, compiled_layer, repeated, stored_bytes
+    from sparsec.codegen.bundle import compile_program
+    from sparsec.runtime import Session
+
+    program = compiled_layer(Product(24, 40, 2), "int8")
+    compiled = compile_program(repeated(program, 3))
+    assert compiled.plan.weights_bytes >= 3 * stored_bytes(program)
+    with bundle_job(program, 3, 1) as made, Session(made["path"]) as session:
+        rng = np.random.default_rng()
+        x = [rng.standard_normal((2, 40), dtype=np.float32) for _ in range(3)]
+        y = list(session.run(x).values())
+        swapped = list(session.run([x[2], x[0], x[1]]).values())
+    assert [a.shape for a in y] == [(2, 24)] * 3
+    for ours, theirs in zip(y, [swapped[1], swapped[2], swapped[0]], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    weight = np.random.default_rng(1).standard_normal((40, 24), dtype=np.float32)  # as bench.layers draws it
+    np.testing.assert_allclose(y[1], x[1] @ weight, atol=0.3)
+
+
+# --- output ---
 
 
 def test_markdown_is_aligned_and_escaped() -> None:
@@ -61,25 +327,40 @@ def test_unknown_model_names_the_zoo() -> None:
         main(["models", "resnet9"])
 
 
-def test_a_failing_worker_says_why() -> None:
-    with pytest.raises(WorkerError, match="not in the zoo"):
-        Worker(Runner("sparsec"), "nothing", 1)
+def test_kernels_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEC_BENCH", str(tmp_path))
+    rivals = (*of("openblas", "fp32"), *of("ggml", "q4_0"))
+    schemes = {"int8": (Bar(1.0, rivals),), "nonsense8": ()}
+    contest = Contest(Product(48, 32), schemes, dict.fromkeys(schemes, rivals))
+    monkeypatch.setattr(kernels, "CONTESTS", (contest,))
+    monkeypatch.setattr(contests, "_BITS", {**contests._BITS, "nonsense8": 8})
+    path = tmp_path / "result.json"
+    assert main(["kernels", "--only", "48x32", "--threads", "1", "--rounds", "4", "--json", str(path)]) == 0
+    ours, missing = sorted(json.loads(path.read_text())["results"], key=lambda r: "missing" in r)
+    assert ours["us"] > 0
+    assert len(ours["rounds_us"]) == 4
+    assert missing["missing"] == "not in the project yet"
+    printed = capsys.readouterr().out
+    assert "ggml: not set up: python -m bench setup ggml" in printed
 
 
 @pytest.mark.slow
-def test_models_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         get("kws")
     except MissingData as missing:
         pytest.skip(str(missing))
+    monkeypatch.setenv("SPARSEC_BENCH", str(tmp_path))
     path = tmp_path / "result.json"
     assert main(["models", "kws", "--threads", "1", "--rounds", "4", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert [r["runner"] for r in found["results"]] == ["ort", "sparsec"]
-    assert found["results"][0]["ratio"] == 1.0
-    assert all(len(r["rounds_ms"]) == 4 and r["ms"] > 0 for r in found["results"])
+    (result,) = found["results"]
+    assert (result["scheme"], result["rival"], result["not_timed"]) == ("fp32", None, ["ort fp32"])
+    assert result["us"] > 0
     assert [(r["model"], r["steps"], r["largest"], r["flagged"]) for r in found["relax"]] == [("kws", 0, None, False)]
-    assert "| kws   | sparsec |       1 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| kws   | fp32   |       1 |" in printed
+    assert "ort: not set up" in printed
 
 
 @pytest.mark.slow
