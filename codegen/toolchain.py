@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import sparsec.runtime
+from sparsec.codegen import zig
 from sparsec.codegen.build import cache_root
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
@@ -158,7 +158,7 @@ def runtime_digest() -> str:
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+        done = zig.run(command, cwd)
     except OSError as error:
         raise ToolchainError(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
