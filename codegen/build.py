@@ -1,6 +1,6 @@
 """Kernel specs -> object files, through a content-addressed cache and a pool of worker processes.
 
-The cache key covers the spec, the target and the sources of the generators, so a changed generator never meets a stale object,
+The cache key covers the spec, the target and the sources of the generator (sources.py), so a changed generator never meets a stale object,
 and a program whose kernels are all cached never starts TVM.
 """
 
@@ -17,11 +17,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sparsec.codegen.program import KernelSpec
+from sparsec.codegen.sources import family_digest
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
@@ -42,26 +42,10 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparsec"
 
 
-@cache
-def generator_digest() -> str:
-    """Hash of every source file that can change a kernel."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in [
-        here / "relax_adapter.py",
-        here / "tvm_adapter.py",
-        *sorted(here.glob("isa/*.py")),
-        *sorted(here.glob("kernels/*.py")),
-    ]:
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def kernel_key(spec: KernelSpec, target: Target) -> str:
     """Cache key of a kernel. The target's name is left out: `cpu` and `x86-avx2` share objects."""
     described = {k: v for k, v in target.describe().items() if k != "name"}
-    text = spec.canonical() + json.dumps(described, sort_keys=True) + generator_digest()
+    text = spec.canonical() + json.dumps(described, sort_keys=True) + family_digest(spec.family)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
