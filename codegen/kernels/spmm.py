@@ -1,0 +1,313 @@
+"""Sparse weights times dense activations: y[n, p] = act(sum_k W[n, k] x[k, p] + bias[n] + residual[n, p]), over stored weights only.
+
+The pixel (or token) axis is vectorised: a register tile holds S outputs x `vectors` vectors of pixels, and the inner loop
+over the stored columns of a strip loads one offset, broadcasts S weights and multiplies them with the activations at that
+offset, as in Elsen et al., "Fast Sparse ConvNets" (CVPR 2020). Activations are packed per tile into a panel [column][pitch],
+a chunk of columns at a time, so that the panel stays in level-1 cache; between chunks partial sums wait in a second one.
+
+A unit is (band, image, tile, range of strips): spmm_weights.py says what these are, spmm_plan.py how large, spmm_pack.py
+where activations come from, spmm_values.py how values are decoded. Results are stored as `planes` (y[image][N][pixel]) from
+registers, or as `tokens` (y[pixel][N]) through a transposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels import spmm_values, spmm_weights
+from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, pieces, stage_shape, transpose
+from sparsec.codegen.kernels.spmm_plan import TileKind, pitch, tile_kinds, tiles
+from sparsec.codegen.kernels.spmm_values import SLACK
+from sparsec.codegen.program import Arg, Signature
+from sparsec.target import Target
+
+
+def _input_size(p: Mapping[str, Any]) -> int:
+    w = p.get("window")
+    per_image = w["c"] * w["ih"] * w["iw"] if w else p["k"] * p["pixels"]
+    return int(p["images"] * per_image)
+
+
+def _keeps_sums(p: Mapping[str, Any]) -> bool:
+    """Whether sums pass through scratch: between chunks, and before they are transposed."""
+    return bool(p["chunks"] > 1 or p["dest"] == "tokens")
+
+
+def padded_rows(p: Mapping[str, Any]) -> int:
+    """Rows of per-row constants: whole strips."""
+    return int(ceil(p["n"] / p["strip"]) * p["strip"])
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: x, the weight's arrays, bias?, residual?; out: y; work: panel, sums?, decoded values?, staged image rows?."""
+    lanes, strip = target.lanes, p["strip"]
+    width, out_size = pitch(p, lanes), p["images"] * p["n"] * p["pixels"]
+    args = [Arg("x", "float32", _input_size(p), "in"), *spmm_weights.arguments(p)]
+    args += spmm_values.arguments(p["values"], p["entries"], p["runs"], strip, ceil(p["n"] / strip))
+    if p["bias"]:
+        args.append(Arg("bias", "float32", padded_rows(p), "in"))
+    if p["residual"]:
+        args.append(Arg("residual", "float32", out_size, "in"))
+    args.append(Arg("y", "float32", out_size, "out"))
+    args.append(Arg("panel", "float32", p["chunk"] * width + panel_slack(p, lanes), "work"))
+    if _keeps_sums(p):
+        args.append(Arg("sums", "float32", (p["band_strips"] * strip + lanes) * width, "work"))
+    if not spmm_values.is_plain(p["values"]):
+        args.append(Arg("decoded", "float32", p["band_entries"] * strip + SLACK, "work"))
+    if p["source"] == "window":
+        args.append(Arg("stage", "float32", stage_shape(p, lanes, width).size, "work"))
+    cost = 2 * p["entries"] * strip * p["pixels"] * p["images"] + out_size * (2 + activation_cost(p["act"]))
+    return Signature(tuple(args), units=p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"], cost=cost)
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """Write the loop nest (see the module's docstring)."""
+    _Spmm(p, k).write()
+
+
+class _Spmm:
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.p, self.k, self.T, self.lanes = p, k, k.T, k.lanes
+        self.pitch = pitch(p, k.lanes)
+        self.kinds = tile_kinds(p, k.lanes)
+        self.tiles = tiles(p, k.lanes)
+        self.pack = Packer(p, k, self.pitch)
+        self.strip: int = p["strip"]
+        self.plain = spmm_values.is_plain(p["values"])
+        self.values = k.arg("values") if self.plain else k.arg("decoded")
+        self.scaled = p["values"]["scales"] in ("channel", "tensor")
+        # first entry and first strip of the band: what scratch is indexed from
+        self.entry_base: Any = 0
+        self.strip_base: Any = 0
+
+    def write(self) -> None:
+        T, p, k = self.T, self.p, self.k
+        ranges, count = p["ranges"], self.tiles * p["images"]
+        ready = k.local(2, "int32")  # ranges whose values are decoded
+        k.store(ready, 0, T.int32(0))
+        k.store(ready, 1, T.int32(0))
+        with T.serial(T.truncdiv(k.lo, ranges), T.truncdiv(k.hi + (ranges - 1), ranges)) as q:
+            band = bind(k, T.truncdiv(q, count)) if p["bands"] > 1 else T.int32(0)
+            tile_of_all = bind(k, q - band * count)
+            image = bind(k, T.truncdiv(tile_of_all, self.tiles)) if p["images"] > 1 else T.int32(0)
+            tile = bind(k, tile_of_all - image * self.tiles)
+            first = bind(k, T.max(k.lo - q * ranges, 0))
+            end = bind(k, T.min(k.hi - q * ranges, ranges))
+            if p["bands"] > 1:
+                self.entry_base = bind(k, k.load(k.arg("starts"), band * (2 * p["chunks"] * ranges) + 1))
+                self.strip_base = bind(k, k.load(k.arg("bounds"), band * ranges))
+            if not self.plain:
+                a, b = bind(k, band * ranges + first), bind(k, band * ranges + end)
+                known = T.And(k.load(ready, 0) <= a, b <= k.load(ready, 1))
+                with T.If(T.Not(known)), T.Then():
+                    self._decode(band, first, end)
+                    k.store(ready, 0, a)
+                    k.store(ready, 1, b)
+            self._dispatch(self.kinds, band, image, tile, first, end)
+
+    def _dispatch(self, kinds: list[TileKind], band: Any, image: Any, tile: Any, first: Any, end: Any) -> None:
+        kind, rest = kinds[0], kinds[1:]
+        if not rest:
+            self._tile(kind, band, image, tile, first, end)
+            return
+        with self.T.If(tile < kind.first + kind.count):
+            with self.T.Then():
+                self._tile(kind, band, image, tile, first, end)
+            with self.T.Else():
+                self._dispatch(rest, band, image, tile, first, end)
+
+    def _group(self, band: Any, chunk: Any, index: Any) -> Any:
+        """Number of a (band, chunk, range) in `starts`."""
+        return (band * self.p["chunks"] + chunk) * self.p["ranges"] + index
+
+    def _decode(self, band: Any, first: Any, end: Any) -> None:
+        """Values of the ranges [first, end) of a band, all chunks."""
+        T, p, k = self.T, self.p, self.k
+        starts = k.arg("starts")
+        decoder = spmm_values.Decoder(p["values"], k, self.strip, p["n"], self.values)
+        with T.serial(0, p["chunks"]) as chunk:
+            a = bind(k, k.load(starts, self._group(band, chunk, first) * 2 + 1))
+            b = bind(k, k.load(starts, self._group(band, chunk, end) * 2 + 1))
+            decoder.flat(a, b, self.entry_base)
+        if not spmm_values.needs_runs(p["values"]):
+            return
+
+        def finish(run: Any, strip: Any, count: Any, position: Any, chunk: Any) -> None:
+            decoder.run(run, strip, count, position, chunk, self.entry_base, self.pitch, p["chunk"])
+
+        with T.serial(0, p["chunks"]) as chunk:
+            self._runs(band, chunk, first, end, lambda r, s, c, at: finish(r, s, c, at, chunk))
+
+    def _runs(self, band: Any, chunk: Any, first: Any, end: Any, body: Any) -> None:
+        """body(run, strip, entries, first entry) for the runs of the ranges [first, end) in one chunk."""
+        T, p, k = self.T, self.p, self.k
+        starts, runs = k.arg("starts"), k.arg("runs")
+        position = k.local(1, "int32")
+
+        def one_span(a: Any, b: Any) -> None:
+            k.store(position, 0, k.load(starts, a * 2 + 1))
+            with T.serial(k.load(starts, a * 2), k.load(starts, b * 2)) as run:
+                strip = bind(k, T.Cast("int32", k.load(runs, run * 2)))
+                count = bind(k, T.Cast("int32", k.load(runs, run * 2 + 1)))
+                at = bind(k, k.load(position, 0))
+                body(run, strip, count, at)
+                k.store(position, 0, at + count)
+
+        if spmm_values.entry_pad(p["values"]) == 1:
+            one_span(bind(k, self._group(band, chunk, first)), bind(k, self._group(band, chunk, end)))
+            return
+        with T.serial(first, end) as index:  # padding lies between ranges
+            group = bind(k, self._group(band, chunk, index))
+            one_span(group, group + 1)
+
+    # --- one tile ---
+
+    def _tile(self, kind: TileKind, band: Any, image: Any, tile: Any, first: Any, end: Any) -> None:
+        T, p, k, lanes = self.T, self.p, self.k, self.lanes
+        pixel = bind(k, (tile - kind.first) * (kind.vectors * lanes) + kind.pixel)
+        with T.serial(0, p["chunks"]) as chunk:
+            column = bind(k, chunk * p["chunk"])
+            self.pack.write(image, pixel, kind, column, bind(k, T.min(p["chunk"], p["k"] - column)))
+            self._runs(
+                band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, s, c, at)
+            )
+        if p["dest"] == "tokens":
+            bounds = k.arg("bounds")
+            row0 = bind(k, k.load(bounds, band * p["ranges"] + first) * self.strip)
+            row1 = bind(k, T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
+            self._store_tokens(kind, pixel, row0, row1)
+
+    def _run(self, kind: TileKind, image: Any, pixel: Any, chunk: Any, strip: Any, count: Any, at: Any) -> None:
+        """Add the entries of one run to its S x vectors accumulators."""
+        T, p, k, lanes, height, vectors = self.T, self.p, self.k, self.lanes, self.strip, kind.vectors
+        panel, offsets, values = k.arg("panel"), k.arg("offsets"), self.values
+        acc = k.local(height * vectors * lanes)
+        slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
+        resumes = p["chunks"] > 1
+        base = bind(k, (strip - self.strip_base) * (height * self.pitch)) if _keeps_sums(p) else None
+
+        def zero() -> None:
+            for _, _, slot in slots:
+                k.store(acc, slot, k.f32(0.0, lanes), lanes)
+
+        if resumes:
+            with T.If(chunk > 0):
+                with T.Then():
+                    for s, v, slot in slots:
+                        k.store(acc, slot, k.load(k.arg("sums"), base + s * self.pitch + v * lanes, lanes), lanes)
+                with T.Else():
+                    zero()
+        else:
+            zero()
+        start = bind(k, (at - self.entry_base) * height) if not self.plain else bind(k, at * height)
+        with T.serial(0, count) as e:
+            column = bind(k, T.Cast("int32", k.load(offsets, at + e)) * 2)
+            weights = [bind(k, k.splat(k.load(values, start + e * height + s), lanes)) for s in range(height)]
+            for v in range(vectors):
+                x = k.load(panel, column + v * lanes, lanes)
+                if height > 1:
+                    x = bind(k, x)
+                for s in range(height):
+                    slot = (s * vectors + v) * lanes
+                    k.store(acc, slot, k.load(acc, slot, lanes) + x * weights[s], lanes)
+
+        def keep() -> None:
+            for s, v, slot in slots:
+                k.store(k.arg("sums"), base + s * self.pitch + v * lanes, k.load(acc, slot, lanes), lanes)
+
+        if p["dest"] == "tokens":
+            keep()
+        elif resumes:
+            with T.If(chunk < p["chunks"] - 1):
+                with T.Then():
+                    keep()
+                with T.Else():
+                    self._store_planes(kind, image, pixel, strip, acc)
+        else:
+            self._store_planes(kind, image, pixel, strip, acc)
+
+    # --- results ---
+
+    def _store_planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, acc: Any) -> None:
+        T, p, k, height = self.T, self.p, self.k, self.strip
+        for s in range(height):
+            row = bind(k, strip * height + s)
+            if s and p["n"] % height:  # the last strip may reach past the last row
+                with T.If(row < p["n"]), T.Then():
+                    self._store_row(kind, image, pixel, row, acc, s)
+            else:
+                self._store_row(kind, image, pixel, row, acc, s)
+
+    def _store_row(self, kind: TileKind, image: Any, pixel: Any, row: Any, acc: Any, s: int) -> None:
+        p, k, lanes = self.p, self.k, self.lanes
+        to = bind(k, (image * p["n"] + row) * p["pixels"] + pixel)
+        scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
+        bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] else None
+        for v in range(kind.vectors):
+            value = k.load(acc, (s * kind.vectors + v) * lanes, lanes)
+            if scale is not None:
+                value = value * scale
+            if bias is not None:
+                value = value + bias
+            count = kind.tail if kind.tail and v == kind.vectors - 1 else lanes
+            whole = k.local(lanes) if count < lanes else None
+            if whole is not None:  # parts of an accumulator would keep it out of registers
+                k.store(whole, 0, value, lanes)
+            for at, width in pieces(count, lanes):
+                part = value if whole is None else k.load(whole, at, width)
+                if p["residual"]:
+                    part = part + k.load(k.arg("residual"), to + v * lanes + at, width)
+                part = apply_activation(k, p["act"], p["act_params"], part, width)
+                k.store(k.arg("y"), to + v * lanes + at, part, width)
+
+    def _store_tokens(self, kind: TileKind, pixel: Any, row0: Any, row1: Any) -> None:
+        """y[pixel][row] for the tile's pixels and rows [row0, row1), transposed from the sums."""
+        T, k, lanes = self.T, self.k, self.lanes
+        whole = bind(k, T.truncdiv(row1 - row0, lanes))
+        with T.serial(0, whole) as block:
+            self._token_block(kind, pixel, bind(k, row0 + block * lanes), lanes)
+        rest = (self.p["n"] - 1) % lanes + 1
+        if rest < lanes:  # only the last range ends inside a block
+            at = bind(k, row0 + whole * lanes)
+            with T.If(at < row1), T.Then():
+                self._token_block(kind, pixel, at, rest)
+
+    def _token_block(self, kind: TileKind, pixel: Any, row: Any, rows: int) -> None:
+        p, k, lanes = self.p, self.k, self.lanes
+        y, sums = k.arg("y"), k.arg("sums")
+        scale: list[Any] = []
+        bias: list[Any] = []
+        cuts = pieces(rows, lanes)
+        if self.scaled:
+            scale = [bind(k, k.load(k.arg("row_scales"), row + at, width)) for at, width in cuts]
+        if p["bias"]:
+            bias = [bind(k, k.load(k.arg("bias"), row + at, width)) for at, width in cuts]
+        base = bind(k, (row - self.strip_base * self.strip) * self.pitch)
+        last = (kind.vectors - 1) * lanes + (kind.tail or lanes)
+
+        def four(quad: Any, tokens: int) -> None:
+            columns = transpose(k, lambda r: k.load(sums, base + r * self.pitch + quad, 4))
+            for c in range(tokens):
+                to = bind(k, (pixel + quad + c) * p["n"] + row)
+                whole = None
+                if rows < lanes:
+                    whole = k.local(lanes)
+                    k.store(whole, 0, columns[c], lanes)
+                for index, (at, width) in enumerate(cuts):
+                    part = columns[c] if whole is None else k.load(whole, at, width)
+                    if scale:
+                        part = part * scale[index]
+                    if bias:
+                        part = part + bias[index]
+                    if p["residual"]:
+                        part = part + k.load(k.arg("residual"), to + at, width)
+                    k.store(y, to + at, apply_activation(k, p["act"], p["act_params"], part, width), width)
+
+        with self.T.serial(0, last // 4) as quad:
+            four(bind(k, quad * 4), 4)
+        if last % 4:
+            four(self.T.int32(last // 4 * 4), last % 4)

@@ -1,0 +1,94 @@
+"""Tile sizes of spmm.py, as pure functions of the problem and the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from sparsec.target import Target
+
+# Floats of the activation panel (chunk x tile): what of a 32 KB level-1 cache is left beside weights and partial sums.
+_PANEL_FLOATS = 6144
+# Stored elements whose decoded values a thread keeps.
+_BAND_ELEMENTS = 1 << 18
+# Pieces a product is cut into, so that up to 8 threads share it evenly, if they are at least _UNIT_MACS multiplications.
+_WANTED_UNITS = 16
+_UNIT_MACS = 40_000
+
+
+@dataclass(frozen=True)
+class TileKind:
+    """`count` tiles of `vectors` vectors from tile number `first` on, at pixel `pixel`; the last vector has `tail` pixels (0: all)."""
+
+    first: int
+    count: int
+    pixel: int
+    vectors: int
+    tail: int
+
+
+def most_vectors(strip: int, target: Target) -> int:
+    """Widest register tile: strip x vectors accumulators, the strip's weights and one vector of activations fit."""
+    room = target.vector_registers - strip - 2
+    return max(1, min(8, room // strip))
+
+
+def max_strip(target: Target) -> int:
+    """Rows of a block that are worth a register tile of their own."""
+    return 4
+
+
+def tile_kinds(p: Mapping[str, Any], lanes: int) -> list[TileKind]:
+    """How the pixels of one image (or all tokens) are cut into tiles."""
+    pixels, widest = p["pixels"], p["vectors"]
+    vectors = ceil(pixels / lanes)
+    tiles = ceil(vectors / widest)
+    narrow = vectors // tiles
+    wide_tiles = vectors - narrow * tiles
+    tail = pixels % lanes
+    kinds = []
+    if wide_tiles:
+        kinds.append(TileKind(0, wide_tiles, 0, narrow + 1, 0))
+    kinds.append(TileKind(wide_tiles, tiles - wide_tiles, wide_tiles * (narrow + 1) * lanes, narrow, 0))
+    if not tail:
+        return kinds
+    last = kinds.pop()
+    if last.count > 1:
+        kinds.append(TileKind(last.first, last.count - 1, last.pixel, last.vectors, 0))
+    pixel = last.pixel + (last.count - 1) * last.vectors * lanes
+    kinds.append(TileKind(last.first + last.count - 1, 1, pixel, last.vectors, tail))
+    return kinds
+
+
+def tiles(p: Mapping[str, Any], lanes: int) -> int:
+    """Tiles of one image."""
+    last = tile_kinds(p, lanes)[-1]
+    return last.first + last.count
+
+
+def pitch(p: Mapping[str, Any], lanes: int) -> int:
+    """Floats between two columns of the activation panel."""
+    return max(kind.vectors for kind in tile_kinds(p, lanes)) * lanes
+
+
+def choose(
+    n: int, k: int, pixels: int, images: int, stored: int, strip: int, quantum: int, plain: bool, target: Target
+) -> dict[str, int]:
+    """vectors, chunk, chunks, ranges and bands for W[n, k] with `stored` elements; chunks are multiples of `quantum` columns."""
+    lanes = target.lanes
+    p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
+    width = pitch(p, lanes)
+    chunks = max(1, ceil(k * width / (_PANEL_FLOATS * 1.5))) if k * width > _PANEL_FLOATS * 1.5 else 1
+    if chunks > 1:
+        chunks = ceil(k * width / _PANEL_FLOATS)
+    chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
+    chunks = ceil(k / chunk)
+    bands = 1 if plain else ceil(stored / _BAND_ELEMENTS)
+    count = tiles(p, lanes) * images
+    wanted = min(_WANTED_UNITS, max(1, stored * pixels * images // _UNIT_MACS))
+    strips = ceil(n / strip)
+    bands = min(bands, strips)
+    ranges = max(1, min(ceil(wanted / (count * bands)), strips // bands))
+    return {"vectors": p["vectors"], "chunk": chunk, "chunks": chunks, "ranges": ranges, "bands": bands}

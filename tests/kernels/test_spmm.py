@@ -1,0 +1,74 @@
+"""Sparse products against numpy in float64: every codec and structure, sources, tile and chunk edges, empty and full weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsec.codegen.kernels.spmm_rules import prepare
+from sparsec.formats import Scheme, decode, encode, unpack
+from sparsec.target import NAMED, Target, host_target
+from tests.kernels.harness import run_kernel
+from tests.kernels.test_decode import CODECS, keep_mask
+
+Array = np.ndarray[Any, Any]
+
+TARGETS = ["host", "x86-avx2"]
+
+
+def target_of(name: str) -> Target:
+    target = host_target() if name == "host" else NAMED[name]
+    if target.arch != host_target().arch:
+        pytest.skip("another architecture")
+    return target
+
+
+def check(
+    text: str,
+    n: int,
+    k: int,
+    pixels: int,
+    target: Target,
+    *,
+    layout: str = "planes",
+    images: int = 1,
+    share: float = 0.3,
+    residual: bool = False,
+    act: str = "",
+    **forced: int,
+) -> None:
+    """One pointwise product with bias."""
+    rng = np.random.default_rng([n, k, pixels, len(text)])
+    scheme = Scheme.parse(text)
+    encoded = encode(
+        rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share)
+    )
+    geometry = {"pixels": pixels, "images": images, "source": layout, "dest": layout}
+    p, arrays = prepare(unpack(encoded), geometry, target, **forced)
+    p |= {"bias": True, "residual": residual, "act": act, "act_params": []}
+    x = rng.normal(size=(images, k, pixels)).astype(np.float32)
+    r = rng.normal(size=(images, n, pixels)).astype(np.float32)
+    bias = rng.normal(size=n).astype(np.float32)
+    want = np.einsum("nk,ikp->inp", decode(encoded).astype(np.float64), x.astype(np.float64)) + bias[:, None]
+    size = np.einsum("nk,ikp->inp", np.abs(decode(encoded)).astype(np.float64), np.abs(x).astype(np.float64)).max() + 1
+    if residual:
+        want += r
+    if act == "relu":
+        want = np.maximum(want, 0)
+    if layout == "tokens":
+        x, r, want = (v.swapaxes(1, 2) for v in (x, r, want))
+    padded = np.concatenate([bias, np.zeros(-n % p["strip"], np.float32)])
+    (got,) = run_kernel(
+        "spmm", p, [x, *(array for _, array in arrays), padded, *([r] if residual else [])], target=target
+    )
+    assert np.abs(got.reshape(want.shape) - want).max() <= 1e-6 * size
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("layout", ["planes", "tokens"])
+@pytest.mark.parametrize("text", ["s70", "s2x1@70", "s4x1@70"])
+def test_structures(text: str, layout: str, name: str) -> None:
+    check(text, 37, 53, 67, target_of(name), layout=layout, residual=True, act="relu")
+    check(text, 64, 40, 130, target_of(name), layout=layout, chunk=12, ranges=3)
