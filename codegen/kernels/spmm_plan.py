@@ -80,12 +80,10 @@ def choose(
     lanes = target.lanes
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     width = pitch(p, lanes)
-    chunks = max(1, ceil(k * width / (_PANEL_FLOATS * 1.5))) if k * width > _PANEL_FLOATS * 1.5 else 1
-    if chunks > 1:
-        chunks = ceil(k * width / _PANEL_FLOATS)
+    chunks = ceil(k * width / _PANEL_FLOATS) if k * width > _PANEL_FLOATS * 1.5 else 1
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
-    bands = 1 if plain else ceil(stored / _BAND_ELEMENTS)
+    bands = 1 if plain else max(1, ceil(stored / _BAND_ELEMENTS))
     count = tiles(p, lanes) * images
     wanted = min(_WANTED_UNITS, max(1, stored * pixels * images // _UNIT_MACS))
     strips = ceil(n / strip)

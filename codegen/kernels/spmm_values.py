@@ -54,7 +54,7 @@ def describe(weight: Unpacked) -> dict[str, Any]:
 
 def is_plain(p: Mapping[str, Any]) -> bool:
     """Whether values are read in place."""
-    return bool(p["codec"] == "fp32" and p["scales"] != "group")
+    return bool(p["codec"] == "fp32")
 
 
 def needs_runs(p: Mapping[str, Any]) -> bool:
@@ -186,7 +186,7 @@ class Decoder:
                 spread = (
                     T.broadcast(packed, width)
                     if count == 1
-                    else T.Shuffle([packed], [T.int32(i // per) for i in range(width)])
+                    else T.Shuffle([packed] * per, [T.int32(i // per) for i in range(width)])
                 )
                 shifts = T.Shuffle([T.int32(i % per * bits) for i in range(width)], [T.int32(i) for i in range(width)])
                 part = (T.Cast(f"int32x{width}", spread) >> shifts) & k.i32((1 << bits) - 1, width)

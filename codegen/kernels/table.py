@@ -24,6 +24,7 @@ from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce
 from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize
 from sparsec.codegen.kernels.softmax import lower_softmax
+from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul
 from sparsec.codegen.kernels.topk import lower_topk
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
@@ -106,7 +107,7 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Transpose"): (lower_transpose,),
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
-    ("sparsec", "Conv"): (lower_depthwise, lower_conv),
+    ("sparsec", "Conv"): (lower_depthwise, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
-    ("sparsec", "MatMul"): (lower_fused_matmul,),
+    ("sparsec", "MatMul"): (lower_sparse_matmul, lower_fused_matmul),
 }

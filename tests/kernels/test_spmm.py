@@ -72,3 +72,41 @@ def check(
 def test_structures(text: str, layout: str, name: str) -> None:
     check(text, 37, 53, 67, target_of(name), layout=layout, residual=True, act="relu")
     check(text, 64, 40, 130, target_of(name), layout=layout, chunk=12, ranges=3)
+
+
+STRUCTURES = ["s60", "s2:4", "s3:7", "s16x1@50", "s8x1@60", "s4x4@50", "s1x16@50", "s3x2@50", "s5x1@60"]
+
+
+@pytest.mark.parametrize("text", [f"{s}-{c}" for s, c in zip(STRUCTURES * 3, CODECS, strict=False)])
+def test_codecs(text: str) -> None:
+    check(text, 45, 67, 33, host_target(), chunk=24, ranges=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("text", [f"{s}-{c}" for s in STRUCTURES for c in CODECS])
+def test_every_scheme(text: str, name: str) -> None:
+    check(text, 45, 67, 33, target_of(name), chunk=24, ranges=2)
+    check(text, 45, 67, 33, target_of(name), bands=2, layout="tokens")
+
+
+@pytest.mark.parametrize("layout", ["planes", "tokens"])
+@pytest.mark.parametrize("text", ["s50", "s50-cb4-g8", "s50-uint4"])
+def test_bands_decode_their_own_rows(text: str, layout: str) -> None:
+    check(text, 70, 45, 40, host_target(), layout=layout, bands=3, ranges=2, chunk=16)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("text", ["s50", "s4x1@50-int8", "s50-cb3-g4"])
+def test_densities(text: str, share: float) -> None:
+    check(text, 21, 40, 49, host_target(), share=share, chunk=12)
+
+
+@pytest.mark.parametrize("layout", ["planes", "tokens"])
+@pytest.mark.parametrize("size", [(1, 1, 1), (17, 5, 16), (3, 7, 129), (16, 33, 128), (40, 4, 257), (2, 600, 17)], ids=str)
+def test_sizes(size: tuple[int, int, int], layout: str) -> None:
+    check("s50", *size, host_target(), layout=layout)
+
+
+def test_several_images() -> None:
+    check("s50", 24, 19, 49, host_target(), images=3, residual=True, ranges=2)

@@ -1,0 +1,86 @@
+"""Sparse convolutions and linear layers lowered as nodes: geometries against onnxruntime, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sparsec import ops
+from sparsec.codegen.context import Lowering
+from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul
+from sparsec.formats import Scheme, encode
+from sparsec.op_view import view
+from sparsec.target import host_target
+from tests.kernels.programs import lower_and_run, reference
+from tests.kernels.test_conv import build, check_conv, constant
+from tests.kernels.test_decode import keep_mask
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.mark.parametrize("scheme", ["s75", "s2x1@75-int8"])
+def test_convolutions(scheme: str) -> None:
+    check_conv(scheme, (1, 6, 17, 19), 5, (3, 3), pads=[1, 1, 1, 1])
+    check_conv(scheme, (2, 7, 9, 8), 33, (1, 1), residual=True, act="relu")
+    check_conv(scheme, (1, 9, 15, 14), 12, (3, 3), pads=[1, 1, 1, 1], strides=[2, 2], residual=True, act="relu6")
+
+
+def test_geometries() -> None:
+    check_conv("s75", (1, 4, 33, 37), 6, (5, 2), strides=[2, 3], pads=[2, 0, 1, 3])
+    check_conv("s75", (1, 4, 12, 12), 6, (3, 3), dilations=[2, 3], pads=[2, 3, 2, 3])
+    check_conv("s75", (1, 8, 10, 10), 12, (1, 1), strides=[2, 2])
+    check_conv("s75", (1, 3, 40, 41), 10, (7, 7), strides=[2, 2], pads=[3, 3, 3, 3])
+    check_conv("s75", (1, 16, 7, 7), 8, (3, 3), pads=[1, 1, 1, 1])
+    check_conv("s75", (1, 5, 6, 5), 8, (3, 3), pads=[4, 4, 4, 4])
+    check_conv("s75", (2, 5, 137), 11, (7,), strides=[3], pads=[2, 4])
+    check_conv("s75", (1, 5, 37), 11, (3,), dilations=[2])
+
+
+def _linear(scheme: str, shape: tuple[int, ...], n: int) -> tuple[ir.Model, dict[str, Array]]:
+    rng = np.random.default_rng([*shape, n])
+    parsed = Scheme.parse(scheme)
+    weight = rng.normal(size=(n, shape[-1])).astype(np.float32)
+    encoded = encode(weight, parsed, mask=keep_mask(parsed, n, shape[-1], rng, 0.3))
+    bias = constant("bias", rng.normal(size=n).astype(np.float32))
+    feed = {
+        "x": rng.normal(size=shape).astype(np.float32),
+        "r": rng.normal(size=(*shape[:-1], n)).astype(np.float32),
+    }
+
+    def make(values: dict[str, ir.Value]) -> Any:
+        inputs = ops.weight_inputs(encoded, "w")
+        return ops.matmul(values["x"], inputs, bias=bias, residual=values["r"], activation="gelu", name="linear")
+
+    model = build(make, feed, (*shape[:-1], n))
+    if bias.name not in model.graph.initializers:
+        model.graph.register_initializer(bias)
+    return model, feed
+
+
+@pytest.mark.parametrize("scheme", ["s70", "s16x1@70-cb4-g32", "s1:4-int8"])
+def test_linear(scheme: str) -> None:
+    model, feed = _linear(scheme, (2, 19, 37), 45)
+    (want,) = reference(model, feed)
+    (got,) = lower_and_run(model, feed)
+    assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
+
+
+def _asked(model: ir.Model, rule: Any) -> str:
+    low = Lowering(model, host_target(), "asked")
+    for value in model.graph.inputs:
+        low.bind(value, low.temp(low.dtype(value), low.shape(value)))
+    node = next(iter(model.graph))
+    assert view(node).x is not None
+    refusal = rule(node, low)
+    return "" if refusal is None else str(refusal.reason)
+
+
+def test_refusals_say_why() -> None:
+    assert _asked(_linear("s70", (2, 19, 37), 45)[0], lower_sparse_matmul) == ""
+    assert "tokens" in _asked(_linear("s70", (1, 37), 45)[0], lower_sparse_matmul)
+    assert "dense kernel is faster" in _asked(_linear("s3:4", (32, 36), 45)[0], lower_sparse_matmul)
+    assert "dense" in _asked(_linear("int8", (32, 36), 45)[0], lower_sparse_matmul)
+    assert lower_sparse_conv is not lower_sparse_matmul
