@@ -172,9 +172,7 @@ class _Spmm:
         with T.serial(0, p["chunks"]) as chunk:
             column = bind(k, chunk * p["chunk"])
             self.pack.write(image, pixel, kind, column, bind(k, T.min(p["chunk"], p["k"] - column)))
-            self._runs(
-                band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, s, c, at)
-            )
+            self._runs(band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, s, c, at))
         if p["dest"] == "tokens":
             bounds = k.arg("bounds")
             row0 = bind(k, k.load(bounds, band * p["ranges"] + first) * self.strip)

@@ -9,8 +9,11 @@ from typing import Any
 
 from sparsec.target import Target
 
-# Floats of the activation panel (chunk x tile): what of a 32 KB level-1 cache is left beside weights and partial sums.
+# Floats of the activation panel (chunk x tile): what of a 32 KB level-1 cache is left beside weights and partial sums. Very
+# sparse weights take larger chunks, because a run of few entries costs more than reading activations from level 2.
 _PANEL_FLOATS = 6144
+_PANEL_FLOATS_MOST = 20480
+_RUN_ENTRIES = 8
 # Stored elements whose decoded values a thread keeps.
 _BAND_ELEMENTS = 1 << 18
 # Pieces a product is cut into, so that up to 8 threads share it evenly, if they are at least _UNIT_MACS multiplications.
@@ -80,7 +83,9 @@ def choose(
     lanes = target.lanes
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     width = pitch(p, lanes)
-    chunks = ceil(k * width / _PANEL_FLOATS) if k * width > _PANEL_FLOATS * 1.5 else 1
+    wanted_floats = _RUN_ENTRIES * n * k * width / max(1, stored)
+    floats = min(max(_PANEL_FLOATS, wanted_floats), _PANEL_FLOATS_MOST)
+    chunks = ceil(k * width / floats) if k * width > floats * 1.5 else 1
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
     bands = 1 if plain else max(1, ceil(stored / _BAND_ELEMENTS))

@@ -76,7 +76,9 @@ def _too_dense(weight: Unpacked, target: Target) -> Refusal | None:
     return None
 
 
-def _lower(op: SparsecNode, low: Lowering, geometry: dict[str, Any], x: Tensor, layout: Any, note: str) -> Refusal | None:
+def _lower(
+    op: SparsecNode, low: Lowering, geometry: dict[str, Any], x: Tensor, layout: Any, note: str
+) -> Refusal | None:
     encoded = op.weight()
     assert not isinstance(encoded, np.ndarray)
     weight = unpack(encoded)

@@ -196,7 +196,9 @@ class Decoder:
             shift += bits
         return total
 
-    def run(self, run: Any, strip: Any, count: Any, position: Any, chunk: Any, base: Any, pitch: int, columns: int) -> None:
+    def run(
+        self, run: Any, strip: Any, count: Any, position: Any, chunk: Any, base: Any, pitch: int, columns: int
+    ) -> None:
         """Finish the values of one run: `count` entries from `position` on of `strip`, in chunk number `chunk`."""
         T, k, p, width = self.T, self.k, self.p, self.width
         first = bind(k, (position - base) * self.strip)

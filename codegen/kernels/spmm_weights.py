@@ -110,9 +110,7 @@ def arrange(
     place[order] = np.arange(len(order))
     by_run = np.lexsort((column_of, place[chunk_of * strips + strip_of]))
     strip_of, column_of, chunk_of = strip_of[by_run], column_of[by_run], chunk_of[by_run]
-    run_chunk, run_strip, run_count, group, ranks = (
-        v[order] for v in (run_chunk, run_strip, run_count, group, ranks)
-    )
+    run_chunk, run_strip, run_count, group, ranks = (v[order] for v in (run_chunk, run_strip, run_count, group, ranks))
     kept = (run_count > 0) | (run_chunk == 0) | (run_chunk == chunks - 1)
 
     sizes = np.bincount(group, weights=run_count, minlength=pieces * chunks).astype(np.int64)

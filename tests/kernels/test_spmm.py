@@ -42,9 +42,7 @@ def check(
     """One pointwise product with bias."""
     rng = np.random.default_rng([n, k, pixels, len(text)])
     scheme = Scheme.parse(text)
-    encoded = encode(
-        rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share)
-    )
+    encoded = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
     geometry = {"pixels": pixels, "images": images, "source": layout, "dest": layout}
     p, arrays = prepare(unpack(encoded), geometry, target, **forced)
     p |= {"bias": True, "residual": residual, "act": act, "act_params": []}
@@ -103,7 +101,9 @@ def test_densities(text: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("layout", ["planes", "tokens"])
-@pytest.mark.parametrize("size", [(1, 1, 1), (17, 5, 16), (3, 7, 129), (16, 33, 128), (40, 4, 257), (2, 600, 17)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1), (17, 5, 16), (3, 7, 129), (16, 33, 128), (40, 4, 257), (2, 600, 17)], ids=str
+)
 def test_sizes(size: tuple[int, int, int], layout: str) -> None:
     check("s50", *size, host_target(), layout=layout)
 
