@@ -186,7 +186,7 @@ class _Spmm:
         acc = k.local(height * vectors * lanes)
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
         resumes = p["chunks"] > 1
-        base = bind(k, (strip - self.strip_base) * (height * self.pitch)) if _keeps_sums(p) else None
+        base: Any = bind(k, (strip - self.strip_base) * (height * self.pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
             for _, _, slot in slots:

@@ -20,7 +20,6 @@ from sparsec.codegen.program import Arg
 from sparsec.formats.codec import Affine, Codebook, Float, Ternary
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import plane_widths
-from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +64,7 @@ def needs_runs(p: Mapping[str, Any]) -> bool:
 
 def entry_pad(p: Mapping[str, Any]) -> int:
     """`pad` of spmm_weights.arrange."""
-    return PAD if 0 < p["bits"] and p["bits"] != 8 else 1
+    return PAD if p["bits"] > 0 and p["bits"] != 8 else 1
 
 
 def arrays(weight: Unpacked, entries: Entries, strip: int, p: Mapping[str, Any]) -> list[tuple[str, Array]]:

@@ -160,4 +160,5 @@ def entry_values(weight: Unpacked, entries: Entries, strip: int) -> Array:
     rows = (first % r)[:, None] + np.arange(strip)
     values = weight.codes[block[:, None], rows, (column % c)[:, None]]
     inside = stored[:, None] & (first[:, None] + np.arange(strip) < weight.rows)
-    return np.where(inside, values, values.dtype.type(0))
+    found: Array = np.where(inside, values, values.dtype.type(0))
+    return found
