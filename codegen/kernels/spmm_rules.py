@@ -54,6 +54,8 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
     assert op.x is not None
     if op.scheme.is_dense:
         return Refusal("the weight is dense")
+    if op.scheme.codec.meaning.dim > 1:
+        return Refusal(f"codec {op.scheme.codec} has one code for {op.scheme.codec.meaning.dim} inputs")
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
     if op.bias is not None and low.constant(op.bias) is None:

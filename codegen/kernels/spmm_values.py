@@ -17,9 +17,9 @@ from sparsec.codegen.isa.lookup import RegisterTable, gather, permute_width
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_weights import Entries, entry_values
 from sparsec.codegen.program import Arg
-from sparsec.formats.codec import Affine, Codebook, Float, Ternary
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import plane_widths
+from sparsec.formats.meaning import AffineValue, FloatValue, TableValue
 
 Array = np.ndarray[Any, Any]
 
@@ -30,21 +30,19 @@ SLACK = 64  # elements after the last that the vector loops may read
 def describe(weight: Unpacked) -> dict[str, Any]:
     """The parameters of a weight's values (JSON-able; no sizes that depend on the order of entries)."""
     codec, scales = weight.scheme.codec, weight.scheme.scales
+    meaning = codec.meaning
     p: dict[str, Any] = {"bits": codec.code_bits, "scales": scales.kind}
-    if isinstance(codec, Float):
-        p["codec"] = f"fp{codec.width}"
-    elif isinstance(codec, Affine):
-        p["codec"] = "uint" if codec.unsigned else "int"
-    elif isinstance(codec, Ternary):
-        p["codec"] = "ternary"
-    elif isinstance(codec, Codebook):
+    if isinstance(meaning, FloatValue):
+        p |= {"word": "float", "width": meaning.width}
+    elif isinstance(meaning, AffineValue):
+        p |= {"word": "affine", "offset": meaning.offset}
+    else:
+        assert isinstance(meaning, TableValue), "codes of several inputs are refused by the rule"
         assert weight.codebook is not None
         books, size = weight.codebook.shape
-        p |= {"codec": "codebook", "books": books, "book": max(16, size), "scope": "one"}
+        p |= {"word": "table", "books": books, "book": max(16, size), "scope": "one"}
         if books > 1:
-            p |= {"scope": codec.scope, "span": codec.span}
-    else:
-        raise TypeError(f"no kernel decodes codec {codec}")
+            p |= {"scope": meaning.scope.kind, "span": meaning.scope.span}
     if scales.kind == "group":
         assert weight.scales is not None
         p |= {"group": scales.group, "groups": weight.scales.shape[1]}
@@ -53,13 +51,18 @@ def describe(weight: Unpacked) -> dict[str, Any]:
 
 def is_plain(p: Mapping[str, Any]) -> bool:
     """Whether values are read in place."""
-    return bool(p["codec"] == "fp32")
+    return bool(p["word"] == "float" and p["width"] == 32 and p["scales"] != "group")
 
 
 def needs_runs(p: Mapping[str, Any]) -> bool:
     """Whether values depend on their row or column."""
-    scoped = p["codec"] == "codebook" and p["scope"] != "one"
-    return bool(p["scales"] == "group" or scoped or (p["codec"] == "uint" and p["scales"] == "channel"))
+    scoped = p["word"] == "table" and p["scope"] != "one"
+    return bool(p["scales"] == "group" or scoped or (has_zero_points(p) and p["scales"] == "channel"))
+
+
+def has_zero_points(p: Mapping[str, Any]) -> bool:
+    """Whether zero points are stored beside the scales."""
+    return bool(p["word"] == "affine" and p["offset"] is None)
 
 
 def entry_pad(p: Mapping[str, Any]) -> int:
@@ -94,11 +97,11 @@ def arrays(weight: Unpacked, entries: Entries, strip: int, p: Mapping[str, Any])
             found.append(("scales", by_row(weight.scales.astype(np.float16))))
         else:
             found.append(("row_scales", by_row(np.broadcast_to(weight.scales, (weight.rows, 1)).astype(np.float32))))
-    if p["codec"] == "uint":
+    if has_zero_points(p):
         assert weight.zero_points is not None
         zero = weight.zero_points
         found.append(("zero_points", zero.reshape(-1) if p["scales"] == "tensor" else by_row(zero)))
-    if p["codec"] == "codebook":
+    if p["word"] == "table":
         assert weight.codebook is not None
         book = np.zeros((p["books"], p["book"]), np.float32)
         book[:, : weight.codebook.shape[1]] = weight.codebook
@@ -118,7 +121,7 @@ def arguments(p: Mapping[str, Any], entries: int, runs: int, strip: int, strips:
     args: list[Arg] = []
     if p["bits"] == 0:
         count = entries * strip + (0 if is_plain(p) else SLACK)
-        args.append(Arg("values", p["codec"].replace("fp", "float"), count, "in"))
+        args.append(Arg("values", f"float{p['width']}", count, "in"))
     else:
         for plane, width in enumerate(plane_widths(p["bits"])):
             args.append(Arg(f"codes{plane}", "uint8", -(-(entries * strip + SLACK) * width // 8), "in"))
@@ -128,10 +131,10 @@ def arguments(p: Mapping[str, Any], entries: int, runs: int, strip: int, strips:
         args.append(Arg("scales", "float16", strips * strip * p["groups"], "in"))
     elif p["scales"] != "none":
         args.append(Arg("row_scales", "float32", strips * strip, "in"))
-    if p["codec"] == "uint":
+    if has_zero_points(p):
         size = {"tensor": 1, "channel": strips * strip}.get(p["scales"]) or strips * strip * p["groups"]
         args.append(Arg("zero_points", "uint8", size, "in"))
-    if p["codec"] == "codebook":
+    if p["word"] == "table":
         args.append(Arg("codebook", "float32", p["books"] * p["book"], "in"))
     return args
 
@@ -147,11 +150,11 @@ class Decoder:
         """dest[(e - base) * S + s] for the entries first <= e < end, rounded up to whole vectors."""
         T, k, p, width = self.T, self.k, self.p, self.width
         table = None
-        codebook = p["codec"] == "codebook" and p["scope"] == "one"
+        codebook = p["word"] == "table" and p["scope"] == "one"
         if codebook and p["book"] <= permute_width(k.target):
             table = RegisterTable(k, k.arg("codebook"), T.int32(0))
         zero: Any = None
-        if p["codec"] == "uint" and p["scales"] == "tensor":
+        if has_zero_points(p) and p["scales"] == "tensor":
             zero = bind(k, k.splat(T.Cast("float32", k.load(k.arg("zero_points"), 0)), width))
         start = bind(k, first * self.strip)
         with T.serial(0, T.truncdiv((end - first) * self.strip + (width - 1), width)) as i:
@@ -163,7 +166,7 @@ class Decoder:
                 if codebook:
                     value = table(codes) if table is not None else gather(k.arg("codebook"), codes)
                 else:
-                    offset = {"int": 1 << (p["bits"] - 1), "ternary": 1}.get(p["codec"], 0)
+                    offset = p.get("offset") or 0
                     value = T.Cast(f"float32x{width}", codes - k.i32(offset, width))
                     if zero is not None:
                         value = value - zero
@@ -212,7 +215,7 @@ class Decoder:
             value: Any = k.load(self.dest, first + i * width, width)
             raw = bind(k, value)
             value = raw
-            if p["codec"] == "codebook" and p["scope"] != "one":
+            if p["word"] == "table" and p["scope"] != "one":
                 if p["scope"] == "rows":
                     book = T.truncdiv(T.min(row, k.i32(self.rows - 1, width)), k.i32(p["span"], width))
                 else:
@@ -227,7 +230,7 @@ class Decoder:
                 slot = bind(k, row * k.i32(p["groups"], width) + group)
             else:
                 slot = row
-            if p["codec"] == "uint" and p["scales"] != "tensor":
+            if has_zero_points(p) and p["scales"] != "tensor":
                 value = value - T.Cast(f"float32x{width}", gather(k.arg("zero_points"), slot))
             if p["scales"] == "group":
                 value = value * T.Cast(f"float32x{width}", gather(k.arg("scales"), slot))
