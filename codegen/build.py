@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsec.cache import entry, used, writing
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.sources import family_digest
 from sparsec.errors import ToolchainError
@@ -33,13 +34,6 @@ class BuiltKernel:
     symbol: str
     object_path: Path
     meta: dict[str, Any]
-
-
-def cache_root() -> Path:
-    """Folder of everything sparsec caches: $SPARSEC_CACHE, else $XDG_CACHE_HOME/sparsec, else ~/.cache/sparsec."""
-    if explicit := os.environ.get("SPARSEC_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparsec"
 
 
 def kernel_key(spec: KernelSpec, target: Target) -> str:
@@ -121,13 +115,11 @@ def build_kernels(
     Raises ToolchainError naming every kernel that failed.
     """
     distinct = {spec.canonical(): spec for spec in specs}
-    folder = cache_root() / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
     built: dict[str, BuiltKernel] = {}
     todo: queue.SimpleQueue[tuple[str, KernelSpec, Path]] = queue.SimpleQueue()
     missing = 0
     for text, spec in sorted(distinct.items()):
-        base = folder / kernel_key(spec, target)
+        base = entry("kernels", kernel_key(spec, target))
         if (hit := _cached(spec, target, base)) is not None:
             built[text] = hit
         else:
@@ -151,15 +143,21 @@ def build_kernels(
                     text, spec, base = todo.get_nowait()
                 except queue.Empty:
                     return
-                answer = _compile(worker, spec, target, base)
+                failure = ""
+                try:
+                    _compile(worker, spec, target, base)
+                except _Failed as error:
+                    failure = str(error)
                 with lock:
                     done += 1
-                    if answer is None:
+                    if failure:
+                        errors.append(
+                            f"{spec.family} {json.dumps(dict(spec.params), sort_keys=True)[:400]}:\n{failure}"
+                        )
+                    else:
                         hit = _cached(spec, target, base)
                         assert hit is not None
                         built[text] = hit
-                    else:
-                        errors.append(f"{spec.family} {json.dumps(dict(spec.params), sort_keys=True)[:400]}:\n{answer}")
                     if progress:
                         progress(done, len(distinct))
         finally:
@@ -178,7 +176,7 @@ def build_kernels(
 
 def _cached(spec: KernelSpec, target: Target, base: Path) -> BuiltKernel | None:
     meta_path = base.with_suffix(".json")
-    if not meta_path.exists():
+    if not used(meta_path) or not used(base.with_suffix(".o")):
         return None
     return BuiltKernel(kernel_symbol(spec, target), base.with_suffix(".o"), json.loads(meta_path.read_text()))
 
@@ -188,10 +186,13 @@ def kernel_symbol(spec: KernelSpec, target: Target) -> str:
     return f"spc_{spec.family}_{kernel_key(spec, target)[:12]}"
 
 
-def _compile(worker: _Worker, spec: KernelSpec, target: Target, base: Path) -> str | None:
-    """Compile into the cache; returns the error text, or None. The .json is written last: it marks a complete entry."""
-    with tempfile.TemporaryDirectory(dir=base.parent) as scratch:
-        obj = Path(scratch) / "kernel.o"
+class _Failed(Exception):
+    """A kernel that the worker could not compile."""
+
+
+def _compile(worker: _Worker, spec: KernelSpec, target: Target, base: Path) -> None:
+    """Compile into the cache; raises _Failed. The .json is written last: it marks a complete entry."""
+    with writing(base.with_suffix(".json")) as meta, writing(base.with_suffix(".o")) as obj:
         job = {
             "family": spec.family,
             "params": dict(spec.params),
@@ -201,9 +202,5 @@ def _compile(worker: _Worker, spec: KernelSpec, target: Target, base: Path) -> s
         }
         answer = worker.run(job)
         if not answer["ok"]:
-            return str(answer["error"])
-        obj.replace(base.with_suffix(".o"))
-        meta = Path(scratch) / "kernel.json"
+            raise _Failed(str(answer["error"]))
         meta.write_text(json.dumps(answer["meta"], sort_keys=True))
-        meta.replace(base.with_suffix(".json"))
-    return None

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.blob import make_blob
-from sparsec.codegen.build import BuiltKernel, build_kernels, cache_root
+from sparsec.codegen.build import BuiltKernel, build_kernels
 from sparsec.codegen.emit_c import Source, emit_c
+from sparsec.codegen.link import Linker
 from sparsec.codegen.plan import Plan, make_plan
 from sparsec.codegen.program import IoInfo, Program
 from sparsec.codegen.toolchain import (
@@ -30,21 +31,12 @@ from sparsec.codegen.toolchain import (
     HEADERS,
     RUNTIME_SOURCES,
     Toolchain,
-    runtime_digest,
     runtime_folder,
 )
 from sparsec.errors import OutputError, TargetError
 from sparsec.target import Target, host_target
 
 Progress = Callable[[int, int], None]
-
-_API_TEXT = """
-spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_session_bytes spc_session_open
-spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model
-"""
-_API = _API_TEXT.split()
-_MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -62,10 +54,9 @@ class Compiled:
         found = {k.symbol: k.object_path for k in self.kernels.values()}
         return [(f"{symbol}.o", path) for symbol, path in sorted(found.items())]
 
-    @property
-    def exports(self) -> list[str]:
-        """Symbols a shared library of the model shows."""
-        return sorted([*_API, *(f"{self.source.identifier}_{f}" for f in _MODEL_API)])
+    def linker(self, cc: str | None = None) -> Linker:
+        """Makes the binaries; `cc` as for `Toolchain`."""
+        return Linker(self.source, self.objects, Toolchain(self.program.target, cc))
 
 
 @dataclass(frozen=True)
@@ -93,28 +84,7 @@ def build_loadable(
     """
     compiled = program if isinstance(program, Compiled) else compile_program(program, jobs=jobs, progress=progress)
     _check_runs_here(compiled.program.target)
-    tools = Toolchain(compiled.program.target, cc)
-    text = "\0".join(
-        [
-            compiled.source.model_c,
-            compiled.source.header,
-            runtime_digest(),
-            tools.cc,
-            tools.shared_triple,
-            *compiled.exports,
-        ]
-    )
-    library = cache_root() / "libraries" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            made = Path(scratch) / library.name
-            model = _compile_model(compiled, tools, Path(scratch))
-            tools.shared(
-                [model, *tools.runtime_objects(), *(path for _, path in compiled.objects)], made, compiled.exports
-            )
-            made.replace(library)
-    return Loadable(library, compiled.blob)
+    return Loadable(compiled.linker(cc).shared(), compiled.blob)
 
 
 def write_bundle(
@@ -139,7 +109,7 @@ def write_bundle(
     out = Path(os.path.abspath(out_dir))
     check_output(out, force=force)
     compiled = program if isinstance(program, Compiled) else compile_program(program, jobs=jobs, progress=progress)
-    tools = Toolchain(compiled.program.target, cc)
+    linker = compiled.linker(cc)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -148,7 +118,7 @@ def write_bundle(
     try:
         folder = scratch / "bundle"
         folder.mkdir()
-        _fill(folder, compiled, tools, Path(scratch))
+        _fill(folder, compiled, linker)
         if recipe_yaml:
             (folder / "effective-recipe.yaml").write_text(recipe_yaml)
         if report is not None:
@@ -187,17 +157,7 @@ def _check_runs_here(target: Target) -> None:
         )
 
 
-def _compile_model(compiled: Compiled, tools: Toolchain, scratch: Path, *, static: bool = False) -> Path:
-    folder = scratch / "model"
-    folder.mkdir()
-    (folder / "model.c").write_text(compiled.source.model_c)
-    (folder / f"{compiled.source.identifier}.h").write_text(compiled.source.header)
-    made = folder / "model.o"
-    tools.compile(folder / "model.c", made, includes=[folder, runtime_folder()], static=static)
-    return made
-
-
-def _fill(folder: Path, compiled: Compiled, tools: Toolchain, scratch: Path) -> None:
+def _fill(folder: Path, compiled: Compiled, linker: Linker) -> None:
     name = compiled.source.identifier
     for sub in ("include", "src", "lib", "bin"):
         (folder / sub).mkdir()
@@ -209,26 +169,24 @@ def _fill(folder: Path, compiled: Compiled, tools: Toolchain, scratch: Path) -> 
     (folder / "include" / f"{name}.h").write_text(compiled.source.header)
     (folder / "src" / "model.c").write_text(compiled.source.model_c)
     (folder / "CMakeLists.txt").write_text(_cmake(name))
-    with open(folder / "weights.bin", "wb") as file:
-        file.write(compiled.blob.data)
 
-    # model.c uses nothing of the C library but fixed-width integers: one object serves both C libraries.
+    def weights() -> None:
+        with open(folder / "weights.bin", "wb") as file:
+            file.write(compiled.blob.data)
+
+    def copied(make: Callable[[], Path], to: Path) -> None:
+        shutil.copy(make(), to)
+
     with ThreadPoolExecutor(4) as executor:
-        model_o = executor.submit(_compile_model, compiled, tools, scratch)
-        shared_o = executor.submit(tools.runtime_objects)
-        static_o = executor.submit(tools.runtime_objects, static=True, demo=True)
-        kernels = compiled.objects
-        only_kernels = executor.submit(tools.archive, kernels, folder / "lib" / f"lib{name}_kernels.a")
-        model, runtime, demo = model_o.result(), shared_o.result(), static_o.result()
-        paths = [path for _, path in kernels]
-        members = [("model.o", model), *((path.name, path) for path in runtime), *kernels]
+        kernels = executor.submit(copied, linker.kernels_archive, folder / "lib" / f"lib{name}_kernels.a")
+        written = executor.submit(weights)
+        linker.model_object()  # before the three that need it, so that it is compiled once
         links: list[Future[None]] = [
-            only_kernels,
-            executor.submit(tools.archive, members, folder / "lib" / f"lib{name}.a"),
-            executor.submit(
-                tools.shared, [model, *runtime, *paths], folder / "lib" / f"lib{name}.so", compiled.exports
-            ),
-            executor.submit(tools.executable, [model, *demo, *paths], folder / "bin" / name),
+            kernels,
+            written,
+            executor.submit(copied, linker.archive, folder / "lib" / f"lib{name}.a"),
+            executor.submit(copied, linker.shared, folder / "lib" / f"lib{name}.so"),
+            executor.submit(copied, linker.program, folder / "bin" / name),
         ]
         for link in links:
             link.result()
@@ -255,6 +213,8 @@ def _json(value: Any) -> str:
 def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
     program, plan, name = compiled.program, compiled.plan, compiled.source.identifier
     files = sorted(p for p in folder.rglob("*") if p.is_file())
+    with ThreadPoolExecutor(4) as executor:
+        hashes = list(executor.map(_sha256, files))
     return {
         "format": 1,
         "sparsec": version("sparsec"),
@@ -284,7 +244,10 @@ def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
         "library": f"lib/lib{name}.so",
         "weights": "weights.bin",
         "program": f"bin/{name}",
-        "files": {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+        "files": {
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256}
+            for p, sha256 in zip(files, hashes, strict=True)
+        },
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from sparsec.codegen.intern import Interned
 from sparsec.codegen.program import Buffer, KernelSpec, Program, Ref, Signature, Step
 from sparsec.errors import ShapeError
 from sparsec.target import Target
@@ -86,7 +87,7 @@ class Lowering:
         self.deferred: set[ir.Node] = set()
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
-        self._consts: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
+        self._consts: Interned[Tensor] = Interned()
         self._names: dict[str, int] = {}
 
     # --- facts about values ---
@@ -186,12 +187,14 @@ class Lowering:
         """A constant buffer; equal arrays are stored once. `shape` is the logical shape when the array is permuted or packed."""
         array = np.ascontiguousarray(array)
         logical = tuple(array.shape if shape is None else shape)
-        key = (str(array.dtype), (*logical, layout == "cl"), array.tobytes())
-        if key not in self._consts:
+        kind = (str(array.dtype), logical, layout)
+        tensor = self._consts.find(array, kind)
+        if tensor is None:
             buffer = Buffer(self.buffer_name(name), str(array.dtype), array.size, "const", data=array.reshape(-1))
             self.program.buffers.append(buffer)
-            self._consts[key] = Tensor(buffer, str(array.dtype), logical, layout)
-        return self._consts[key]
+            tensor = Tensor(buffer, str(array.dtype), logical, layout)
+            self._consts.add(array, tensor, kind)
+        return tensor
 
     def call(
         self,

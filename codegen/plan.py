@@ -7,12 +7,10 @@ net inference", 2020, greedy by size), tried in a few orders; `arena_floor` is t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from sparsec.codegen.intern import Interned
 from sparsec.codegen.program import Buffer, Program, Step
 
 ALIGNMENT = 64
@@ -146,7 +144,7 @@ def _place_constants(program: Program) -> tuple[dict[Buffer, int], list[tuple[in
     """Constants in order of first use, as the run streams through them; equal bytes are stored once."""
     offsets: dict[Buffer, int] = {}
     stored: list[tuple[int, Buffer]] = []
-    known: dict[bytes, int] = {}
+    known: Interned[int] = Interned()
     total = 0
     for step in program.steps:
         for ref in step.refs:
@@ -155,12 +153,13 @@ def _place_constants(program: Program) -> tuple[dict[Buffer, int], list[tuple[in
                 continue
             assert buffer.data is not None, f"const buffer {buffer.name} has no data"
             assert buffer.data.nbytes == buffer.nbytes, f"const buffer {buffer.name} has data of another size"
-            digest = hashlib.sha256(np.ascontiguousarray(buffer.data).data).digest()
-            if digest not in known:
-                known[digest] = total
+            place = known.find(buffer.data)
+            if place is None:
+                place = total
+                known.add(buffer.data, place)
                 stored.append((total, buffer))
                 total += align(buffer.nbytes)
-            offsets[buffer] = known[digest]
+            offsets[buffer] = place
     return offsets, stored, total
 
 

@@ -5,19 +5,19 @@ Objects of the runtime are cached by content; a model needs one compilation (mod
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import sparsec.runtime
+from sparsec.cache import digest, root, source_digest
 from sparsec.codegen import zig
-from sparsec.codegen.build import cache_root
 from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
@@ -27,7 +27,6 @@ HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
 
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
-
 
 def runtime_folder() -> Path:
     """The folder of the runtime's C sources."""
@@ -64,6 +63,12 @@ class Toolchain:
                 "name a cross compiler with cc= or SPARSEC_CC, or none for zig"
             )
 
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """Which compiler, for which machine: part of the cache keys of all it makes."""
+        release = _run([self.cc, "--version"]) if self.cc else version("ziglang")
+        return (self.cc, release, self.target.zig_triple, self.shared_triple)
+
     def _compiler(self, triple: str) -> list[str]:
         if self.cc:
             return [self.cc]
@@ -75,8 +80,8 @@ class Toolchain:
         flags = [*_FLAGS, f"-ffile-prefix-map={source.parent}=."]
         _run([*self._compiler(triple), *flags, *(f"-I{i}" for i in includes), "-c", str(source), "-o", str(output)])
 
-    def shared(self, objects: Iterable[Path], output: Path, exports: Iterable[str]) -> None:
-        """Objects -> shared library that shows only the symbols `exports`."""
+    def shared(self, objects: Iterable[Path], output: Path, exports: Iterable[str], name: str) -> None:
+        """Objects -> shared library that calls itself `name` and shows only the symbols `exports`."""
         with tempfile.TemporaryDirectory() as scratch:
             script = Path(scratch) / "exports.map"
             script.write_text("{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
@@ -85,7 +90,7 @@ class Toolchain:
                 "-shared",
                 f"-Wl,--version-script={script}",
                 "-Wl,-Bsymbolic",
-                f"-Wl,-soname,{output.name}",
+                f"-Wl,-soname,{name}",
             ]
             _run(
                 [
@@ -118,9 +123,7 @@ class Toolchain:
         """Objects of the runtime (and of the demo program), compiled once for each C library and kept in the cache."""
         sources = RUNTIME_SOURCES + (DEMO_SOURCES if demo else ())
         triple = self.target.zig_triple if static else self.shared_triple
-        folder = (
-            cache_root() / "runtime" / _runtime_key(tuple(self._compiler(triple)[1:] if not self.cc else [self.cc]))
-        )
+        folder = root() / "runtime" / digest(runtime_digest(), *self.key, triple)
         missing = [s for s in sources if not (folder / s).with_suffix(".o").exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,24 +139,10 @@ class Toolchain:
 
 
 @cache
-def _runtime_digest() -> str:
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for name in (*HEADERS, *RUNTIME_SOURCES, *DEMO_SOURCES):
-        digest.update(name.encode())
-        digest.update((runtime_folder() / name).read_bytes())
-    return digest.hexdigest()
-
-
-def _runtime_key(compiler: tuple[str, ...]) -> str:
-    text = _runtime_digest() + "\0".join(compiler)
-    if compiler and compiler[0] != "-m":
-        text += _run([compiler[0], "--version"])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def runtime_digest() -> str:
     """Hash of the runtime's sources and of the flags they are compiled with."""
-    return _runtime_digest()
+    sources = [runtime_folder() / name for name in (*HEADERS, *RUNTIME_SOURCES, *DEMO_SOURCES)]
+    return digest(source_digest(*sources), *_FLAGS, *_LINK)
 
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> str:
@@ -162,7 +151,10 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> str:
     except OSError as error:
         raise ToolchainError(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
-        shown = " ".join(command) if len(command) < 60 else " ".join([*command[:30], "...", *command[-10:]])
         printed = (done.stderr or done.stdout).strip()[-4000:]
-        raise ToolchainError(f"the C tool chain failed (status {done.returncode}):\n  {shown}\n{printed}")
+        raise ToolchainError(f"the C tool chain failed (status {done.returncode}):\n  {_shown(command)}\n{printed}")
     return done.stdout
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(command if len(command) < 60 else [*command[:30], "...", *command[-10:]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsec.passes.encode_cache import cached_masks, weight_digest
 from sparsec.passes.insert_decode import encode_weights, insert_decode
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.select import Choice, select_schemes
@@ -25,6 +28,7 @@ class Job:
     recipe: Recipe
     progress: Callable[[str], None] | None = None
     choices: list[Choice] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
@@ -59,18 +63,26 @@ class Sparsify(_JobPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
         job.masks = [None] * len(job.choices)
-        for index, rule in enumerate(job.recipe.rules):
+        with ThreadPoolExecutor(4) as pool:
+            job.digests = list(pool.map(weight_digest, job.choices))
+        for index in range(len(job.recipe.rules)):
             members = [i for i, choice in enumerate(job.choices) if choice.rule_index == index]
             if not members or job.choices[members[0]].scheme.is_dense:
                 continue
-            masks = magnitude_masks(
-                [job.choices[i].weight.matrix() for i in members],
-                [job.choices[i].scheme.structure for i in members],
-                joint=rule.sparsify.scope == "global",
-            )
+            chosen = [job.choices[i] for i in members]
+            masks = cached_masks(chosen, [job.digests[i] for i in members], partial(_prune, chosen))
             for i, mask in zip(members, masks, strict=True):
                 job.masks[i] = mask
         return ir.passes.PassResult(model, False)
+
+
+def _prune(choices: Sequence[Choice]) -> list[NDArray[np.bool_] | None]:
+    """Masks of the weights of one rule."""
+    return magnitude_masks(
+        [choice.weight.matrix() for choice in choices],
+        [choice.scheme.structure for choice in choices],
+        joint=choices[0].rule.sparsify.scope == "global",
+    )
 
 
 class EncodeWeights(_JobPass):
@@ -78,7 +90,7 @@ class EncodeWeights(_JobPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
-        results = encode_weights(job.choices, job.masks, job.progress)
+        results = encode_weights(job.choices, job.digests, job.masks, job.progress)
         for choice, (encoded, record) in zip(job.choices, results, strict=True):
             insert_decode(model, choice, encoded)
             job.layers.append(record)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsec import ops
 from sparsec.formats import EncodedWeight, decode, encode
+from sparsec.passes.encode_cache import cached_encoding
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.select import Choice
 
@@ -20,24 +21,31 @@ Mask = NDArray[np.bool_]
 
 
 def encode_weights(
-    choices: Sequence[Choice], masks: Sequence[Mask | None], progress: Callable[[str], None] | None = None
+    choices: Sequence[Choice],
+    digests: Sequence[str],
+    masks: Sequence[Mask | None],
+    progress: Callable[[str], None] | None = None,
 ) -> list[tuple[EncodedWeight, LayerRecord]]:
     """Encode every weight in its scheme (numpy, in threads: the heavy parts release the interpreter's lock).
+
+    digests: of `weight_digest`; what was encoded before comes from the cache.
 
     Raises:
         WeightError: a weight does not fit its scheme.
     """
 
-    def work(item: tuple[Choice, Mask | None]) -> tuple[EncodedWeight, LayerRecord]:
-        choice, mask = item
+    def work(item: tuple[Choice, str, Mask | None]) -> tuple[EncodedWeight, LayerRecord]:
+        choice, digest, mask = item
         if progress is not None:
             progress(choice.weight.name)
-        matrix = choice.weight.matrix()
-        encoded = encode(matrix, choice.scheme, mask, name=choice.weight.name)
-        return encoded, _record(choice, encoded, matrix)
+        encoded, zeros, nmse = cached_encoding(choice, digest, mask, lambda: _encode(choice, mask))
+        return encoded, _record(choice, encoded, zeros, nmse)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(work, zip(choices, masks, strict=True)))
+        # The largest first: an embedding table that comes last keeps one thread busy while three wait.
+        order = sorted(range(len(choices)), key=lambda i: -choices[i].weight.rows * choices[i].weight.cols)
+        futures = {i: pool.submit(work, (choices[i], digests[i], masks[i])) for i in order}
+        return [futures[i].result() for i in range(len(choices))]
 
 
 def insert_decode(model: ir.Model, choice: Choice, encoded: EncodedWeight) -> None:
@@ -58,10 +66,16 @@ def _first_reader(graph: ir.Graph, value: ir.Value) -> ir.Node:
     return next(node for node in graph if node in readers)
 
 
-def _record(choice: Choice, encoded: EncodedWeight, matrix: NDArray[np.float32]) -> LayerRecord:
+def _encode(choice: Choice, mask: Mask | None) -> tuple[EncodedWeight, float, float]:
+    matrix = choice.weight.matrix()
+    encoded = encode(matrix, choice.scheme, mask, name=choice.weight.name)
     decoded = decode(encoded)
     error = float(np.square(decoded - matrix, dtype=np.float64).sum())
     power = float(np.square(matrix, dtype=np.float64).sum())
+    return encoded, float(np.mean(decoded == 0)), error / power if power else 0.0
+
+
+def _record(choice: Choice, encoded: EncodedWeight, zeros: float, nmse: float) -> LayerRecord:
     use = choice.weight.uses[0]
     return LayerRecord(
         name=choice.weight.name,
@@ -70,9 +84,9 @@ def _record(choice: Choice, encoded: EncodedWeight, matrix: NDArray[np.float32])
         shape=choice.weight.shape,
         scheme=str(encoded.scheme),
         reason="",
-        zeros=float(np.mean(decoded == 0)),
+        zeros=zeros,
         bits_per_weight=encoded.bits_per_weight(),
         nbytes=encoded.nbytes,
-        nmse=error / power if power else 0.0,
+        nmse=nmse,
         rule=choice.rule_index,
     )

@@ -20,7 +20,7 @@ from sparsec.frontend import load_model
 from sparsec.passes import Compressed
 from sparsec.passes import compress as compress_graph
 from sparsec.recipe import load_recipe
-from sparsec.reference import Reference, onnx_bytes
+from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.target import resolve_target
 from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, verify_run
@@ -95,7 +95,7 @@ def compress(
     )
     if verify:
         feed, words = _inputs(inputs, source)
-        original = Reference(_original(model, source), fixed=input_values)
+        original = CachedReference(_original(model, source), fixed=input_values, files=_external_files(source))
         check = verify_run(
             Reference(data).run,
             original.run,
@@ -166,6 +166,7 @@ def compile(
         threads=threads,
         original=_original(model, source),
         fixed=input_values or {},
+        files=_external_files(source),
         sample=sample,
     )
     report.after.file_bytes, report.after.ram_bytes = compiled.weights_bytes, compiled.ram_bytes
@@ -181,9 +182,9 @@ def compile(
 def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:
     if reason := why_not_runnable(compiled.target):
         raise VerificationError(f"the program cannot be verified here: {reason}; or switch it off (--no-verify)")
-    original = compiled.reference()
+    original = compiled.cached_reference()
     lossy = _is_compressed(compressed)
-    reference = Reference(compressed.model) if lossy else original
+    reference = CachedReference(compressed.model) if lossy else original
     return verify_run(
         compiled.run,
         reference.run,
@@ -237,6 +238,11 @@ def _inputs(given: Mapping[str, Array] | str | Path | None, source: ir.Model) ->
 def _original(model: Any, source: ir.Model) -> str | Path | ir.Model:
     """The model as the user has it where onnxruntime reads that, else as it came from the front end."""
     return model if isinstance(model, str | Path) else source
+
+
+def _external_files(source: ir.Model) -> list[Path]:
+    tensors = [value.const_value for value in source.graph.initializers.values()]
+    return list(dict.fromkeys(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)))
 
 
 def _original_bytes(model: Any, source: ir.Model) -> int:

@@ -16,7 +16,7 @@ from sparsec.codegen.program import IoInfo, Program
 from sparsec.emulate import EmulatedSession, runs_here, why_not_runnable
 from sparsec.errors import BundleError, InputError, TargetError
 from sparsec.measure import Timing, interleaved, onnxruntime_resident_bytes
-from sparsec.reference import Reference, onnx_bytes
+from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Report
 from sparsec.runtime import Session, TensorInfo
 from sparsec.target import Target, host_target
@@ -42,10 +42,11 @@ class CompiledModel:
         threads: int,
         original: str | Path | ir.Model,
         fixed: Mapping[str, Any],
+        files: Sequence[Path] = (),
         sample: dict[str, Array],
     ) -> None:
         self.report, self.recipe, self.threads, self.sample = report, recipe, threads, sample
-        self._compiled, self._original, self._fixed = compiled, original, fixed
+        self._compiled, self._original, self._fixed, self._files = compiled, original, fixed, files
         self._session: Session | EmulatedSession | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -137,6 +138,10 @@ class CompiledModel:
     def reference(self) -> Reference:
         """The original model in onnxruntime."""
         return Reference(self._original, fixed=self._fixed, threads=self.threads)
+
+    def cached_reference(self) -> CachedReference:
+        """The same, but outputs that onnxruntime gave before for these inputs come from the cache."""
+        return CachedReference(self._original, fixed=self._fixed, threads=self.threads, files=self._files)
 
     def _open(self) -> Session | EmulatedSession:
         if runs_here(self.target):

@@ -20,7 +20,7 @@ from sparsec.codegen.kernels.indices import checked_index
 from sparsec.codegen.program import Arg, Signature
 from sparsec.errors import SparsecError
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
-from sparsec.formats.layout import plane_widths
+from sparsec.formats.layout import pack_planes, plane_widths
 from sparsec.formats.meaning import AffineValue, Meaning, TableValue, VectorValue
 from sparsec.op_view import view
 from sparsec.target import Target
@@ -57,12 +57,7 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays["positions"] = np.packbits(weight.block_mask, axis=1, bitorder="little").reshape(-1)
         arrays["starts"] = first.astype(np.int32)
     if codec.code_bits:
-        shift = 0
-        for plane, width in enumerate(plane_widths(codec.code_bits)):
-            bits = ((flat >> flat.dtype.type(shift)) & flat.dtype.type((1 << width) - 1)).astype(np.uint8)
-            weights = (1 << (width * np.arange(8 // width))).astype(np.uint16)
-            arrays[f"codes{plane}"] = (bits.reshape(-1, 8 // width) * weights).sum(1).astype(np.uint8)
-            shift += width
+        arrays |= {f"codes{plane}": packed for plane, packed in enumerate(pack_planes(flat, codec.code_bits))}
     else:
         arrays["codes0"] = flat
     if weight.scales is not None:

@@ -27,7 +27,7 @@ import numpy as np
 from sparsec.codegen.isa.lookup import permute_width
 from sparsec.codegen.program import Arg
 from sparsec.formats.encoded import Unpacked
-from sparsec.formats.layout import plane_widths
+from sparsec.formats.layout import pack_planes, plane_widths
 from sparsec.formats.meaning import AffineValue, FloatValue, Meaning, TableValue, VectorValue
 from sparsec.formats.structure import Dense
 from sparsec.target import Target
@@ -60,6 +60,8 @@ def _pack_rows(codes: Array, width: int) -> Array:
     row_bits = -(-lanes * width // 8) * 8
     if width == 8:
         return codes.astype(np.uint8).reshape(-1)
+    if lanes * width % 8 == 0 and width in (1, 2, 4):
+        return pack_planes(codes.astype(np.uint8).reshape(-1), width)[0].view(f"uint{word(row_bits)}")
     bits = ((codes[:, :, None] >> np.arange(width, dtype=np.uint8)) & 1).astype(np.uint8).reshape(n, lanes * width)
     packed = np.packbits(bits, axis=1, bitorder="little")
     assert packed.shape[1] * 8 == row_bits
@@ -153,6 +155,12 @@ def _elements(weight: Unpacked, rows: Array) -> tuple[Array, Array]:
     (r, c), (nb, kb) = weight.scheme.block, weight.block_mask.shape
     dim = weight.scheme.codec.dim
     c, units = max(c // dim, 1), -(-weight.cols // dim)
+    if isinstance(weight.scheme.structure, Dense):
+        codes = weight.codes.reshape(weight.rows, units)
+        if len(rows) != weight.rows or (rows < 0).any() or (np.diff(rows) != 1).any():
+            codes = codes[np.maximum(rows, 0)]
+            codes[rows < 0] = 0
+        return np.broadcast_to((rows >= 0)[:, None], codes.shape), codes
     codes = np.zeros((nb, kb, r, c), weight.codes.dtype)
     codes[weight.block_mask] = weight.codes
     codes = codes.transpose(0, 2, 1, 3).reshape(nb * r, kb * c)[: weight.rows, :units]
@@ -160,13 +168,12 @@ def _elements(weight: Unpacked, rows: Array) -> tuple[Array, Array]:
     index = np.maximum(rows, 0)
     mask, codes = mask[index], codes[index]
     codes[rows < 0] = 0
-    if not isinstance(weight.scheme.structure, Dense):
-        # The last strip of a blocked structure may reach past the last row; keep its bits so that the strip stays whole.
-        strip_first = np.maximum.accumulate(np.where(rows >= 0, np.arange(len(rows)), 0))
-        padding = rows < 0
-        inside = padding & (np.arange(len(rows)) - strip_first < r) & ((np.arange(len(rows)) % r) > (strip_first % r))
-        mask[padding] = False
-        mask[inside] = mask[strip_first[inside]]
+    # The last strip of a blocked structure may reach past the last row; keep its bits so that the strip stays whole.
+    strip_first = np.maximum.accumulate(np.where(rows >= 0, np.arange(len(rows)), 0))
+    padding = rows < 0
+    inside = padding & (np.arange(len(rows)) - strip_first < r) & ((np.arange(len(rows)) % r) > (strip_first % r))
+    mask[padding] = False
+    mask[inside] = mask[strip_first[inside]]
     return mask, codes
 
 

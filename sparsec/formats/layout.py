@@ -50,9 +50,11 @@ def unpack_planes(planes: tuple[np.ndarray, ...], bits: int, count: int) -> np.n
     codes, shift = np.zeros(count, code_dtype(bits)), 0
     kind = codes.dtype.type
     for plane, width in zip(planes, plane_widths(bits), strict=True):
+        # One look-up a byte gives all its values: several times faster than shifting them out.
         lanes = (np.arange(8 // width) * width).astype(np.uint8)
-        values = (plane[:, None] >> lanes) & np.uint8((1 << width) - 1)
-        codes |= values.reshape(-1)[:count].astype(kind) << kind(shift)
+        table = (np.arange(256, dtype=np.uint8)[:, None] >> lanes) & np.uint8((1 << width) - 1)
+        values = table.view(f"u{8 // width}")[plane, 0].view(np.uint8)[:count]
+        codes |= values.astype(kind, copy=False) << kind(shift)
         shift += width
     return codes
 

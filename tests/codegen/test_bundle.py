@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sparsec.codegen.bundle as bundle_module
 from sparsec.codegen.blob import checksum
 from sparsec.codegen.bundle import check_output, write_bundle
+from sparsec.codegen.link import Linker
 from sparsec.errors import OutputError, ToolchainError
 from sparsec.target import NAMED, Target, host_target
 from tests.codegen.programs import concat_program, transpose_program
@@ -224,7 +224,7 @@ def test_nothing_half_written_on_failure(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise ToolchainError("the linker is out of order")
 
-    monkeypatch.setattr(bundle_module.Toolchain, "executable", fail)
+    monkeypatch.setattr(Linker, "program", fail)
     with pytest.raises(ToolchainError, match="out of order"):
         write_bundle(transpose_program(), out, force=True)
     assert [p.name for p in tmp_path.iterdir()] == (["out"] if existing else [])
