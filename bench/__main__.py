@@ -5,6 +5,7 @@
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
+    python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
 
 Models are those of the zoo (default: every model whose data is there); `--json FILE` keeps the figures.
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument("--recipe", action="append", default=[])
     accuracy.add_argument("--examples", type=int, help="labelled examples to score (default: all)")
 
+    compiling = command("compile", "time of the compile command, cold and with a warm cache")
+    compiling.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
+    compiling.add_argument("--recipe", action="append", default=[], help="time this compression too (repeatable)")
+    compiling.add_argument("--repeats", type=int, default=5, help="warm compiles (default: %(default)s)")
+
     size = command("size", "code size, memory, compile and import time")
     size.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
     size.add_argument("--recipe", action="append", default=[])
@@ -124,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import accuracy
 
         return accuracy.run(_available(args.models), args.recipe, args.examples, args.json)
+    if args.command == "compile":
+        from bench import compile as compiling
+
+        return compiling.run(_available(args.models or TIMED), args.recipe, args.repeats, args.json)
     from bench import size
 
     return size.run(_available(args.models or TIMED), args.recipe, args.json)

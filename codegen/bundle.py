@@ -38,6 +38,7 @@ from sparsec.target import Target, host_target
 
 Progress = Callable[[int, int], None]
 
+
 @dataclass(frozen=True)
 class Compiled:
     """What both forms are made of: kernels, plan, C text and the weights blob (uint8, 64-byte aligned)."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript.rewriter import RewritePass, pattern
+from onnxscript.rewriter import pattern
 from onnxscript.version_converter import ConvertVersionPass
 
 from sparsec.errors import ModelError
 from sparsec.passes.fold import quiet
+from sparsec.passes.rewrite import rewrite
 
 BASE_OPSET = 18
 """Lowest opset of a canonical graph; Gelu (20) and RMSNormalization (23) raise it where they occur."""
@@ -54,7 +55,7 @@ class RewriteAndRaise(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not any(node.op_type == self.anchor for node in model.graph.all_nodes()):
             return ir.passes.PassResult(model, False)
-        result = RewritePass(self.rules)(model)
+        result = rewrite(self.rules)(model)
         RaiseOpset()(model)
         return result
 

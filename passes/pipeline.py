@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as onnxscript_rules
 
 from sparsec.errors import OutputError, SparsecError
@@ -21,6 +20,7 @@ from sparsec.passes.fold import ConstantsRight, FoldConstants, InferShapes, Keep
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.opset import ConvertOpset, RewriteAndRaise
+from sparsec.passes.rewrite import rewrite
 from sparsec.passes.rules.activations import erf_gelu_rules, hardswish_rules, tanh_gelu_rules
 from sparsec.passes.rules.affine import affine_rules, batchnorm_rules
 from sparsec.passes.rules.norms import layernorm_rules, rmsnorm_rules
@@ -97,12 +97,12 @@ CANONICALISE: tuple[Stage, ...] = (
     Stage("infer-shapes", InferShapes, static=False),
     Stage("fold-shapes", FoldConstants, static=False),
     Stage("check-static-shapes", CheckStatic),
-    Stage("remove-no-ops", lambda: RewritePass(_NO_OPS)),
-    Stage("simplify-reshapes", lambda: RewritePass(_RESHAPES)),
-    Stage("merge-clips", lambda: RewritePass(_CLIPS)),
-    Stage("explicit-pads", lambda: RewritePass(_PADS)),
-    Stage("fold-batchnorm", lambda: RewritePass(_BATCHNORM)),
-    Stage("fold-affine", lambda: RewritePass(affine_rules)),
+    Stage("remove-no-ops", lambda: rewrite(_NO_OPS)),
+    Stage("simplify-reshapes", lambda: rewrite(_RESHAPES)),
+    Stage("merge-clips", lambda: rewrite(_CLIPS)),
+    Stage("explicit-pads", lambda: rewrite(_PADS)),
+    Stage("fold-batchnorm", lambda: rewrite(_BATCHNORM)),
+    Stage("fold-affine", lambda: rewrite(affine_rules)),
     Stage("constants-right", ConstantsRight),
     Stage("fuse-layernorm", lambda: RewriteAndRaise("ReduceMean", layernorm_rules)),
     Stage("fuse-rmsnorm", lambda: RewriteAndRaise("ReduceMean", rmsnorm_rules)),

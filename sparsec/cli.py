@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong (an unknown target too
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,13 @@ def _set_json(value: bool) -> None:
     _settings.json = _settings.json or value
 
 
+def _set_no_cache(value: bool) -> None:
+    if value:
+        from sparsec import cache
+
+        cache.use_scratch()
+
+
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Show stack traces of errors.")]
 Json = Annotated[bool, typer.Option("--json", callback=_set_json, help="Print JSON on standard output.")]
@@ -66,6 +74,10 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the p
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Kernel compilers at once [default: all cores].")]
 TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with onnxruntime.")]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", callback=_set_no_cache, help="Neither read nor fill the cache."),
+]
 Inputs = Annotated[Path | None, typer.Option("--inputs", metavar="X.NPZ", help="Inputs by name [default: random].")]
 
 
@@ -94,6 +106,7 @@ def compress(
     inputs: Inputs = None,
     force: Force = False,
     no_verify: NoVerify = False,
+    no_cache: NoCache = False,
     debug_dump: Dump = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -132,6 +145,7 @@ def compile(
     name: Annotated[str | None, typer.Option("--name", help="C name of the model [default: from the file].")] = None,
     force: Force = False,
     no_verify: NoVerify = False,
+    no_cache: NoCache = False,
     jobs: Jobs = None,
     threads: Threads = 1,
     debug_dump: Dump = None,
@@ -231,6 +245,7 @@ def bench(
     threads: Threads = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Time to spend.")] = 5.0,
     jobs: Jobs = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -367,6 +382,9 @@ def _progress() -> Iterator[Callable[[str, int, int, str], None] | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    # Imports and graphs make hundreds of thousands of objects that stay: looking through them again and again for
+    # cycles costs a fifth of a compile.
+    gc.set_threshold(200_000, 50, 50)
     arguments = list(sys.argv[1:] if argv is None else argv)
     _settings.verbose = _settings.json = False
     # `sparsec in.onnx out.onnx`: a first word that is a file and no command means compress.

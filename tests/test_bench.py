@@ -375,3 +375,17 @@ def test_operators_command_covers_the_whole_run(tmp_path: Path, capsys: pytest.C
     assert sum(s["share"] for s in steps) == pytest.approx(1)
     assert sorted(s["step"] for s in steps) == list(range(len(steps)))
     assert "depthwise" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compile_command_times_cold_and_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        get("kws")
+    except MissingData as missing:
+        pytest.skip(str(missing))
+    arguments = ["compile", "kws", "--recipe", "int8", "--repeats", "2", "--json", str(tmp_path / "c.json")]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["results"]
+    assert [row["recipe"] for row in rows] == [None, "int8"]
+    assert all(row["warm_processor_s"] > 0 and len(row["warm_all_s"]) == 2 for row in rows)
+    assert "| kws   | int8" in capsys.readouterr().out

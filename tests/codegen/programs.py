@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Tensor, row_strides
+from sparsec.codegen.intern import Interned
 from sparsec.codegen.program import Buffer, IoInfo, Program
 from sparsec.target import Target, host_target
 
@@ -68,6 +69,6 @@ def concat_program(target: Target | None = None, name: str = "joined", seed: int
     y = build.output("y", (16, 3), "int64")
     build.copy_into(x, y, 0)
     for index in range(2):
-        build.low._consts.clear()  # two const buffers with equal bytes
+        build.low._consts = Interned()  # two const buffers with equal bytes
         build.copy_into(build.low.const(constant, f"w{index}"), y, 12 + 18 * index)
     return build.program, constant
