@@ -20,7 +20,8 @@ Array = np.ndarray[Any, Any]
 STRUCTURES = ["", "s50", "s2:4", "s3:7", "s16x1@50", "s32x1@40", "s8x1@60", "s4x4@50", "s1x16@50", "s3x2@50"]
 CODECS = [
     "fp32", "fp16", "int8", "int4-g32", "int2-t", "uint8", "uint4-g16", "uint2-g48", "ternary", "cb1", "cb2-c", "cb3",
-    "cb4-g32", "cb5", "cb6-g16", "cb7.r16", "cb8", "cb4.r3-c", "cb4.i16", "cb2.r32",
+    "cb4-g32", "cb5", "cb6-g16", "cb7.r16", "cb8", "cb4.r3-c", "cb4.i16", "cb2.r32", "int3-g32", "uint5", "int6", "uint7-g16",
+    "nf4-g32", "fp4", "fp8-g16", "binary-g16",
 ]  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def _schemes(structures: list[str], codecs: list[str]) -> list[str]:
 
 QUICK = [
     "int8", "uint4-g16", "ternary", "cb3", "cb4-g32", "cb7.r16", "cb4.r3-c", "cb4.i16", "fp16", "s50", "s50-cb4-g32", "s2:4-int4-g8",
+    "nf4-g32", "fp8", "s50-binary", "s16x1@50-fp4-g32", "int3-g16", "s1x16@50-uint7",
     "s16x1@50-cb4-g32", "s32x1@40-uint2-g48", "s8x1@60-cb5", "s4x4@50-cb2.r32", "s1x16@50-uint4-g16", "s3x2@50-int8",
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from sparsec.errors import SchemeError
 from sparsec.formats.codec_base import Codec, register
 from sparsec.formats.meaning import AffineValue
 from sparsec.formats.row_stream import Coded, RowStream, divide
+from sparsec.formats.scale_search import best_fit, search_scales
 from sparsec.formats.scales import CHANNEL, Scales
 
 __all__ = ["Affine"]
@@ -51,16 +52,33 @@ class Affine(Codec):
         values = stream.shared(stream.values)
         if not self.unsigned:
             top = (1 << (self.bits - 1)) - 1
-            scales = stream.stored_scales(np.abs(values).max(2) / np.float32(top))
-            q = np.clip(np.rint(divide(values, scales)), -top - 1, top) + np.float32(top + 1)
+            # With many levels one more at the lower end is worth nothing.
+            low = -top - 1 if self.bits < 6 else -top
+            scales = search_scales(stream, values, low, top, lambda x: _rounded(x, -top - 1, top))
+            q = _rounded(divide(values, scales), -top - 1, top) + np.float32(top + 1)
             return Coded(stream.unshared(q.astype(np.uint8)), scales)
-        levels = np.float32((1 << self.bits) - 1)
+        levels = (1 << self.bits) - 1
         low, high = np.minimum(values.min(2), 0), np.maximum(values.max(2), 0)
         # Divided before subtracting: the whole range of extreme weights may not fit fp32.
-        scales = stream.stored_scales((high / levels) - (low / levels))
-        zeros = np.clip(np.rint(-divide(low[:, :, None], scales)), 0, levels)
-        q = np.clip(np.rint(divide(values, scales)) + zeros, 0, levels)
-        return Coded(stream.unshared(q.astype(np.uint8)), scales, zeros[:, :, 0].astype(np.uint8))
+        plain = (high / np.float32(levels)) - (low / np.float32(levels))
+
+        def candidates(ratio: float) -> list[tuple[np.ndarray, np.ndarray]]:
+            scales = stream.stored_scales(plain * np.float32(ratio))
+            zeros = _rounded(-divide(low[:, :, None] * np.float32(ratio), scales), 0, levels)
+            return [(scales, zeros[:, :, 0])]
+
+        fit = best_fit(stream, values, lambda x, zero: np.clip(np.rint(x), -zero, levels - zero), candidates)
+        for step in (-1, 1):
+            fit.offer(fit.scales, np.clip(fit.zeros + np.float32(step), 0, levels))
+        zeros = fit.zeros[:, :, None]
+        q = np.clip(np.rint(divide(values, fit.scales)) + zeros, 0, levels)
+        return Coded(stream.unshared(q.astype(np.uint8)), fit.scales, fit.zeros.astype(np.uint8))
 
     def __str__(self) -> str:
         return f"{'u' if self.unsigned else ''}int{self.bits}"
+
+
+def _rounded(x: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Whole numbers in [low, high], float32; works in place."""
+    np.rint(x, out=x)
+    return np.clip(x, low, high, out=x)

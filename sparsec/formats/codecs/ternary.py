@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsec.formats.codec_base import Codec, register
 from sparsec.formats.meaning import AffineValue
-from sparsec.formats.row_stream import Coded, RowStream
+from sparsec.formats.row_stream import Coded, RowStream, divide
 from sparsec.formats.scales import CHANNEL, Scales
 
 __all__ = ["Ternary"]
@@ -19,9 +19,8 @@ __all__ = ["Ternary"]
 @register
 @dataclass(frozen=True)
 class Ternary(Codec):
-    """-1, 0 or 1 times a scale, 2-bit codes.
-
-    Threshold and scale follow TWN (F. Li et al., "Ternary Weight Networks", 2016).
+    """-1, 0 or 1 times a scale, 2-bit codes: the least squares problem of TWN (F. Li et al., "Ternary Weight Networks", 2016),
+    solved exactly instead of by a threshold.
     """
 
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"ternary")
@@ -45,15 +44,14 @@ class Ternary(Codec):
 
     def encode(self, stream: RowStream) -> Coded:
         values = stream.shared(stream.values)
-        size = np.abs(values)
-        total = size.sum(2, dtype=np.float64)
-        valid = np.ones(stream.values.shape, bool) if stream.valid is None else stream.valid
-        count = stream.shared(valid).sum(2)
-        threshold = (0.7 * total / np.maximum(count, 1)).astype(np.float32)[:, :, None]
-        kept = size > threshold
-        mean = np.where(kept, size, 0).sum(2, dtype=np.float64) / np.maximum(kept.sum(2), 1)
-        codes = np.where(kept, np.sign(values), 0) + 1
-        return Coded(stream.unshared(codes.astype(np.uint8)), stream.stored_scales(mean))
+        # Keeping the k largest magnitudes, whose sum is S, the best scale is S / k and it takes S^2 / k off the error.
+        size = -np.sort(-np.abs(values), axis=2)
+        sums = np.cumsum(size, axis=2, dtype=np.float64)
+        kept = np.arange(1, size.shape[2] + 1)
+        best = (sums * sums / kept).argmax(2)[:, :, None]
+        scales = stream.stored_scales((np.take_along_axis(sums, best, 2) / kept[best])[:, :, 0])
+        codes = np.clip(np.rint(divide(values, scales)), -1, 1) + 1
+        return Coded(stream.unshared(codes.astype(np.uint8)), scales)
 
     def __str__(self) -> str:
         return "ternary"
