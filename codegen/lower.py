@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Tensor, row_strides
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels.table import rules_for
-from sparsec.codegen.program import Buffer, IoInfo, Program
+from sparsec.codegen.program import ITEMSIZE, Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
 
@@ -29,13 +31,18 @@ def lower(model: ir.Model, target: Target, name: str) -> Program:
         low.program.inputs.append(IoInfo(value.name or f"input{index}", dtype, shape))
         low.bind(value, Tensor(buffer, dtype, shape))
 
-    blocked: list[str] = []
+    blocked = [
+        f"input '{value.name}': {reason}"
+        for value in graph.inputs
+        if not value.uses() and (reason := _odd_type([value])) is not None
+    ]
     low.deferred = deferred_nodes(low)
     for node in graph:
         if node in low.deferred:
             continue
-        refusals: list[str] = []
-        for rule in rules_for(node):
+        odd = _odd_type([*node.inputs, *node.outputs])
+        refusals = [] if odd is None else [odd]
+        for rule in rules_for(node) if odd is None else ():
             refusal = rule(node, low)
             if refusal is None:
                 break
@@ -48,11 +55,21 @@ def lower(model: ir.Model, target: Target, name: str) -> Program:
                 low.new(out)
     if blocked:
         raise UnsupportedOpError(
-            f"{len(blocked)} node(s) of the model have no lowering for target '{target.name}':\n  "
+            f"{len(blocked)} node(s) or input(s) of the model have no lowering for target '{target.name}':\n  "
             + "\n  ".join(blocked)
         )
     _bind_outputs(low)
     return low.program
+
+
+def _odd_type(values: Iterable[ir.Value | None]) -> str | None:
+    """What is wrong with the first value whose elements no kernel can store, or None."""
+    for value in values:
+        if value is not None and value.dtype is not None and str(value.dtype.numpy()) not in ITEMSIZE:
+            return (
+                f"'{value.name}' has element type {value.dtype.name.lower()} (possible: {', '.join(sorted(ITEMSIZE))})"
+            )
+    return None
 
 
 def _bind_outputs(low: Lowering) -> None:

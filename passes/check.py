@@ -38,6 +38,7 @@ def check_static(model: ir.Model) -> None:
 
     Raises:
         UnsupportedOpError: lists all nodes of domains that neither ONNX nor sparsec knows, if one of them is the cause.
+        ModelError: lists the nodes whose inputs have shapes they cannot take.
         ShapeError: lists the nodes with which it begins: their inputs are static, their results are not.
     """
     causes = []
@@ -54,6 +55,14 @@ def check_static(model: ir.Model) -> None:
                 f"{n.domain}::{n.op_type} (opset {model.opset_imports.get(n.domain)}) node '{n.name}'" for n in foreign
             )
         )
+    wrong = [
+        f"{n.op_type} ({n.name}): {why}" for n in dict.fromkeys(n for n, _ in causes) if (why := _misfit(model, n))
+    ]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} node(s) do not fit the shapes of their inputs; export the model again, or bind other "
+            "input shapes:\n  " + "\n  ".join(wrong[:10])
+        )
     listing = [
         f"{value.name} = {node.domain or 'onnx'}::{node.op_type} ({node.name}): {_shape_text(value)}"
         for node, value in causes
@@ -66,7 +75,36 @@ def check_static(model: ir.Model) -> None:
 
 
 def _is_static(value: ir.Value) -> bool:
-    return value.shape is not None and value.shape.is_static() and value.dtype is not None
+    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return False
+    return all(isinstance(dim, int) and dim >= 0 for dim in value.shape)
+
+
+def _misfit(model: ir.Model, node: ir.Node) -> str | None:
+    """Why a standard node whose inputs are static cannot take them, in the words of ONNX's shape inference; None if it can."""
+    for value in node.outputs:
+        if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+            return f"its output would be {_shape_text(value)}: its window is larger than its padded input"
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    known = [value for value in node.inputs if value is not None and value.type is not None]
+    try:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get("", 1), "")
+        onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.to_proto(node),
+            {str(v.name): ir.to_proto(v).type for v in known},
+            {
+                str(v.name): ir.to_proto(v.const_value)
+                for v in known
+                if v.const_value is not None and v.const_value.size < 64
+            },
+        )
+    except onnx.shape_inference.InferenceError as error:
+        return str(error).strip().splitlines()[-1].removeprefix("[ShapeInferenceError] ")
+    except onnx.defs.SchemaError:
+        return f"ONNX has no such operator in opset {model.opset_imports.get('')}"
+    return None
 
 
 def _is_foreign(node: ir.Node) -> bool:

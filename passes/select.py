@@ -40,7 +40,7 @@ def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[
     """
     found = find_weights(model)
     weights = [item for item in found if isinstance(item, Weight)]
-    _check_finite(weights)
+    _check_finite(model, weights)
     candidates = [_candidate(weight) for weight in weights]
     _mark_ends(weights, candidates)
     assigned = dict(zip((id(w) for w in weights), assign(recipe, candidates), strict=True))
@@ -122,7 +122,8 @@ def _mark_ends(weights: Sequence[Weight], candidates: list[Candidate]) -> None:
         candidates[linear[-1]] = candidates[linear[-1]].model_copy(update={"is_last": True})
 
 
-def _check_finite(weights: Sequence[Weight]) -> None:
+def _check_finite(model: ir.Model, weights: Sequence[Weight]) -> None:
+    """Weights are finite, and no other constant tensor (a bias, a norm's scale, a float16 weight) holds NaN; Inf may mask."""
     bad = []
     for weight in weights:
         assert weight.value.const_value is not None
@@ -133,6 +134,15 @@ def _check_finite(weights: Sequence[Weight]) -> None:
         count = int(array.size - np.isfinite(array).sum())
         if count:
             bad.append(f"{weight.name} ({weight.uses[0].operator} {weight.uses[0].node.name}): {count} of {array.size}")
+    checked = {weight.value for weight in weights}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if value in checked or tensor is None or tensor.size < 2 or not tensor.dtype.is_floating_point():
+            continue
+        count = int(np.isnan(tensor.numpy().astype(np.float32, copy=False)).sum())
+        if count:
+            readers = ", ".join(f"{node.op_type} {node.name}" for node, _ in value.uses()) or "unused"
+            bad.append(f"{name} ({readers}): {count} of {tensor.size}")
     if bad:
         raise WeightError(
             f"{len(bad)} weight(s) hold NaN or Inf; the model is damaged or its training diverged:\n  "

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsec.api import compile, compress, load
+    from sparsec.errors import SparsecError
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compile", "compress", "load"]
+__all__ = ["SparsecError", "__version__", "compile", "compress", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from sparsec import api
 
         return getattr(api, name)
+    if name == "SparsecError":
+        from sparsec import errors
+
+        return errors.SparsecError
     raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
 
 

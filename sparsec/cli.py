@@ -70,7 +70,7 @@ Values = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="Write the graph after each pass.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the program and of onnxruntime.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of the program and of onnxruntime.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Kernel compilers at once [default: all cores].")]
 TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with onnxruntime.")]
@@ -118,7 +118,7 @@ def compress(
     with _progress() as progress:
         result = api.compress(
             model,
-            recipe or DEFAULT_RECIPE,
+            DEFAULT_RECIPE if recipe is None else recipe,
             input_shapes=parse_shapes(input_shapes),
             input_values=parse_values(input_values),
             inputs=inputs,
@@ -398,7 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except SparsecError as error:
         return _fail(error, 3 if isinstance(error, VerificationError) else 2 if isinstance(error, TargetError) else 1)
-    except (OSError, MemoryError) as error:
+    except MemoryError as error:
+        return _fail(MemoryError(f"out of memory: {error or 'no more of it'}; bind smaller input shapes"), 1)
+    except OSError as error:
         return _fail(error, 1)
     except Exception as error:
         code = _fail(error, 1)

@@ -294,11 +294,26 @@ def _from_yaml(text: str, where: str) -> Recipe:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {error}") from None
+    _refuse_repeated_keys(tree, where)
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: a recipe is a mapping with 'version' and 'rules', found {type(data).__name__}.")
     if "version" not in data:
         raise RecipeError(f"{where}: 'version: 1' is missing.")
     return _validate(data, where, tree)
+
+
+def _refuse_repeated_keys(tree: yaml.Node | None, where: str) -> None:
+    """YAML readers keep the last of two equal keys and say nothing."""
+    if isinstance(tree, yaml.SequenceNode):
+        for item in tree.value:
+            _refuse_repeated_keys(item, where)
+    elif isinstance(tree, yaml.MappingNode):
+        seen = set()
+        for key, value in tree.value:
+            if key.value in seen:
+                raise RecipeError(f"{where}: line {key.start_mark.line + 1}: '{key.value}' is given twice; keep one.")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, where)
 
 
 def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recipe:
@@ -315,7 +330,7 @@ def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recip
                 known = _keys_at(loc)
                 text = f"unknown key{_did_you_mean(str(loc[-1]), known)}. Allowed: {', '.join(known)}"
             else:
-                text = item["msg"].removeprefix("Value error, ")
+                text = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
             problems.append(f"{place}{path}: {text}")
         raise RecipeError(f"{where}: " + "\n  ".join(problems)) from None
 

@@ -104,7 +104,9 @@ def load_inputs(path: str | Path, model: ir.Model) -> dict[str, Array]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
-        raise InputError(f"{path}: not an .npz file of arrays ({error})") from error
+        raise InputError(
+            f"{path}: not an .npz file of arrays; write one with numpy.savez(path, name=array, ...)"
+        ) from error
     check_inputs(feed, model, str(path))
     return feed
 

@@ -138,5 +138,5 @@ def resolve_target(name: str) -> Target:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise TargetError(
-        f"unknown target '{name}'{hint} Known targets: {', '.join(known)}, or a triple such as aarch64-linux-gnu"
+        f"unknown target '{name}'{hint or '.'} Known targets: {', '.join(known)}, or a triple such as aarch64-linux-gnu"
     )

@@ -201,7 +201,127 @@ def test_nan_and_inf_weights(value: float, tmp_path: Path, fails: Expect) -> Non
         sparsec.compile(model)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_nan_in_other_constants(kind: Any, tmp_path: Path, fails: Expect) -> None:
+    """A bias, and a weight of a type that is not compressed."""
+    weight, bias = np.ones((4, 30), kind), np.zeros(30, kind)
+    (weight if kind is np.float16 else bias)[-1] = np.nan
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], "cast", to=helper.np_dtype_to_tensor_dtype(np.dtype(kind))),
+        helper.make_node("MatMul", ["c", "weight"], ["m"], "mm"),
+        helper.make_node("Add", ["m", "bias"], ["s"], "add"),
+        helper.make_node("Cast", ["s"], ["y"], "back", to=TensorProto.FLOAT),
+    ]
+    model = small_graph(nodes, {"weight": weight, "bias": bias})
+    onnx.save(model, tmp_path / "nan.onnx")
+    name = "weight (MatMul" if kind is np.float16 else "bias (Add"
+    fails(1, ["NaN or Inf", name], "compile", "nan.onnx", "-o", "out")
+    with pytest.raises(WeightError, match="NaN"):
+        sparsec.compress(model)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([("Relu", ["nothing"], ["y"], "r")], ["Relu 'r' reads 'nothing', which nothing makes"]),
+        ([("Relu", ["x"], ["y"], "r"), ("Neg", ["x"], ["y"], "n")], ["Neg 'n' makes 'y', which exists already"]),
+        (
+            [("Add", ["b", "x"], ["a"], "first"), ("Neg", ["a"], ["b"], "n"), ("Neg", ["b"], ["y"], "o")],
+            ["'first'", "circle"],
+        ),
+        ([("Relu", ["x"], ["z"], "r")], ["output 'y' is made by nothing"]),
+    ],
+    ids=["dangling", "twice", "circle", "output"],
+)
+def test_graph_that_is_none(nodes: list[Any], words: list[str], tmp_path: Path, fails: Expect) -> None:
+    model = small_graph([helper.make_node(*node) for node in nodes], {})
+    onnx.save(model, tmp_path / "odd.onnx")
+    fails(1, ["odd.onnx", *words], "compile", "odd.onnx", "-o", "out")
+    fails(1, words, "odd.onnx", "out.onnx")
+    with pytest.raises(ModelError, match="no valid ONNX graph"):
+        sparsec.compile(model)
+
+
+def test_subgraphs_read_what_lies_outside_of_them() -> None:
+    from sparsec.frontend.wellformed import check_graph
+
+    def branch(read: str) -> onnx.GraphProto:
+        out = [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+        return helper.make_graph([helper.make_node("Neg", [read], ["b"], "inner")], "branch", [], out)
+
+    for read, problem in (("x", None), ("a", None), ("missing", "Neg 'inner' reads 'missing'")):
+        nodes = [
+            helper.make_node("Relu", ["x"], ["a"], "r"),
+            helper.make_node("If", ["c"], ["y"], "if", then_branch=branch(read), else_branch=branch("a")),
+        ]
+        model = small_graph(nodes, {"c": np.array(True)})
+        if problem is None:
+            check_graph(model.graph, "here")
+        else:
+            with pytest.raises(ModelError, match=problem):
+                check_graph(model.graph, "here")
+
+
+def test_shapes_that_do_not_fit(tmp_path: Path, fails: Expect) -> None:
+    model = small_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], {"w": np.ones((5, 3), np.float32)})
+    onnx.save(model, tmp_path / "misfit.onnx")
+    fails(1, ["MatMul (mm)", "Incompatible dimensions"], "compile", "misfit.onnx", "-o", "out")
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["image"], "r"),
+        helper.make_node("Conv", ["image", "w"], ["y"], "wide"),
+    ]
+    weights = {"shape": np.array([1, 1, 2, 2]), "w": np.ones((1, 1, 7, 7), np.float32)}
+    onnx.save(small_graph(nodes, weights), tmp_path / "window.onnx")
+    fails(1, ["Conv (wide)", "window is larger"], "compile", "window.onnx", "-o", "out")
+    with pytest.raises(ModelError, match="mm"):
+        sparsec.compile(model)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.COMPLEX64, TensorProto.STRING])
+def test_element_type_without_kernels(kind: int, tmp_path: Path, fails: Expect) -> None:
+    model = small_graph([helper.make_node("Identity", ["x"], ["y"], "same")], {})
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = kind
+    onnx.save(model, tmp_path / "odd.onnx")
+    name = TensorProto.DataType.Name(kind).lower()
+    fails(1, ["1 node(s)", "Identity", f"element type {name}", "float32"], "compile", "odd.onnx", "-o", "out")
+    with pytest.raises(UnsupportedOpError, match=name):
+        sparsec.compile(model)
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.3, 0.6, 0.9, 0.97, 0.999])
+def test_file_cut_anywhere(cut: float, tmp_path: Path, fails: Expect) -> None:
+    data = DIGITS_MLP.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(data[: int(cut * len(data))])
+    fails(1, ["cut.onnx"], "compile", "cut.onnx", "-o", "out", "--input-shapes", "N=1")
+
+
+def test_external_data_that_is_cut_or_gone(tmp_path: Path, fails: Expect) -> None:
+    model = small_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], {"w": np.ones((4, 300), np.float32)})
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=10)
+    (tmp_path / "m.bin").write_bytes(bytes(100))
+    fails(1, ["w: ", "m.bin has 100 bytes, 4800 are needed"], "compile", "m.onnx", "-o", "out")
+    (tmp_path / "m.bin").unlink()
+    fails(1, ["w: ", "m.bin is missing"], "m.onnx", "out.onnx")
+
+
 # --- recipe and target ---
+
+
+def test_every_error_is_one_kind() -> None:
+    with pytest.raises(sparsec.SparsecError):
+        sparsec.compile("no.onnx")
+
+
+@pytest.mark.parametrize("recipe", [123, ["int8"], b"int8", {"version": 1, "rulez": []}], ids=str)
+def test_recipe_of_a_wrong_kind(recipe: Any) -> None:
+    with pytest.raises(RecipeError, match=r"found|unknown key"):
+        sparsec.compress(DIGITS_MLP, recipe, input_shapes={"N": 1})
+
+
+def test_empty_and_missing_recipes(fails: Expect) -> None:
+    for recipe, words in (("", ["recipe ''"]), ("none.yaml", ["none.yaml", "No such file"])):
+        fails(1, words, "mlp.onnx", "out.onnx", "--recipe", recipe, "--input-shapes", "N=1")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +333,10 @@ def test_nan_and_inf_weights(value: float, tmp_path: Path, fails: Expect) -> Non
         ("version: 2\n", ["version"]),
         ("- int8\n- int4\n", ["mapping"]),
         ("version: [1\n", ["YAML"]),
+        ("version: 1\nrules:\n- scheme: int8\n  scheme: int4\n", ["line 4", "'scheme' is given twice"]),
+        ("version: 1\nrules: int8\n", ["line 2", "should be a list"]),
     ],
-    ids=["key", "scheme", "selector", "version", "list", "yaml"],
+    ids=["key", "scheme", "selector", "version", "list", "yaml", "twice", "kind"],
 )
 def test_bad_recipe_file(text: str, words: list[str], tmp_path: Path, fails: Expect) -> None:
     (tmp_path / "r.yaml").write_text(text)
@@ -266,6 +388,13 @@ def test_wrong_inputs_file(tmp_path: Path, fails: Expect) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 65), np.float32))
     words = ["x.npz", "'x' is float32[1, 65]", "float32[1, 64]"]
     fails(1, words, "compile", "mlp.onnx", "-o", "out", "--input-shapes", "N=1", "--inputs", "x.npz")
+
+
+def test_inputs_file_that_is_none(tmp_path: Path, fails: Expect) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 64), np.float32))
+    (tmp_path / "t.npz").write_text("text")
+    for name, word in (("a.npy", "numpy.savez"), ("t.npz", "numpy.savez"), ("none.npz", "no such file")):
+        fails(1, [name, word], "compile", "mlp.onnx", "-o", "out", "--input-shapes", "N=1", "--inputs", name)
 
 
 def damage(folder: Path, how: str) -> None:

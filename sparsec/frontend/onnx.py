@@ -12,6 +12,7 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
 from sparsec.errors import ModelError
+from sparsec.frontend.wellformed import check_graph
 
 OLDEST_OPSET = 7
 """Opset 11 and up is tested; 7 to 10 go through onnx's version converter, older ones are refused."""
@@ -81,10 +82,13 @@ def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
         raise ModelError(f"{where}: not an ONNX model (no IR version, opset or graph): wrong file, or an empty one.")
     if not proto.graph.output:
         raise ModelError(f"{where}: the graph has no outputs: the file is truncated or not a whole model.")
+    check_graph(proto.graph, where)
     try:
         return ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"{where}: parses as protobuf but is no valid ONNX graph: {error}") from error
+        raise ModelError(
+            f"{where}: parses as protobuf but is no valid ONNX graph: {error.__cause__ or error}"
+        ) from error
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
