@@ -22,7 +22,18 @@ PACKAGES = {
     "sparsec": ROOT / "sparsec",
     "bench": ROOT / "bench",
 }
-VOCABULARY = {"cache", "errors", "target", "recipe", "formats", "ops", "op_view", "onnx_body", "decode_body", "activations"}
+VOCABULARY = {
+    "cache",
+    "errors",
+    "target",
+    "recipe",
+    "formats",
+    "ops",
+    "op_view",
+    "onnx_body",
+    "decode_body",
+    "activations",
+}
 # What each layer may import; whatever is not named here is face (api, cli, compiled ...) and may import everything.
 ALLOWED = {
     "runtime": {"errors"},

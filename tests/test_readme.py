@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import importlib
 import io
 import re
 import shlex
@@ -19,7 +20,7 @@ from sparsec.target import NAMED
 from tests.models import DIGITS
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def blocks(language: str) -> list[str]:
@@ -78,3 +79,25 @@ def test_yaml_blocks_are_recipes(text: str) -> None:
 def test_all_targets_are_listed() -> None:
     text = README.read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in NAMED)
+
+
+def test_the_demo_is_what_the_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures need the real model; the sentences, tables and the folder do not."""
+    monkeypatch.syspath_prepend(str(README.parent / "examples"))
+    minilm = importlib.import_module("minilm")
+
+    (shown,) = [text for kind, text in BLOCKS if not kind and "Similarity to" in text]
+    assert f'Similarity to "{minilm.QUERY}"\noriginal  compressed\n' in shown
+    lines = shown.splitlines()
+    assert [line[21:] for line in lines if re.match(r" +-?\d\.\d{3} +-?\d\.\d{3}  ", line)] == list(minilm.SENTENCES)
+    assert lines[-1] == "wrote build/minilm"
+
+
+def test_make_targets_and_documents_exist() -> None:
+    text, root = README.read_text(encoding="utf-8"), README.parent
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    wanted = set(re.findall(r"(?:^|`)make (\w+)", text, re.M))
+    assert {"demo", "test"} <= wanted
+    assert all(re.search(rf"^{name}:", makefile, re.M) for name in wanted), wanted
+    for path in re.findall(r"`((?:docs|examples|bench|tests|\.ci)/[\w./-]*)`", text):
+        assert (root / path).exists(), path
