@@ -28,6 +28,7 @@ HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
 
+
 def runtime_folder() -> Path:
     """The folder of the runtime's C sources."""
     return Path(sparsec.runtime.__file__).parent / "src"

@@ -89,7 +89,7 @@ def test_the_demo_is_what_the_example_prints(monkeypatch: pytest.MonkeyPatch) ->
     (shown,) = [text for kind, text in BLOCKS if not kind and "Similarity to" in text]
     assert f'Similarity to "{minilm.QUERY}"\noriginal  compressed\n' in shown
     lines = shown.splitlines()
-    assert [line[21:] for line in lines if re.match(r" +-?\d\.\d{3} +-?\d\.\d{3}  ", line)] == list(minilm.SENTENCES)
+    assert [line[22:] for line in lines if re.match(r" +-?\d\.\d{3} +-?\d\.\d{3}  ", line)] == list(minilm.SENTENCES)
     assert lines[-1] == "wrote build/minilm"
 
 
