@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import sparsec
-from sparsec.cli import main, parse_shapes, parse_values
+from sparsec.cli import main
+from sparsec.options import parse_shapes, parse_values
 from tests.models import DIGITS, DIGITS_MLP
 
 N1 = ("--input-shapes", "N=1")
