@@ -3,6 +3,7 @@
     python -m bench setup [RIVAL...] [--force]                            make the rivals' environments
     python -m bench kernels [--only WORD]... [--threads N]...             single products against the rivals
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
+    python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
     models.add_argument("--rounds", type=int, default=9)
 
+    command("roof", "read bandwidth of each memory level and multiply-add peaks of this machine, 1 thread and all")
+
     operators = command("operators", "time of every step of a compiled model")
     operators.add_argument("model", choices=sorted(MODELS), metavar="MODEL")
     operators.add_argument("--recipe")
@@ -122,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threads = args.threads or sorted({1, _cores()})
         names = _available(args.models or TIMED)
         return models.run(names, args.recipe, sorted(set(threads)), args.rounds, args.rival, args.json)
+    if args.command == "roof":
+        from bench import roof
+
+        return roof.run(args.json)
     if args.command == "operators":
         from bench import operators
 
