@@ -1,0 +1,67 @@
+"""How long a step will take: the model behind choices that are not measured.
+
+A step reads and writes its arguments, does floating-point operations and, where its weights are coded, decodes weights.
+Arithmetic and memory overlap, so the slower of the two counts; decoding competes with arithmetic for the same units and
+adds to it. The rates are the machine's (machine.py); what a kernel family reaches of them is in `_SHARE` and `_DECODE`, fitted
+to measurements of those kernels (docs/benchmarks.md): good to about a factor of 1.5, enough to tell winners from losers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsec.codegen.kernels.gemm import tiling
+from sparsec.codegen.machine import Machine
+from sparsec.codegen.program import ITEMSIZE, Step
+from sparsec.target import Target
+
+__all__ = ["Work", "predict", "step_seconds", "work"]
+
+_SHARE = {"gemm": 0.75, "spmm": 0.45, "gemv": 0.5}
+"""Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
+_OTHER_SHARE = 0.1
+_DECODE = {"dense": 6.0, "strip": 10.0, "element": 40.0}
+"""Floating-point operations that one decoded weight is worth, by how its positions are stored (panels.py)."""
+_CALL_S = 3e-7
+"""A kernel call costs this much before it does anything."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a step does: floating-point operations, weights decoded, bytes of its arguments."""
+
+    operations: float
+    decoded: float
+    nbytes: float
+
+
+def work(step: Step, target: Target) -> Work:
+    """The work of a step, from its parameters and signature."""
+    moved = sum(arg.size * ITEMSIZE[arg.dtype] for arg in step.signature.args if arg.role != "work")
+    return Work(float(step.signature.cost), _decoded(step.spec.family, step.spec.params, target), float(moved))
+
+
+def _decoded(family: str, params: Mapping[str, Any], target: Target) -> float:
+    """gemm.py decodes a panel of a coded weight for every block of rows of A."""
+    if family != "gemm" or params["b"]["kind"] != "coded":
+        return 0.0
+    return float(params["batch"] * tiling(params, target).blocks * params["n"] * params["k"])
+
+
+def step_seconds(step: Step, target: Target, machine: Machine, threads: int = 1) -> float:
+    """Predicted seconds of one run of a step on `threads` threads whose weights are where a loop over them would find them."""
+    done = work(step, target)
+    peak = machine.fma.of(threads, machine.threads) * min(1.0, target.vector_bits / machine.vector_bits)
+    share = _SHARE.get(step.spec.family, _OTHER_SHARE)
+    decode = 0.0
+    if done.decoded:
+        decode = done.decoded * _DECODE[step.spec.params["b"]["decode"]["kind"]] / peak
+    arithmetic = done.operations / (share * peak) + decode
+    return _CALL_S + max(arithmetic, done.nbytes / machine.read_rate(done.nbytes, threads))
+
+
+def predict(steps: Iterable[Step], target: Target, machine: Machine, threads: int = 1) -> float:
+    """Predicted seconds of one run of some steps, one after the other."""
+    return sum(step_seconds(step, target, machine, threads) for step in steps)
