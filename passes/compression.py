@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from sparsec.passes.encode_cache import cached_masks, weight_digest
 from sparsec.passes.insert_decode import encode_weights, insert_decode
 from sparsec.passes.layers import LayerRecord
+from sparsec.passes.quantise_activations import set_activations
 from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.recipe import Recipe
 
-__all__ = ["EncodeWeights", "Job", "SelectSchemes", "Sparsify"]
+__all__ = ["EncodeWeights", "Job", "QuantiseActivations", "SelectSchemes", "Sparsify"]
 
 
 @dataclass
@@ -97,3 +98,12 @@ class EncodeWeights(_JobPass):
         place = {name: i for i, name in enumerate(job.order)}
         job.layers.sort(key=lambda layer: place[layer.name])
         return ir.passes.PassResult(model, bool(results))
+
+
+class QuantiseActivations(_JobPass):
+    """Int8 activations where the recipe asks for them or their error is small beside the weight's."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        rules = self.job.recipe.rules
+        wanted = {r.name: (rules[r.rule].activations, r) for r in self.job.layers if r.rule is not None}
+        return ir.passes.PassResult(model, set_activations(model, wanted))

@@ -26,3 +26,5 @@ class LayerRecord:
     nmse: float
     rule: int | None = None
     """Index of the rule in the recipe that chose the scheme; None when the weight is dense for another reason."""
+    activations: str = ""
+    """How the product reads its inputs: "" for float32, else as in `sparsec.int8`."""

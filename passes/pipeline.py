@@ -15,7 +15,7 @@ from onnxscript.rewriter.rules import common as onnxscript_rules
 
 from sparsec.errors import OutputError, SparsecError
 from sparsec.passes.check import check_model, check_static
-from sparsec.passes.compression import EncodeWeights, Job, SelectSchemes, Sparsify
+from sparsec.passes.compression import EncodeWeights, Job, QuantiseActivations, SelectSchemes, Sparsify
 from sparsec.passes.fold import ConstantsRight, FoldConstants, InferShapes, KeepWeightNames
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.layers import LayerRecord
@@ -126,6 +126,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
         Stage("sparsify", lambda: Sparsify(job)),
         Stage("encode-weights", lambda: EncodeWeights(job)),
         Stage("fuse", Fuse),
+        Stage("quantise-activations", lambda: QuantiseActivations(job)),
         Stage("remove-unused-weights", common.RemoveUnusedNodesPass),
         Stage("remove-unused-functions", common.RemoveUnusedFunctionsPass),
         Stage("final-names", common.NameFixPass),

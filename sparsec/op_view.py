@@ -64,6 +64,7 @@ class SparsecNode:
     indices: ir.Value | None = None
     activation: str = ""
     act_params: tuple[float, ...] = ()
+    activations: str = ""
     kernel_shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
@@ -123,7 +124,7 @@ def view(node: ir.Node) -> SparsecNode:
     fields: dict[str, Any] = dict(zip(after, extra, strict=False))
     if first:
         fields["x"] = node.inputs[0]
-    known = {"activation", "act_params", "kernel_shape", "strides", "pads", "dilations", "group", "shape", "trans"}
+    known = {"activation", "act_params", "activations", "kernel_shape", "strides", "pads", "dilations", "group", "shape", "trans"}
     for key, value in values.items():
         if key in known:
             fields[key] = tuple(value) if isinstance(value, (list, tuple)) else value

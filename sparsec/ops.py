@@ -2,6 +2,7 @@
 
 Decode(weight...) -> W in its ONNX shape            attributes: scheme rows cols shape trans
 MatMul(x, weight..., bias?, residual?)              = act(x @ W^T + bias + residual)    x [..., K] -> [..., N]
+                                                      attribute activations: x in int8 (see int8.py)
 Conv(x, weight..., bias?, residual?)                = act(conv(x, W) + bias + residual)  and ONNX Conv's attributes
 Gather(weight..., indices)                          = W[indices]
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsec import int8
 from sparsec.activations import activation as find_activation
 from sparsec.decode_body import decode_body
 from sparsec.errors import ModelError, WeightError
@@ -150,19 +152,37 @@ def matmul(
     residual: ir.Value | None = None,
     activation: str = "",
     act_params: Sequence[float] = (),
+    activations: str = "",
     name: str = "",
 ) -> Built:
-    """sparsec::MatMul: act(x @ W^T + bias + residual); bias [N], residual broadcasts to the result."""
+    """sparsec::MatMul: act(x @ W^T + bias + residual); bias [N], residual broadcasts to the result.
+
+    activations: "" for float32, "int8" or "int8-g<group>" for dynamically quantised x (see int8.py). Raises ModelError for
+    another value, or where the scheme has no bytes to multiply.
+    """
+    group = 0
+    if activations:
+        group = int8.activation_group(activations, weight.cols)
+        if why := int8.refusal(weight.scheme):
+            raise ModelError(f"MatMul '{name}': int8 activations do not go with scheme {weight.scheme}: {why}")
 
     def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
+        x = values["x"]
+        if activations:
+            x = int8.quantised_body(body, x, group, weight.cols)
+            if "codebook" in values:
+                values = {**values, "codebook": int8.rounded_table_body(body, values["codebook"])}
         matrix = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
-        result = body.op("MatMul", values["x"], body.op("Transpose", matrix, perm=[1, 0]))
+        result = body.op("MatMul", x, body.op("Transpose", matrix, perm=[1, 0]))
         if bias is not None:
             result = body.op("Add", result, values["bias"])
         return _epilogue(body, result, values, activation, act_params)
 
     shape = None if x.shape is None else [*x.shape[:-1], weight.rows]
     attributes, marks = _fused_attributes(activation, act_params)
+    if activations:
+        attributes["activations"] = activations
+        marks.insert(0, f"x:{activations}")
     return _build(
         "MatMul", weight, fill, attributes, marks, (("x", x),), (("bias", bias), ("residual", residual)), name, shape
     )

@@ -68,6 +68,8 @@ class Rule(_Strict):
     scheme: str
     sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
+    activations: Literal["auto", "fp32", "int8"] = "auto"
+    """Inputs of matrix products: float32, or rounded to int8 while running; `auto` rounds where it adds little error."""
     optional: bool = False
     """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
 

@@ -13,6 +13,7 @@ from sparsec.codegen.kernels.depthwise import lower_depthwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
 from sparsec.codegen.kernels.elementwise import OPS, lower_elementwise
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
+from sparsec.codegen.kernels.gemv import lower_gemv
 from sparsec.codegen.kernels.lookup import lower_lookup
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
 from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
@@ -109,5 +110,5 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Unsqueeze"): (lower_reshape,),
     ("sparsec", "Conv"): (lower_depthwise, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
-    ("sparsec", "MatMul"): (lower_sparse_matmul, lower_fused_matmul),
+    ("sparsec", "MatMul"): (lower_gemv, lower_sparse_matmul, lower_fused_matmul),
 }

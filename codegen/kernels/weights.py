@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from sparsec.codegen.context import Lowering, Tensor
 from sparsec.codegen.kernels import decode
 from sparsec.formats.encoded import unpack
+from sparsec.int8 import rounded_table
 from sparsec.op_view import SparsecNode
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +41,11 @@ def pack_weight(
         physical = physical[np.maximum(rows, 0)] * (rows >= 0)[:, None].astype(np.float32)
         panels = physical.reshape(-1, nr, view.cols).transpose(0, 2, 1)
         return {"kind": "packed"}, [low.const(panels, f"{label}.weight")]
-    packed = decode.pack(unpack(weight), nr, low.target, rows=rows, taps=taps, label=label)
+    unpacked = unpack(weight)
+    if view.activations and unpacked.codebook is not None:  # int8 activations come with rounded tables
+        table, scale = rounded_table(unpacked.codebook)
+        unpacked = replace(unpacked, codebook=table * scale[:, None])
+    packed = decode.pack(unpacked, nr, low.target, rows=rows, taps=taps, label=label)
     return {"kind": "coded", "decode": packed.params}, [low.const(array, name) for name, array in packed.arrays]
 
 

@@ -1,0 +1,134 @@
+"""Products of bytes: groups of four 8-bit weights times four 8-bit inputs, summed into int32 lanes, per instruction set.
+
+A vector holds `4 * k.lanes` bytes: in each 32-bit lane four consecutive inputs of one output row. Activations are int8 in
+[-127, 127], four of them broadcast to every lane. aarch64 multiplies signed bytes (sdot). x86 multiplies unsigned by signed
+ones (vpmaddubsw): either the weights get an offset, whose share the caller takes off by the sum of the inputs, or the inputs
+do (`X_OFFSET`), to be taken off by the sum of the weights.
+
+x86 without VNNI adds pairs of products in 16 bits, so tables keep to 7 bits: 2 * 127 * 127 and 2 * 255 * 63 fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsec.int8 import ACTIVATION_MAX, TABLE_MAX
+from sparsec.target import Target
+
+# Added to inputs that are read as unsigned bytes (x86).
+X_OFFSET = 128
+# What 16-bit lanes hold.
+_INT16_MAX = 32767
+
+
+def supported(target: Target) -> bool:
+    """Whether the target has the instructions this file is written for."""
+    return target.arch == "x86_64" or "dotprod" in target.features
+
+
+def table_offset(target: Target) -> int:
+    """What is added to table entries so that the instruction can read them."""
+    return TABLE_MAX + 1 if target.arch == "x86_64" else 0
+
+
+def pairs_in_16_bits(target: Target, largest: int) -> int:
+    """How many products of pairs of weights in [0, largest] can be added before 16 bits overflow (x86), at least 1."""
+    if target.arch != "x86_64":
+        return 1
+    return max(1, _INT16_MAX // (2 * largest * ACTIVATION_MAX))
+
+
+class ByteDot:
+    """The byte operations of one kernel (`k`: KernelBuilder)."""
+
+    def __init__(self, k: Any) -> None:
+        self.k, self.T = k, k.T
+        self.lanes: int = k.lanes
+        self.bytes = 4 * k.lanes
+        self.x86 = k.target.arch == "x86_64"
+        self.wide = self.lanes == 16
+
+    def _as(self, dtype: str, value: Any) -> Any:
+        return self.T.reinterpret(dtype, value)
+
+    def field(self, packed: Any, shift: int, width: int, to: int = 0) -> Any:
+        """Bits [shift, shift + width) of every byte of `packed` (uint8 vector), moved to bit `to`."""
+        T, k, n = self.T, self.k, self.bytes
+        if width == 8:
+            return packed
+        mask = k.splat(T.uint8(((1 << width) - 1) << to), n)
+        move = shift - to
+        if move:
+            # there is no shift of bytes on x86; bits that cross over from the neighbour are masked away
+            words = self._as(f"uint16x{n // 2}", packed)
+            amount = k.splat(T.uint16(abs(move)), n // 2)
+            packed = self._as(f"uint8x{n}", words >> amount if move > 0 else words << amount)
+        return packed & mask
+
+    def lookup(self, table: Any, codes: Any) -> Any:
+        """table[codes]: 16 bytes, repeated in every 128-bit part of `table`; codes below 16."""
+        T, n = self.T, self.bytes
+        if not self.x86:
+            result = T.call_llvm_pure_intrin(
+                "int8x16", "llvm.aarch64.neon.tbl1", self._as("int8x16", table), self._as("int8x16", codes)
+            )
+            return self._as("uint8x16", result)
+        name = "llvm.x86.avx512.pshuf.b.512" if self.wide else "llvm.x86.avx2.pshuf.b"
+        result = T.call_llvm_pure_intrin(f"int8x{n}", name, self._as(f"int8x{n}", table), self._as(f"int8x{n}", codes))
+        return self._as(f"uint8x{n}", result)
+
+    def broadcast(self, quad: Any) -> Any:
+        """Four int8 inputs, as one int32, in every lane."""
+        return self._as(f"int8x{self.bytes}", self.k.splat(quad, self.lanes))
+
+    def pairs(self, weights: Any, x: Any) -> Any:
+        """int16 sums of neighbouring products of unsigned `weights` and signed `x` (x86)."""
+        n = self.bytes
+        name = "llvm.x86.avx512.pmaddubs.w.512" if self.wide else "llvm.x86.avx2.pmadd.ub.sw"
+        operands = (self._as(f"int8x{n}", weights), self._as(f"int8x{n}", x))
+        return self.T.call_llvm_pure_intrin(f"int16x{n // 2}", name, *operands)
+
+    def widen(self, pairs: Any) -> Any:
+        """int32 sums of neighbouring int16."""
+        n = self.bytes
+        ones = self.k.splat(self.T.int16(1), n // 2)
+        return self.multiply_add(pairs, ones)
+
+    def multiply_add(self, a: Any, b: Any) -> Any:
+        """int32 sums of neighbouring products of int16 (exact)."""
+        name = "llvm.x86.avx512.pmaddw.d.512" if self.wide else "llvm.x86.avx2.pmadd.wd"
+        return self.T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, a, b)
+
+    def dot(self, total: Any, weights: Any, x: Any, *, signed_weights: bool = False) -> Any:
+        """total + the four products of every lane; with `signed_weights` the inputs are the unsigned ones on x86."""
+        if self.x86:
+            return total + self.widen(self.pairs(x, weights) if signed_weights else self.pairs(weights, x))
+        return self.T.call_llvm_pure_intrin(
+            "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, self._as("int8x16", weights), self._as("int8x16", x)
+        )
+
+
+def pack_table(target: Target) -> np.ndarray[Any, Any]:
+    """uint8 [256, 8]: for each byte of mask bits what `pack_bytes` needs to bring the chosen ones of 8 bytes together."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    if target.arch == "x86_64":
+        return (bits * 255).astype(np.uint8)
+    table = np.full((256, 8), 255, np.uint8)  # tbl gives 0 for an index out of range
+    for row, chosen in zip(table, bits, strict=True):
+        places = np.flatnonzero(chosen)
+        row[: len(places)] = places
+    return table
+
+
+def pack_bytes(k: Any, eight: Any, control: Any) -> Any:
+    """The chosen bytes of `eight` (int8x8) side by side, the rest unspecified; `control` is a row of `pack_table`."""
+    T = k.T
+    if k.target.arch == "x86_64":
+        packed = T.call_llvm_pure_intrin(
+            "int64", "llvm.x86.bmi.pext.64", T.reinterpret("int64", eight), T.reinterpret("int64", control)
+        )
+        return T.reinterpret("int8x8", packed)
+    wide = T.Shuffle([eight, eight], [T.int32(i) for i in range(16)])
+    return T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.tbl1", wide, T.reinterpret("int8x8", control))

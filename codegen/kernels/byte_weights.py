@@ -1,0 +1,280 @@
+"""Weights as bytes for int8 dot products: which encoded weights fit, their physical layout, and reading them in a kernel.
+
+A tile is R rows: vectors of `lanes` rows, whose 32-bit lanes hold four consecutive inputs each (a quad). Inputs come in blocks
+of `block` values that share a scale; a block is whole quads. Codes of b bits lie in planes (8, 4, 2, 1 bits); the quads of a
+block are spread over the bits of each plane's bytes, so that one load feeds 8 / width quads:
+
+    codes[plane][tile][block][byte of the plane][vector of rows][lane][4 inputs]
+
+* dense: every input, tiles of `TILE_VECTORS` vectors.
+* strip: blocks of R rows x 1 input (R a multiple of the lanes): only stored inputs, in order; the kernel packs the
+  activations by the strip's bitmap and then runs the dense loop. Each strip is padded to whole blocks.
+
+Numbers are `code - offset` (int), `code - zero point` (uint) or `table[code]` with at most 16 entries rounded to
+TABLE_MAX steps (sparsec/int8.py), each times its scale. In strips every number comes from a table of signed bytes and
+`row_sums` holds the sum of each row: x86 then offsets the inputs instead of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from sparsec.codegen.isa.dot import supported, table_offset
+from sparsec.codegen.program import Arg
+from sparsec.formats.codec import Affine, Codebook, Ternary
+from sparsec.formats.encoded import Unpacked
+from sparsec.formats.structure import Dense
+from sparsec.int8 import rounded_table
+from sparsec.target import Target
+
+Array = np.ndarray[Any, Any]
+# Vectors of rows a dense tile has: two accumulators hide the latency of the additions.
+TILE_VECTORS = 2
+# Quads one unrolled step of a block covers: all bit fields of a plane of single bits.
+_STEP = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in physical form: `params` for the kernel, `arrays` in the order of `arguments(params)`."""
+
+    params: dict[str, Any]
+    arrays: list[tuple[str, Array]]
+
+
+def planes(bits: int) -> list[tuple[int, int]]:
+    """(width, shift) of the planes of a code, low bits first."""
+    result, shift = [], 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            result.append((width, shift))
+            shift += width
+    return result
+
+
+def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
+    """Why `pack` cannot lay this weight out ("" if it can)."""
+    scheme = weight.scheme
+    codec, scales = scheme.codec, scheme.scales
+    r, c = scheme.block
+    if not isinstance(scheme.structure, Dense) and (c != 1 or r % target.lanes):
+        return f"blocks of {r}x{c} are no strips of whole vectors of {target.lanes} rows"
+    sparse = not isinstance(scheme.structure, Dense)
+    if not supported(target):
+        return f"target '{target.name}' has no products of bytes"
+    if x_group and (sparse or (scales.kind == "group" and scales.group != x_group)):
+        return f"groups of {x_group} inputs do not follow the blocks of the weight"
+    if sparse and (weight.zero_points is not None or codec.code_bits > 4):
+        return "strips hold codes of at most 4 bits without zero points"
+    if isinstance(codec, Codebook):
+        if codec.code_bits > 4:
+            return f"tables of {1 << codec.code_bits} entries do not fit a byte lookup"
+        tile = _tile_rows(weight, target)
+        if codec.scope == "rows" and codec.span % tile:
+            return f"a codebook for {codec.span} rows is less than a tile of {tile}"
+        if codec.scope == "inputs" and (sparse or codec.span % max(scales.group, 4)):
+            return "codebooks of input groups do not follow the blocks of the scales"
+    elif not isinstance(codec, (Affine, Ternary)):
+        return f"codec {codec} is not stored in bytes"
+    if scales.kind == "group" and scales.group % 4:
+        return f"groups of {scales.group} are not whole quads"
+    if weight.cols > 60_000:
+        return "sums of this many products overflow 32 bits"
+    return ""
+
+
+def _tile_rows(weight: Unpacked, target: Target) -> int:
+    if isinstance(weight.scheme.structure, Dense):
+        return target.lanes * min(TILE_VECTORS, ceil(weight.rows / target.lanes))
+    return weight.scheme.block[0]
+
+
+def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
+    """Lay a weight out; `x_group`: inputs that share an activation scale (0: all). `refusal` must be empty."""
+    scheme = weight.scheme
+    codec, scales = scheme.codec, scheme.scales
+    tile = _tile_rows(weight, target)
+    tiles = ceil(weight.rows / tile)
+    sparse = not isinstance(scheme.structure, Dense)
+    bits = codec.code_bits
+    block = scales.group if scales.kind == "group" else x_group
+    if isinstance(codec, Codebook) and codec.scope == "inputs":
+        block = block or codec.span
+    params: dict[str, Any] = {
+        "kind": "table" if isinstance(codec, Codebook) or sparse else "affine", "bits": bits, "rows": weight.rows, "k": weight.cols,
+        "tile": tile, "tiles": tiles, "sparse": sparse, "scales": scales.kind, "zero_points": weight.zero_points is not None,
+        "offset": _offset(codec), "scope": "one",
+    }  # fmt: skip
+    codes = np.zeros((tiles * tile, weight.cols), np.uint8)
+    if sparse:
+        mask = weight.block_mask  # strips x inputs; the weights of a strip are a run of blocks
+        counts = mask.sum(axis=1)
+        # without group scales all stored inputs of a strip are one block of whole steps
+        size = block or 4 * _STEP
+        per_strip = np.maximum(1, -(-counts // size)) if block else -(-counts // size)
+        first = np.concatenate([[0], np.cumsum(per_strip)]).astype(np.int32)
+        stored = np.zeros((int(first[-1]) * size, tile), np.uint8)
+        place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
+        stored[place.astype(np.int64)] = weight.codes[:, :, 0]
+        physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
+        params |= {"block": size, "blocks": int(first[-1]), "one_block": not block}
+        arrays = [("positions", _bitmap(mask)), ("starts", first)]
+    else:
+        codes[: weight.rows] = weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)
+        size = block or ceil(weight.cols / (4 * _STEP)) * 4 * _STEP
+        count = ceil(weight.cols / size)
+        padded = np.zeros((tiles * tile, count * size), np.uint8)
+        padded[:, : weight.cols] = codes
+        physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
+        params |= {"block": size, "blocks": tiles * count, "one_block": not block}
+        arrays = []
+    arrays += _code_arrays(physical, bits, target.lanes)
+    arrays += _scale_arrays(weight, params, arrays)
+    if params["kind"] == "table":
+        arrays += _table_arrays(weight, params, target)
+    if sparse and target.arch == "x86_64":
+        sums = np.zeros(tiles * tile, np.float32)
+        sums[: weight.rows] = _row_sums(weight)
+        arrays.append(("row_sums", sums))
+    for (name, array), arg in zip(arrays, arguments(params, target), strict=True):
+        assert (array.size, str(array.dtype)) == (arg.size, arg.dtype), (label, name, array.size, array.dtype, arg)
+    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
+
+
+def _offset(codec: Any) -> int:
+    if isinstance(codec, Ternary):
+        return 1
+    return 1 << (codec.code_bits - 1) if isinstance(codec, Affine) and not codec.unsigned else 0
+
+
+def _bitmap(mask: Array) -> Array:
+    wide = np.zeros((len(mask), ceil(mask.shape[1] / 8) * 8), bool)
+    wide[:, : mask.shape[1]] = mask
+    return np.packbits(wide, axis=1, bitorder="little").reshape(-1)
+
+
+def _code_arrays(physical: Array, bits: int, lanes: int) -> list[tuple[str, Array]]:
+    """Planes of codes [blocks, R, block]: see the module's docstring."""
+    blocks, tile, size = physical.shape
+    quads = physical.reshape(blocks, tile // lanes, lanes, size // 4, 4).transpose(0, 3, 1, 2, 4)
+    arrays = []
+    for plane, (width, shift) in enumerate(planes(bits)):
+        part = (quads >> shift) & ((1 << width) - 1)
+        per_byte = 8 // width
+        steps = ceil(part.shape[1] / per_byte)
+        padded = np.zeros((blocks, steps * per_byte, *part.shape[2:]), np.uint8)
+        padded[:, : part.shape[1]] = part
+        fields = padded.reshape(blocks, steps, per_byte, *part.shape[2:])
+        shifts = (np.arange(per_byte) * width).astype(np.uint8).reshape(-1, 1, 1, 1)
+        arrays.append((f"codes{plane}", np.bitwise_or.reduce(fields << shifts, axis=2).reshape(-1)))
+    return arrays
+
+
+def _scale_arrays(weight: Unpacked, p: dict[str, Any], made: list[tuple[str, Array]]) -> list[tuple[str, Array]]:
+    kind, tile, tiles = p["scales"], p["tile"], p["tiles"]
+    if kind == "none":
+        return []
+    assert weight.scales is not None
+
+    def physical(values: Array, dtype: str) -> Array:
+        if kind == "tensor":
+            return values.reshape(-1).astype(dtype)
+        rows = np.zeros((tiles * tile, values.shape[1]), dtype)
+        rows[: weight.rows] = values
+        by_tile = rows.reshape(tiles, tile, -1).transpose(0, 2, 1)  # tile, group, row
+        if kind == "channel" or not p["sparse"]:
+            return by_tile.reshape(-1)
+        first = next(array for name, array in made if name == "starts")
+        pieces = [by_tile[t, : first[t + 1] - first[t]] for t in range(tiles)]
+        # a strip without stored values still has one block, of zeros, and may have no scale
+        pieces = [
+            np.concatenate([q, np.zeros((first[t + 1] - first[t] - len(q), tile), q.dtype)])
+            for t, q in enumerate(pieces)
+        ]
+        return np.concatenate(pieces).reshape(-1)
+
+    arrays = [("scales", physical(weight.scales, "float16" if kind == "group" else "float32"))]
+    if weight.zero_points is not None:
+        arrays.append(("zero_points", physical(weight.zero_points, "uint8")))
+    return arrays
+
+
+def _table(weight: Unpacked) -> tuple[Array, Array]:
+    """(int8 [S, entries], float32 [S] scales): what the codes stand for."""
+    if weight.codebook is not None:
+        return rounded_table(weight.codebook)
+    codec = weight.scheme.codec
+    return (np.arange(1 << codec.code_bits) - _offset(codec)).astype(np.int8)[None], np.ones(1, np.float32)
+
+
+def _row_sums(weight: Unpacked) -> Array:
+    """float32 [N]: the sum of the numbers of each row, as the kernel reads them."""
+    entries, scale = _table(weight)
+    numbers = entries.astype(np.float64) * scale[:, None]
+    mask = weight.block_mask
+    strip, _ = np.nonzero(mask)
+    r = weight.scheme.block[0]
+    codec = weight.scheme.codec
+    table = strip * r // codec.span if isinstance(codec, Codebook) and codec.scope == "rows" and len(numbers) > 1 else 0
+    values = numbers[np.broadcast_to(table, strip.shape)[:, None], weight.codes[:, :, 0]]
+    if weight.scales is not None:
+        group = weight.scheme.scales.group
+        rank = np.arange(len(strip)) - np.concatenate([[0], np.cumsum(mask.sum(1))])[strip]
+        column = rank // group if weight.scheme.scales.kind == "group" else np.zeros_like(rank)
+        padded = np.zeros((len(mask) * r, weight.scales.shape[1]))
+        padded[: weight.rows] = weight.scales
+        rows = strip[:, None] * r + np.arange(r)
+        values = values * padded[rows, column[:, None]]
+    sums = np.zeros((len(mask), r))
+    np.add.at(sums, strip, values)
+    return sums.reshape(-1)[: weight.rows]
+
+
+def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tuple[str, Array]]:
+    codec = weight.scheme.codec
+    entries, scale = _table(weight)
+    wide = np.zeros((len(entries), 16), np.int16)
+    wide[:, : entries.shape[1]] = entries
+    offset = 0 if p["sparse"] else table_offset(target)
+    table = (wide + offset).astype(np.uint8)
+    p |= {"offset": offset, "tables": len(table), "span": 0}
+    if len(table) > 1:
+        assert isinstance(codec, Codebook)
+        p["scope"] = codec.scope
+        p["span"] = codec.span // (p["tile"] if codec.scope == "rows" else p["block"])
+    repeated = np.tile(table, (1, target.lanes // 4))
+    return [("table", repeated.reshape(-1)), ("table_scale", scale)]
+
+
+def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
+    """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`."""
+    args: list[Arg] = []
+    if p["sparse"]:
+        args += [
+            Arg("positions", "uint8", p["tiles"] * ceil(p["k"] / 8), "in"),
+            Arg("starts", "int32", p["tiles"] + 1, "in"),
+        ]
+    for plane, _ in enumerate(planes(p["bits"])):
+        args.append(Arg(f"codes{plane}", "uint8", p["blocks"] * p["tile"] * plane_bytes(p, plane), "in"))
+    if p["scales"] != "none":
+        size = {"tensor": 1, "channel": p["tiles"] * p["tile"], "group": p["blocks"] * p["tile"]}[p["scales"]]
+        args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", size, "in"))
+        if p["zero_points"]:
+            args.append(Arg("zero_points", "uint8", size, "in"))
+    if p["kind"] == "table":
+        args.append(Arg("table", "uint8", p["tables"] * target.lanes * 4, "in"))
+        args.append(Arg("table_scale", "float32", p["tables"], "in"))
+    if p["sparse"] and target.arch == "x86_64":
+        args.append(Arg("row_sums", "float32", p["tiles"] * p["tile"], "in"))
+    return args
+
+
+def plane_bytes(p: Mapping[str, Any], plane: int) -> int:
+    """Bytes a row of a block takes in a plane."""
+    width, _ = planes(p["bits"])[plane]
+    return 4 * ceil(p["block"] // 4 * width / 8)

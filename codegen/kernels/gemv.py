@@ -1,0 +1,452 @@
+"""Products with few rows of activations and compressed weights, in int8: act(x[M, K] . W^T + bias + residual), M small.
+
+The activations are quantised first, by every thread for itself (K steps against N * K of the product): int8 with one scale
+per row, or per row and block of inputs, as the node's `activations` says (see sparsec/ops.py). Then each tile of R outputs
+streams its codes once: bytes are looked up or masked, multiplied by four broadcast inputs a lane, and summed in int32 over
+a block, then scaled into float32 (byte_weights.py has the layout). For strips of a sparse weight the activations are first
+packed by the strip's bitmap, so that what is not stored costs nothing.
+
+A unit is a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from math import ceil, prod
+from operator import mul
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.isa import dot
+from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels import byte_weights
+from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
+from sparsec.codegen.program import Arg, Signature
+from sparsec.formats.encoded import EncodedWeight, unpack
+from sparsec.int8 import ACTIVATION_MAX, activation_group
+from sparsec.op_view import view
+from sparsec.target import Target
+
+# Rows of activations that share one pass over the codes: their accumulators stay in registers.
+_ROWS_AT_ONCE = 4
+# Inputs of one unrolled step.
+_STEP = 32
+
+
+def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with int8 activations whose weight can be laid out as bytes."""
+    op = view(node)
+    if not op.activations:
+        return Refusal("the activations are float32")
+    assert op.x is not None
+    weight = op.weight()
+    assert isinstance(weight, EncodedWeight)
+    unpacked, x_group = unpack(weight), activation_group(op.activations, op.cols)
+    if why := byte_weights.refusal(unpacked, low.target, x_group):
+        return Refusal(why)
+    if op.bias is not None and low.constant(op.bias) is None:
+        return Refusal("the bias is not a constant")
+    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
+        return Refusal("the residual has not the shape of the result")
+    m = prod(low.shape(op.x)[:-1])
+    if m == 0:
+        return Refusal("the product has no rows")
+    label = node.name or "weight"
+    packed = byte_weights.pack(unpacked, low.target, x_group, label)
+    ins = [low.get(op.x), *(low.const(array, name) for name, array in packed.arrays)]
+    if packed.params["sparse"]:
+        ins.append(low.const(dot.pack_table(low.target).reshape(-1), "pack_bytes"))
+    if (bias := low.constant(op.bias)) is not None:
+        padded = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
+        padded[: op.rows] = np.broadcast_to(bias.reshape(-1), (op.rows,))
+        ins.append(low.const(padded, f"{label}.bias"))
+    if op.residual is not None:
+        ins.append(low.get(op.residual))
+    params = {
+        "m": m, "w": packed.params, "x_group": x_group, "bias": bias is not None, "residual": op.residual is not None,
+        "act": op.activation, "act_params": list(op.act_params),
+    }  # fmt: skip
+    note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip()
+    low.call("gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
+    return None
+
+
+def _padded(k: int, p: Mapping[str, Any]) -> int:
+    """Bytes of one row of quantised activations: whole blocks and whole steps of the packing."""
+    return ceil(k / max(p["block"], _STEP)) * max(p["block"], _STEP)
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: x, the weight's arrays, pack table?, bias?, residual?; out: y; work: quantised activations, scales, sums."""
+    w, m = p["w"], p["m"]
+    args = [Arg("x", "float32", m * w["k"], "in"), *byte_weights.arguments(w, target)]
+    if w["sparse"]:
+        args.append(Arg("pack", "uint8", 256 * 8, "in"))
+    if p["bias"]:
+        args.append(Arg("bias", "float32", w["tiles"] * w["tile"], "in"))
+    if p["residual"]:
+        args.append(Arg("residual", "float32", m * w["rows"], "in"))
+    args.append(Arg("y", "float32", m * w["rows"], "out"))
+    width = _padded(w["k"], w)
+    blocks = width // w["block"]
+    args.append(Arg("xq", "int8", m * width + 64, "work"))
+    args.append(Arg("xscale", "float32", m * blocks, "work"))
+    args.append(Arg("xsum", "int32", m * blocks, "work"))
+    if w["sparse"]:
+        args.append(Arg("packed", "int8", m * (width + w["block"]) + 64, "work"))
+    macs = m * w["blocks"] * w["block"] * w["tile"]
+    cost = macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"]))
+    return Signature(tuple(args), units=w["tiles"], cost=cost)
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """Write the kernel (see the module's docstring)."""
+    _Gemv(p, k).write()
+
+
+class _Gemv:
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.p, self.w, self.k, self.T = p, p["w"], k, k.T
+        self.dot = dot.ByteDot(k)
+        self.lanes: int = k.lanes
+        self.vectors = self.w["tile"] // k.lanes
+        self.width = _padded(self.w["k"], self.w)
+        self.block: int = self.w["block"]
+        self.blocks = self.width // self.block  # of a row of activations
+        self.grouped = bool(p["x_group"])
+        # strips: signed weights, so that x86 needs the inputs as unsigned bytes
+        self.offset_x = self.w["sparse"] and self.dot.x86
+        self.planes = byte_weights.planes(self.w["bits"])
+        # 8-bit codes do not fit the 7 bits that byte products allow on x86
+        self.split = self.w["bits"] == 8 and self.dot.x86
+        largest = 127 if self.w["kind"] == "table" else (1 << self.w["bits"]) - 1
+        self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
+
+    def write(self) -> None:
+        T, k, p = self.T, self.k, self.p
+        with T.If(k.lo < k.hi), T.Then():
+            with T.serial(0, p["m"]) as row:
+                self._quantise(row)
+            with T.serial(k.lo, k.hi) as tile:
+                self._tile(tile)
+
+    # --- activations ---
+
+    def _quantise(self, row: Any) -> None:
+        """xq, xscale, xsum of one row of x."""
+        T, k, w = self.T, self.k, self.w
+        x, xq, start = k.arg("x"), k.arg("xq"), bind(k, row * w["k"])
+        if self.grouped:
+            whole, rest = divmod(w["k"], self.block)
+            with T.serial(0, whole) as g:
+                at = row * self.blocks + g
+                self._block(x, start + g * self.block, self.block, xq, row * self.width + g * self.block, at)
+            if rest:
+                at = row * self.blocks + whole
+                self._block(x, start + whole * self.block, rest, xq, row * self.width + whole * self.block, at)
+            return
+        largest = bind(k, largest_of_run(k, x, start, w["k"]))
+        scale = bind(k, largest * T.float32(1.0 / ACTIVATION_MAX))
+        inverse = bind(k, inverse_scale(k, largest))
+        with T.serial(0, self.blocks) as b:
+            k.store(k.arg("xscale"), row * self.blocks + b, scale)
+            k.store(k.arg("xsum"), row * self.blocks + b, T.int32(0))
+        if w["sparse"]:
+            self._convert(x, start, w["k"], inverse, xq, row * self.width, self.width)
+            return
+        whole, rest = divmod(w["k"], self.block)
+        with T.serial(0, whole) as b:
+            total = self._convert(x, start + b * self.block, self.block, inverse, xq, row * self.width + b * self.block)
+            k.store(k.arg("xsum"), row * self.blocks + b, total)
+        if rest:
+            total = self._convert(
+                x, start + whole * self.block, rest, inverse, xq, row * self.width + whole * self.block, self.block
+            )
+            k.store(k.arg("xsum"), row * self.blocks + whole, total)
+
+    def _block(self, x: Any, source: Any, count: int, xq: Any, dest: Any, at: Any) -> None:
+        """One block of inputs with a scale of its own."""
+        T, k = self.T, self.k
+        largest = bind(k, largest_of_run(k, x, source, count))
+        k.store(k.arg("xscale"), at, largest * T.float32(1.0 / ACTIVATION_MAX))
+        inverse = bind(k, inverse_scale(k, largest))
+        k.store(k.arg("xsum"), at, self._convert(x, source, count, inverse, xq, dest, self.block))
+
+    def _convert(self, x: Any, start: Any, count: int, inverse: Any, xq: Any, dest: Any, fill: int = 0) -> Any:
+        """xq[dest:] = round(x[start : start + count] * inverse), zeros up to `fill`; returns the sum of what was written."""
+        T, k, n = self.T, self.k, self.lanes
+        total = k.local(n, "int32")
+        k.store(total, 0, k.i32(0, n), n)
+        offset = self.offset_x
+
+        def one(value: Any, to: Any) -> None:
+            whole = T.Cast(f"int32x{n}", T.nearbyint(value * k.splat(inverse, n)))
+            held = k.local(n, "int32")
+            k.store(held, 0, whole, n)
+            if offset:
+                k.store(held, 0, k.load(held, 0, n) + k.i32(dot.X_OFFSET, n), n)
+            k.store(total, 0, k.load(total, 0, n) + k.load(held, 0, n), n)
+            k.store(xq, to, T.Cast(f"int8x{n}", k.load(held, 0, n)), n)
+
+        if count >= n:
+            with T.serial(0, count // n) as i:
+                one(k.load(x, start + i * n, n), dest + i * n)
+        done = count // n * n
+        if count % n:
+            one(partial_vector(k, x, start + done, count % n), dest + done)
+            done += n
+        if done < fill:
+            zero = T.Cast(f"int8x{n}", k.i32(0, n))
+            with T.serial(0, ceil((fill - done) / n)) as i:
+                k.store(xq, dest + done + i * n, zero, n)
+        return bind(k, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", k.load(total, 0, n)))
+
+    def _pack_strip(self, tile: Any, row: Any, count: Any) -> None:
+        """Bring the inputs the strip stores together, zeros up to whole blocks."""
+        T, k, w = self.T, self.k, self.w
+        packed, base = k.arg("packed"), bind(k, row * (self.width + self.block))
+        filled = k.local(1, "int32")
+        k.store(filled, 0, base)
+        words = ceil(w["k"] / 8)
+        with T.serial(0, words) as i:
+            bits = bind(k, T.Cast("int32", k.load(k.arg("positions"), tile * words + i)))
+            control = k.load(k.arg("pack"), bits * 8, 8)
+            eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
+            k.store(packed, k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
+            k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
+        with T.serial(k.load(filled, 0), base + count * self.block) as i:
+            k.store(packed, i, T.int8(0))
+
+    # --- a tile of outputs ---
+
+    def _tile(self, tile: Any) -> None:
+        T, k, w, m = self.T, self.k, self.w, self.p["m"]
+        if w["sparse"]:
+            first = bind(k, k.load(k.arg("starts"), tile))
+            count = bind(k, k.load(k.arg("starts"), tile + 1) - first)
+            with T.serial(0, m) as row:
+                self._pack_strip(tile, row, count)
+        else:
+            count = w["blocks"] // w["tiles"]
+            first = bind(k, tile * count)
+        whole, rest = divmod(m, _ROWS_AT_ONCE)
+        if whole:
+            with T.serial(0, whole) as chunk:
+                self._rows(tile, first, count, bind(k, chunk * _ROWS_AT_ONCE), _ROWS_AT_ONCE)
+        if rest:
+            self._rows(tile, first, count, T.int32(whole * _ROWS_AT_ONCE), rest)
+
+    def _rows(self, tile: Any, first: Any, count: Any, row0: Any, rows: int) -> None:
+        """`rows` rows of activations, from row0 on, against one tile."""
+        T, k, n, w = self.T, self.k, self.lanes, self.w
+        slots = rows * self.vectors
+        total = k.local(slots * n)
+        acc = k.local(slots * n, "int32")
+        for i in range(slots):
+            k.store(total, i * n, k.f32(0.0, n), n)
+        self.table = (
+            self._load_table(T.truncdiv(tile, w["span"]) if w["scope"] == "rows" else T.int32(0))
+            if w["kind"] == "table" and w["scope"] != "inputs"
+            else None
+        )
+        if w["one_block"]:
+            for i in range(slots):
+                k.store(acc, i * n, k.i32(0, n), n)
+            # without group scales a dense row is one block, a strip a run of blocks
+            with T.serial(0, count) as b:
+                self._products(first + b, row0, b, rows, acc)
+            sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
+            self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
+        else:
+            with T.serial(0, count) as b:
+                if w["scope"] == "inputs":
+                    self.table = self._load_table(T.truncdiv(b, w["span"]))
+                sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
+                for row in range(rows):
+                    start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
+                    for v in range(self.vectors):
+                        k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
+                self._products(first + b, row0, b, rows, acc)
+                scales = None
+                if self.grouped:
+                    scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
+                self._scaled(tile, first + b, sums, rows, acc, total, at_end=False, x_scales=scales)
+        self._finish(tile, row0, rows, total)
+
+    def _load_table(self, number: Any) -> tuple[Any, Any]:
+        k = self.k
+        table = k.local(self.dot.bytes, "uint8")
+        k.store(table, 0, k.load(k.arg("table"), number * self.dot.bytes, self.dot.bytes), self.dot.bytes)
+        return table, bind(k, k.load(k.arg("table_scale"), number))
+
+    def _products(self, block: Any, row0: Any, x_block: Any, rows: int, acc: Any) -> None:
+        """Add the products of one block of the weight (number `block`) to the accumulators."""
+        T = self.T
+        steps = ceil(self.block / _STEP)
+        if self.block % _STEP == 0 and steps > 2:
+            with T.serial(0, steps) as s:
+                self._step(block, s, row0, x_block, _STEP // 4, rows, acc)
+            return
+        for s in range(steps):
+            quads = min(_STEP, self.block - s * _STEP) // 4
+            self._step(block, T.int32(s), row0, x_block, quads, rows, acc)
+
+    def _step(self, block: Any, step: Any, row0: Any, x_block: Any, quads: int, rows: int, acc: Any) -> None:
+        """Up to eight quads: every byte of the planes is loaded once."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        source, stride = (k.arg("packed"), self.width + self.block) if self.w["sparse"] else (k.arg("xq"), self.width)
+        per_row = self.w["tile"] * 4
+        x0 = [bind(k, (row0 + r) * stride + x_block * self.block + step * _STEP) for r in range(rows)]
+        loaded: dict[tuple[int, int, int], Any] = {}
+
+        def codes(quad: int, v: int) -> Any:
+            value = None
+            for plane, (width, shift) in enumerate(self.planes):
+                byte, bit = quad * width // 8, quad * width % 8
+                if (plane, byte, v) not in loaded:
+                    step_bytes = _STEP // 4 * width // 8
+                    whole = byte_weights.plane_bytes(self.w, plane) // 4
+                    at = (block * whole + step * step_bytes + byte) * per_row + v * nb
+                    held = k.local(nb, "uint8")
+                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at, nb), nb)
+                    loaded[plane, byte, v] = held
+                part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
+                value = part if value is None else value | part
+            return value
+
+        held = 0  # products of pairs waiting in 16 bits
+        pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
+        for quad in range(quads):
+            xs = [T.reinterpret("int32", k.load(source, x0[r] + quad * 4, 4)) for r in range(rows)]
+            for v in range(self.vectors):
+                weights = codes(quad, v)
+                if self.w["kind"] == "table":
+                    assert self.table is not None
+                    weights = self.dot.lookup(k.load(self.table[0], 0, nb), weights)
+                byte = k.local(nb, "uint8")
+                k.store(byte, 0, weights, nb)
+                weights = k.load(byte, 0, nb)
+                for r in range(rows):
+                    slot = r * self.vectors + v
+                    if self.split:
+                        self._wide(acc, slot, weights, source, x0[r] + quad * 4)
+                    elif pairs is None:
+                        x = self.dot.broadcast(xs[r])
+                        sums = self.dot.dot(k.load(acc, slot * n, n), weights, x, signed_weights=self.w["sparse"])
+                        k.store(acc, slot * n, sums, n)
+                    else:
+                        product = self.dot.pairs(weights, self.dot.broadcast(xs[r]))
+                        at = slot * nb // 2
+                        k.store(pairs, at, product if held == 0 else k.load(pairs, at, nb // 2) + product, nb // 2)
+            held += 1
+            if pairs is not None and (held == self.joined or quad == quads - 1):
+                for slot in range(rows * self.vectors):
+                    wide = self.dot.widen(k.load(pairs, slot * nb // 2, nb // 2))
+                    k.store(acc, slot * n, k.load(acc, slot * n, n) + wide, n)
+                held = 0
+
+    def _wide(self, acc: Any, slot: int, weights: Any, source: Any, at: Any) -> None:
+        """8-bit codes: even and odd inputs as 16-bit numbers, exactly."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        words = T.reinterpret(f"uint16x{nb // 2}", weights)
+        even = T.reinterpret(f"int16x{nb // 2}", words & k.splat(T.uint16(255), nb // 2))
+        odd = T.reinterpret(f"int16x{nb // 2}", words >> k.splat(T.uint16(8), nb // 2))
+        x = T.Cast("int16x4", k.load(source, at, 4))
+        halves = T.Shuffle([x], [T.int32(i) for i in (0, 2, 1, 3)])
+        pair = k.local(2, "int32")
+        k.store(pair, 0, T.reinterpret("int32x2", halves), 2)
+        for weights16, half in ((even, 0), (odd, 1)):
+            spread = T.reinterpret(f"int16x{nb // 2}", k.splat(k.load(pair, half), n))
+            k.store(acc, slot * n, k.load(acc, slot * n, n) + self.dot.multiply_add(weights16, spread), n)
+
+    def _scaled(
+        self, tile: Any, block: Any, sums: list[Any], rows: int, acc: Any, total: Any, *, at_end: bool,
+        x_scales: list[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """total += scale * (acc - offset * sum of x)."""
+        T, k, n, w = self.T, self.k, self.lanes, self.w
+        for v in range(self.vectors):
+            at = {"group": block * w["tile"], "channel": tile * w["tile"]}.get(w["scales"], T.int32(0)) + v * n
+            scale = None
+            if w["scales"] == "group":
+                scale = bind(k, T.Cast(f"float32x{n}", k.load(k.arg("scales"), at, n)))
+            if w["scope"] == "inputs":
+                assert self.table is not None
+                spread = k.splat(self.table[1], n)
+                scale = spread if scale is None else scale * spread
+            zero = None
+            if w["zero_points"]:
+                stored = k.arg("zero_points")
+                zero = k.splat(k.load(stored, 0), n) if w["scales"] == "tensor" else k.load(stored, at, n)
+                zero = bind(k, T.Cast(f"float32x{n}", zero))
+            for r in range(rows):
+                slot = (r * self.vectors + v) * n
+                whole = k.load(acc, slot, n)
+                if at_end and w["offset"]:
+                    whole = whole - k.splat(sums[r] * T.int32(w["offset"]), n)
+                value = T.Cast(f"float32x{n}", whole)
+                if zero is not None:
+                    value = value - zero * k.splat(T.Cast("float32", sums[r]), n)
+                factor = scale
+                if x_scales is not None:
+                    xs = k.splat(x_scales[r], n)
+                    factor = xs if factor is None else factor * xs
+                value = value if factor is None else value * factor
+                k.store(total, slot, k.load(total, slot, n) + value, n)
+
+    def _finish(self, tile: Any, row0: Any, rows: int, total: Any) -> None:
+        """Scales that hold for the whole row, bias, residual, activation, and the stores."""
+        T, k, p, w = self.T, self.k, self.p, self.w
+
+        def store(columns: int) -> None:
+            for r in range(rows):
+                common = [] if self.table is None or w["scope"] == "inputs" else [self.table[1]]
+                if w["scales"] == "tensor":
+                    common.append(k.load(k.arg("scales"), 0))
+                scale = None if self.grouped else k.load(k.arg("xscale"), (row0 + r) * self.blocks)
+                if scale is not None and not self.offset_x:
+                    common.append(scale)
+                factor = bind(k, reduce(mul, common)) if common else None
+                for v in range(self.vectors):
+                    for offset, width in _pieces(columns - v * self.lanes, self.lanes):
+                        at = v * self.lanes + offset
+                        value = k.load(total, (r * self.vectors) * self.lanes + at, width)
+                        if w["scales"] == "channel":
+                            value = value * k.load(k.arg("scales"), tile * w["tile"] + at, width)
+                        if factor is not None:
+                            value = value * k.splat(factor, width)
+                        if self.offset_x:
+                            sums = k.load(k.arg("row_sums"), tile * w["tile"] + at, width)
+                            value = (value - sums * k.f32(dot.X_OFFSET, width)) * k.splat(scale, width)
+                        if p["bias"]:
+                            value = value + k.load(k.arg("bias"), tile * w["tile"] + at, width)
+                        to = (row0 + r) * w["rows"] + tile * w["tile"] + at
+                        if p["residual"]:
+                            value = value + k.load(k.arg("residual"), to, width)
+                        k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
+
+        last = w["rows"] - (w["tiles"] - 1) * w["tile"]
+        if last == w["tile"] or w["tiles"] == 1:
+            store(last)
+            return
+        with T.If(tile < w["tiles"] - 1):
+            with T.Then():
+                store(w["tile"])
+            with T.Else():
+                store(last)
+
+
+def _pieces(left: int, lanes: int) -> list[tuple[int, int]]:
+    """(offset, lanes) of the stores that write min(left, lanes) elements exactly."""
+    pieces, at, width = [], 0, lanes
+    while at < min(left, lanes):
+        while width > min(left, lanes) - at:
+            width //= 2
+        pieces.append((at, width))
+        at += width
+    return pieces

@@ -1,0 +1,69 @@
+"""Rounding of activations to int8 and back to float32, for products whose kernel has no byte arithmetic (sparsec/int8.py).
+
+A unit is one group of inputs that share a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.program import Arg, Signature
+from sparsec.int8 import ACTIVATION_MAX
+from sparsec.target import Target
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: x [groups * size]; out: y, like x."""
+    total = p["groups"] * p["size"]
+    return Signature((Arg("x", "float32", total, "in"), Arg("y", "float32", total, "out")), p["groups"], cost=8 * total)
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """Write the kernel (see the module's docstring)."""
+    T, n, size = k.T, k.lanes, p["size"]
+    x, y = k.arg("x"), k.arg("y")
+    with T.serial(k.lo, k.hi) as unit:
+        start = bind(k, unit * size)
+        largest = bind(k, largest_of_run(k, x, start, size))
+        inverse = bind(k, inverse_scale(k, largest))
+        scale = bind(k, largest * T.float32(1.0 / ACTIVATION_MAX))
+
+        def rounded(at: Any, lanes: int, inverse: Any = inverse, scale: Any = scale) -> None:
+            whole = T.nearbyint(k.load(x, at, lanes) * k.splat(inverse, lanes))
+            k.store(y, at, whole * k.splat(scale, lanes), lanes)
+
+        if size >= n:
+            with T.serial(0, size // n) as i:
+                rounded(start + i * n, n)
+        for i in range(size // n * n, size):
+            rounded(start + i, 1)
+
+
+def inverse_scale(k: Any, largest: Any) -> Any:
+    """What an input is multiplied with; finite for a run of zeros."""
+    return k.T.float32(float(ACTIVATION_MAX)) / k.T.max(largest, k.T.float32(1e-30))
+
+
+def partial_vector(k: Any, x: Any, at: Any, count: int) -> Any:
+    """`count` < lanes floats with zeros behind them."""
+    held = k.local(k.lanes)
+    k.store(held, 0, k.f32(0.0, k.lanes), k.lanes)
+    for i in range(count):
+        k.store(held, i, k.load(x, at + i))
+    return k.load(held, 0, k.lanes)
+
+
+def largest_of_run(k: Any, x: Any, start: Any, count: int) -> Any:
+    """max |x| of `count` floats."""
+    T, n = k.T, k.lanes
+    best = k.local(n)
+    k.store(best, 0, k.f32(0.0, n), n)
+    if count >= n:
+        with T.serial(0, count // n) as i:
+            k.store(best, 0, T.max(k.load(best, 0, n), T.fabs(k.load(x, start + i * n, n))), n)
+    if count % n:
+        rest = partial_vector(k, x, start + count // n * n, count % n)
+        k.store(best, 0, T.max(k.load(best, 0, n), T.fabs(rest)), n)
+    return T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", k.load(best, 0, n))

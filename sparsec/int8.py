@@ -1,0 +1,89 @@
+"""Dynamic int8 activations of a MatMul: what the attribute `activations` means, in numpy and as an ONNX body.
+
+    ""          x stays float32
+    "int8"      each row of x (each token) is rounded to whole numbers in [-127, 127] times a scale: max |x| / 127
+    "int8-g32"  the same with one scale for every 32 consecutive inputs (any multiple of 4 that divides K)
+
+Together with it the tables of codebooks are rounded to TABLE_MAX steps on either side of zero, so that a product is a whole
+number of 15 bits. Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
+Rounding is to the nearest, halves to even.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.errors import ModelError
+from sparsec.formats import Scheme
+from sparsec.formats.codec import Affine, Codebook, Ternary
+from sparsec.onnx_body import Body
+
+__all__ = ["ACTIVATION_MAX", "TABLE_MAX", "activation_group", "quantised", "quantised_body", "refusal", "rounded_table"]
+
+ACTIVATION_MAX = 127
+TABLE_MAX = 63
+# A row of zeros has no scale of its own; this keeps the division finite.
+_TINY = 1e-30
+_FORM = re.compile(r"int8(?:-g([1-9]\d*))?")
+
+
+def activation_group(activations: str, cols: int) -> int:
+    """Inputs that share a scale, 0 for a whole row.
+
+    Raises ModelError for text that is none of the forms above, or a group that does not divide `cols` or is no multiple of 4.
+    """
+    match = _FORM.fullmatch(activations)
+    if match is None:
+        raise ModelError(f"activations '{activations}' are not known; allowed: int8, int8-g32 (or another multiple of 4)")
+    group = int(match[1] or 0)
+    if group and (group % 4 or cols % group):
+        raise ModelError(f"activations '{activations}': groups must be a multiple of 4 that divides the {cols} inputs")
+    return group
+
+
+def refusal(scheme: Scheme) -> str:
+    """Why a weight in this scheme cannot meet int8 activations ("" if it can)."""
+    codec = scheme.codec
+    if isinstance(codec, Codebook) and codec.code_bits > 4:
+        return f"{codec} has more than the 16 levels a byte lookup holds"
+    if not isinstance(codec, (Affine, Codebook, Ternary)):
+        return f"{codec} is not stored in codes of 8 bits or less"
+    return ""
+
+
+def rounded_table(book: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 [S, entries], float32 [S] scales) of tables float32 [S, entries]: steps of max |entry| / TABLE_MAX."""
+    scale = np.abs(book).max(axis=1).astype(np.float32) / np.float32(TABLE_MAX)
+    safe = np.where(scale == 0, np.float32(1), scale)
+    return np.rint(book / safe[:, None]).astype(np.int8), scale
+
+
+def quantised(x: np.ndarray, group: int) -> np.ndarray:
+    """float32 x [..., K] after rounding to int8 and back."""
+    parts = x.reshape(*x.shape[:-1], -1, group or x.shape[-1])
+    largest = np.abs(parts).max(axis=-1, keepdims=True)
+    inverse = np.float32(ACTIVATION_MAX) / np.maximum(largest, np.float32(_TINY))
+    scale = largest * np.float32(1 / ACTIVATION_MAX)
+    return np.asarray(np.rint(parts * inverse) * scale).reshape(x.shape)
+
+
+def quantised_body(body: Body, x: ir.Value, group: int, cols: int) -> ir.Value:
+    """`quantised` in standard operators."""
+    parts = body.op("Reshape", x, body.ints_const([-1, group or cols]))
+    largest = body.op("ReduceMax", body.op("Abs", parts), body.ints_const([-1]), keepdims=1)
+    inverse = body.op("Div", body.float_const(ACTIVATION_MAX), body.op("Max", largest, body.float_const(_TINY)))
+    scale = body.op("Mul", largest, body.float_const(1 / ACTIVATION_MAX))
+    rounded = body.op("Mul", body.op("Round", body.op("Mul", parts, inverse)), scale)
+    return body.op("Reshape", rounded, body.op("Shape", x))
+
+
+def rounded_table_body(body: Body, book: ir.Value) -> ir.Value:
+    """Tables [S, entries] with their entries rounded as `rounded_table` does."""
+    largest = body.op("ReduceMax", body.op("Abs", book), body.ints_const([-1]), keepdims=1)
+    scale = body.op("Div", largest, body.float_const(TABLE_MAX))
+    zero = body.op("Equal", scale, body.float_const(0))
+    safe = body.op("Where", zero, body.float_const(1), scale)
+    return body.op("Mul", body.op("Round", body.op("Div", book, safe)), scale)
