@@ -37,7 +37,9 @@ def activation_group(activations: str, cols: int) -> int:
     """
     match = _FORM.fullmatch(activations)
     if match is None:
-        raise ModelError(f"activations '{activations}' are not known; allowed: int8, int8-g32 (or another multiple of 4)")
+        raise ModelError(
+            f"activations '{activations}' are not known; allowed: int8, int8-g32 (or another multiple of 4)"
+        )
     group = int(match[1] or 0)
     if group and (group % 4 or cols % group):
         raise ModelError(f"activations '{activations}': groups must be a multiple of 4 that divides the {cols} inputs")

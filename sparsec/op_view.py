@@ -124,7 +124,18 @@ def view(node: ir.Node) -> SparsecNode:
     fields: dict[str, Any] = dict(zip(after, extra, strict=False))
     if first:
         fields["x"] = node.inputs[0]
-    known = {"activation", "act_params", "activations", "kernel_shape", "strides", "pads", "dilations", "group", "shape", "trans"}
+    known = {
+        "activation",
+        "act_params",
+        "activations",
+        "kernel_shape",
+        "strides",
+        "pads",
+        "dilations",
+        "group",
+        "shape",
+        "trans",
+    }
     for key, value in values.items():
         if key in known:
             fields[key] = tuple(value) if isinstance(value, (list, tuple)) else value
