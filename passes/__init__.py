@@ -2,5 +2,6 @@
 
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.pipeline import Compressed, PassRecord, canonicalise, compress
+from sparsec.passes.quantise_activations import float_activations
 
-__all__ = ["Compressed", "LayerRecord", "PassRecord", "canonicalise", "compress"]
+__all__ = ["Compressed", "LayerRecord", "PassRecord", "canonicalise", "compress", "float_activations"]

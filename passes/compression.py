@@ -101,9 +101,9 @@ class EncodeWeights(_JobPass):
 
 
 class QuantiseActivations(_JobPass):
-    """Int8 activations where the recipe asks for them or their error is small beside the weight's."""
+    """Int8 activations where the recipe asks for them or its error budget allows them."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         rules = self.job.recipe.rules
-        wanted = {r.name: (rules[r.rule].activations, r) for r in self.job.layers if r.rule is not None}
+        wanted = {r.name: (rules[r.rule], r) for r in self.job.layers if r.rule is not None}
         return ir.passes.PassResult(model, set_activations(model, wanted))

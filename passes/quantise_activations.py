@@ -1,7 +1,7 @@
 """Int8 activations for the products of encoded weights: sparsec::MatMul gets its attribute `activations` (sparsec/int8.py).
 
-A rule of the recipe says `activations: fp32`, `int8`, or nothing (`auto`). `auto` spends part of the error that the weight's own
-rounding has made already: int8 where its expected share stays below `_BUDGET` of the weight's relative error.
+A rule of the recipe says `activations: fp32`, `int8` or `auto`: int8 where the rounding of the inputs is expected to add no
+more than the rule's `activation_error` to a product.
 """
 
 from __future__ import annotations
@@ -11,60 +11,68 @@ import onnx_ir as ir
 from sparsec import int8, ops
 from sparsec.formats import Scheme
 from sparsec.passes.layers import LayerRecord
+from sparsec.recipe import Rule
 
-__all__ = ["choose_activations", "set_activations"]
+__all__ = ["choose_activations", "float_activations", "set_activations"]
 
-# Squared relative error of int8 activations: a step of max|x| / 127 gives max^2 / 127^2 / 12 of noise. Of 32 normally
-# distributed values the largest is about 2.1 sigma, and about 10 sigma in a row of a transformer with outliers.
-_NOISE_OF_GROUP, _NOISE_OF_ROW = 2.1**2 / 127**2 / 12, 10.0**2 / 127**2 / 12
-_BUDGET = 0.1
+# Relative error of int8 activations: steps of max|x| / 127 give max|x| / 127 / sqrt(12) of noise. Of 32 normally distributed
+# values the largest is about 2.1 sigma; a row of a transformer has outliers of about 10 sigma.
+_ERROR_OF_GROUP, _ERROR_OF_ROW = 2.1 / 127 / 12**0.5, 10.0 / 127 / 12**0.5
 # Groups up to this size count as having the noise of a group.
 _LARGEST_GROUP = 128
 
 
-def choose_activations(wanted: str, scheme: Scheme, cols: int, nmse: float) -> tuple[str, str]:
-    """(value of the attribute `activations`, reason when it is not what the recipe asks for).
-
-    wanted: "auto", "fp32" or "int8"; nmse: |W' - W|^2 / |W|^2 of the encoded weight.
-    """
-    if wanted == "fp32":
+def choose_activations(rule: Rule, scheme: Scheme, cols: int) -> tuple[str, str]:
+    """(value of the attribute `activations`, reason when it is not what the rule asks for) for a weight of `cols` inputs."""
+    if rule.activations == "fp32":
         return "", ""
     if why := int8.refusal(scheme):
-        return "", f"float32 activations: {why}" if wanted == "int8" else ""
+        return "", f"float32 activations: {why}" if rule.activations == "int8" else ""
     group = scheme.scales.group if scheme.scales.kind == "group" and scheme.is_dense else 0
     if group % 4 or (group and cols % group) or group > _LARGEST_GROUP:
         group = 0
-    noise = _NOISE_OF_GROUP if group else _NOISE_OF_ROW
-    if wanted == "auto" and noise > _BUDGET * nmse:
+    if rule.activations == "auto" and (_ERROR_OF_GROUP if group else _ERROR_OF_ROW) > rule.activation_error:
         return "", ""
     return (f"int8-g{group}" if group else "int8"), ""
 
 
-def set_activations(model: ir.Model, wanted: dict[str, tuple[str, LayerRecord]]) -> bool:
-    """Rebuild the MatMul nodes of the weights in `wanted` (name -> recipe's word, record); True if any changed."""
+def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]) -> bool:
+    """Rebuild the MatMul nodes of the weights in `wanted` (by name) as their rules say; True if any changed."""
     modified = False
     for node in list(model.graph):
         if not ops.is_sparsec(node) or node.op_type != "MatMul":
             continue
         view = ops.view(node)
         name = (view.weight_inputs.values[0].name or "").removesuffix(".codes")
-        if name not in wanted or view.activations:
+        if name not in wanted:
             continue
-        word, record = wanted[name]
-        activations, why = choose_activations(word, view.scheme, view.cols, record.nmse)
-        if why:
-            record.reason = why
-        if not activations:
-            continue
-        assert view.x is not None
-        built = ops.matmul(
-            view.x, view.weight_inputs, bias=view.bias, residual=view.residual, activation=view.activation,
-            act_params=view.act_params, activations=activations, name=node.name or "",
-        )  # fmt: skip
-        old = node.outputs[0]
-        built.output.shape, built.output.type = old.shape, old.type
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [built.node], [old], [built.output])
-        built.register(model)
-        record.activations = activations
-        modified = True
+        rule, record = wanted[name]
+        activations, why = choose_activations(rule, view.scheme, view.cols)
+        record.reason = why or record.reason
+        if activations:
+            record.activations = activations
+            _rebuild(model, node, activations)
+            modified = True
     return modified
+
+
+def float_activations(model: ir.Model) -> ir.Model | None:
+    """A copy whose products all read float32; None if they do already."""
+    copy = model.clone()
+    rounded = [node for node in copy.graph if ops.is_sparsec(node) and node.attributes.get_string("activations", "")]
+    for node in rounded:
+        _rebuild(copy, node, "")
+    return copy if rounded else None
+
+
+def _rebuild(model: ir.Model, node: ir.Node, activations: str) -> None:
+    view = ops.view(node)
+    assert view.x is not None
+    built = ops.matmul(
+        view.x, view.weight_inputs, bias=view.bias, residual=view.residual, activation=view.activation,
+        act_params=view.act_params, activations=activations, name=node.name or "",
+    )  # fmt: skip
+    old = node.outputs[0]
+    built.output.shape, built.output.type = old.shape, old.type
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [built.node], [old], [built.output])
+    built.register(model)

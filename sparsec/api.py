@@ -17,13 +17,13 @@ from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
 from sparsec.files import replacing_file
 from sparsec.frontend import load_model
-from sparsec.passes import Compressed
+from sparsec.passes import Compressed, float_activations
 from sparsec.passes import compress as compress_graph
 from sparsec.recipe import load_recipe
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.target import resolve_target
-from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, verify_run
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, int8_bound, verify_run
 
 __all__ = ["CompiledModel", "CompressedModel", "compile", "compress", "load"]
 
@@ -185,11 +185,14 @@ def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Veri
     original = compiled.cached_reference()
     lossy = _is_compressed(compressed)
     reference = CachedReference(compressed.model) if lossy else original
+    bound = COMPRESSED_BOUND if lossy else DENSE_BOUND
+    if (floating := float_activations(compressed.model)) is not None:
+        bound = int8_bound(reference.run(compiled.sample), CachedReference(floating).run(compiled.sample))
     return verify_run(
         compiled.run,
         reference.run,
         compiled.sample,
-        bound=COMPRESSED_BOUND if lossy else DENSE_BOUND,
+        bound=bound,
         subject=f"the program compiled for {compiled.target.name}",
         against="the portable ONNX in onnxruntime" if lossy else "the original in onnxruntime",
         inputs=words,

@@ -17,14 +17,14 @@ from sparsec.codegen.lower import lower
 from sparsec.errors import BundleError, ShapeError, UnsupportedOpError
 from sparsec.frontend import load_model
 from sparsec.frontend.onnx import read_onnx
-from sparsec.passes import PassRecord
+from sparsec.passes import PassRecord, float_activations
 from sparsec.passes import compress as compress_graph
 from sparsec.recipe import load_recipe
 from sparsec.reference import Reference
 from sparsec.report import LayerRow, layer_rows, layer_table
 from sparsec.tables import Table
 from sparsec.target import resolve_target
-from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Run, Verification, verify_run
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Run, Verification, int8_bound, verify_run
 
 
 @dataclass
@@ -189,14 +189,17 @@ def verify_files(
         lossy = _has_encoded(made)
     source = load_model(model, None, input_shapes or shapes, input_values)
     feed = samples.load_inputs(inputs, source) if inputs is not None else samples.random_inputs(source)
+    reference = Reference(model, fixed=input_values, threads=threads)
     bound = tolerance
     if bound is None and not lossy:
         bound = DENSE_BOUND
     elif bound is None and _has_encoded(source):
         bound = COMPRESSED_BOUND
+        if (floating := float_activations(source)) is not None:
+            bound = int8_bound(reference.run(feed), Reference(floating, fixed=input_values).run(feed))
     return verify_run(
         run,
-        Reference(model, fixed=input_values, threads=threads).run,
+        reference.run,
         feed,
         bound=bound,
         subject=str(candidate),

@@ -6,6 +6,7 @@
         scheme: cb4-g32
       - targets: ["@first", "re:.*head.*"]
         scheme: int8
+        activations: int8            # round the inputs of products while running
     ignore: [classifier.weight]      # stay dense
 
 A selector is, from the most to the least specific: the exact name of a node or weight, `re:` and a regular expression that
@@ -69,7 +70,9 @@ class Rule(_Strict):
     sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
     activations: Literal["auto", "fp32", "int8"] = "auto"
-    """Inputs of matrix products: float32, or rounded to int8 while running; `auto` rounds where it adds little error."""
+    """Inputs of matrix products: float32, or rounded to int8 while running; `auto` rounds within `activation_error`."""
+    activation_error: float = Field(default=1e-3, ge=0)
+    """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
     optional: bool = False
     """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
 
@@ -252,7 +255,7 @@ def load_recipe(source: Any = None) -> Recipe:
 
     Args:
         source: None (all dense), `Recipe`, mapping, path of a YAML file, YAML text (more than one line), name of a preset, or a
-            scheme such as `cb4-g32`, which then holds for every weight.
+            scheme such as `cb4-g32`, which then holds for every weight; `cb4-g32 x int8` rounds the inputs of products too.
 
     Raises:
         RecipeError: unknown key, bad value, scheme that does not parse (with the line where the text is YAML), no such file.
@@ -280,14 +283,22 @@ def load_recipe(source: Any = None) -> Recipe:
 def _from_word(word: str) -> Recipe:
     if word in PRESETS:
         return PRESETS[word]
+    text, times, activations = word.partition(" x ")
+    if times and activations not in ("fp32", "int8"):
+        raise RecipeError(
+            f"recipe {word!r}: activations are fp32 or int8 (as in 'cb4-g32 x int8'), not {activations!r}."
+        )
     try:
-        scheme = Scheme.parse(word)
+        scheme = Scheme.parse(text)
     except SchemeError as error:
         raise RecipeError(
             f"recipe {word!r} is no preset ({', '.join(sorted(PRESETS))}){_did_you_mean(word, PRESETS)}, "
             f"no .yaml file and no scheme: {error}"
         ) from None
-    return Recipe() if scheme.is_plain else Recipe(rules=(Rule(scheme=str(scheme)),))
+    if scheme.is_plain:
+        return Recipe()
+    rule = Rule(scheme=str(scheme))
+    return Recipe(rules=(rule.model_copy(update={"activations": activations}) if times else rule,))
 
 
 def _from_yaml(text: str, where: str) -> Recipe:

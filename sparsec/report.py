@@ -41,6 +41,7 @@ class LayerRow:
             "op": r.op,
             "shape": list(r.shape),
             "scheme": r.scheme,
+            "activations": r.activations or "fp32",
             "zeros": round(r.zeros, 6),
             "bits_per_weight": round(r.bits_per_weight, 4),
             "bytes": r.nbytes,
@@ -58,6 +59,7 @@ class LayerRow:
             LayerRecord(
                 data["name"], data["node"], data["op"], tuple(data["shape"]), data["scheme"], data["reason"],
                 data["zeros"], data["bits_per_weight"], data["bytes"], data["nmse"],
+                activations=data["activations"].replace("fp32", ""),
             ),
             data["kernel"],
         )  # fmt: skip
@@ -133,8 +135,9 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
     rows = []
     for row in layers:
         r = row.record
+        scheme = f"{r.scheme} x {r.activations}" if r.activations else r.scheme
         cells = [
-            r.name, r.op, "x".join(map(str, r.shape)), r.scheme, f"{100 * r.zeros:.1f}", f"{r.bits_per_weight:.2f}",
+            r.name, r.op, "x".join(map(str, r.shape)), scheme, f"{100 * r.zeros:.1f}", f"{r.bits_per_weight:.2f}",
             f"{r.nbytes / 1000:.1f}", f"{r.nmse:.2g}",
         ]  # fmt: skip
         last = [row.kernel, r.reason] if why else [row.kernel if plain or not r.reason else r.reason]

@@ -21,6 +21,9 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 DENSE_BOUND = 1e-4
 COMPRESSED_BOUND = 1e-3
+# Where activations are rounded to int8, the last bit of a float decides between two steps now and then, and the layers behind
+# multiply what it changes: two correct programs then differ by about as much as the rounding changes the result.
+_INT8_NOISES = 3.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,16 @@ def _errors(a: Array, b: Array) -> tuple[float, float]:
     absolute = float(np.abs(gaps).max(initial=0.0))
     largest = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
     return absolute, absolute / largest if largest else absolute
+
+
+def int8_bound(rounded: Mapping[str, Array], floating: Mapping[str, Array]) -> float:
+    """Bound of a compressed program with int8 activations: `_INT8_NOISES` times what the rounding changes.
+
+    Args:
+        rounded, floating: outputs of the reference with and without the rounding of activations, on the inputs of the verification.
+    """
+    noise = max((row.relative for row in compare(rounded, floating)), default=0.0)
+    return max(COMPRESSED_BOUND, float(f"{_INT8_NOISES * noise:.2g}"))
 
 
 def verify_run(
