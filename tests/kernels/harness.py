@@ -1,83 +1,158 @@
-"""Runs one kernel on numpy arrays: compiled for this host and called in-process."""
+"""Runs one kernel on numpy arrays: in this process where the host has the target's instructions, else under qemu-user."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
 import itertools
+import mmap
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sparsec.codegen.build import build_kernels
 from sparsec.codegen.program import KernelSpec, Signature
+from sparsec.codegen.toolchain import Toolchain
+from sparsec.emulate import emulator, runs_here
 from sparsec.target import Target, host_target
 
-_loaded: dict[Path, ctypes.CDLL] = {}
-
-
-def _library(object_path: Path) -> ctypes.CDLL:
-    if object_path not in _loaded:
-        folder = Path(tempfile.mkdtemp(prefix="sparsec-test-"))
-        lib = folder / "k.so"
-        # the bare linker: a kernel needs no C library of its own, and the full driver is ten times slower
-        subprocess.check_call([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(lib), str(object_path)])
-        _loaded[object_path] = ctypes.CDLL(str(lib))
-    return _loaded[object_path]
+Array = np.ndarray[Any, Any]
+_FILLER = 0xA5
+_ROLES = {"in": 0, "out": 1, "work": 2}
 
 
 def run_kernel(
     family: str,
     params: Mapping[str, Any],
-    ins: Sequence[np.ndarray[Any, Any]],
+    ins: Sequence[Array],
     *,
     target: Target | None = None,
     splits: int = 3,
-    outs: Sequence[np.ndarray[Any, Any]] | None = None,
-) -> list[np.ndarray[Any, Any]]:
+    outs: Sequence[Array] | None = None,
+) -> list[Array]:
     """Outputs (flat arrays) of the kernel. The range of units is run in `splits` pieces, in reverse order, as threads might;
-    all pointers are unaligned (offset by one element) and every output and work byte starts as garbage; writing past an
-    output's end fails the assertion."""
+    pointers are not aligned and every output and work byte starts as garbage; reading past the end of an input is a fault,
+    writing past an output's end fails the assertion. Skips where the target needs an emulator that is not installed."""
 
     target = target or host_target()
     module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
     sig: Signature = module.signature(params, target)
     spec = KernelSpec(family, params)
     built = build_kernels([spec], target)[spec.canonical()]
-    function = getattr(_library(built.object_path), built.symbol)
-    function.restype = ctypes.c_int32
-
-    pointers: list[ctypes.c_void_p] = []
-    keep: list[np.ndarray[Any, Any]] = []
-    results: list[np.ndarray[Any, Any]] = []
-    guards: list[np.ndarray[Any, Any]] = []
     given = iter(ins)
     preset = iter(outs) if outs is not None else None
+    arrays: list[Array | None] = []
     for arg in sig.args:
-        dtype = np.dtype(arg.dtype)
-        raw = np.full((arg.size + 1) * dtype.itemsize + 64, 0xA5, np.uint8)
-        body = raw[dtype.itemsize : dtype.itemsize * (arg.size + 1)].view(dtype)
-        if arg.role == "in":
-            array = np.ascontiguousarray(next(given)).reshape(-1)
-            assert array.dtype == dtype, (arg.name, array.dtype, dtype)
-            assert array.size == arg.size, (arg.name, array.size, arg.size)
-            body[:] = array
-        elif arg.role == "out":
-            if preset is not None:
-                body[:] = np.asarray(next(preset)).reshape(-1)
-            results.append(body)
-            guards.append(raw[dtype.itemsize * (arg.size + 1) :])
-        keep.append(raw)
-        pointers.append(ctypes.c_void_p(body.ctypes.data))
+        source = given if arg.role == "in" else preset if arg.role == "out" else None
+        array = np.ascontiguousarray(next(source)).reshape(-1) if source is not None else None
+        if array is not None:
+            assert (array.dtype, array.size) == (np.dtype(arg.dtype), arg.size), (arg.name, array.dtype, array.size)
+        arrays.append(array)
     bounds = sorted({round(i * sig.units / splits) for i in range(splits + 1)})
-    for lo, hi in reversed(list(itertools.pairwise(bounds))):
+    ranges = list(reversed(list(itertools.pairwise(bounds))))
+    if runs_here(target):
+        return _run_here(_library(built.object_path), built.symbol, sig, arrays, ranges)
+    return _run_emulated(target, built.object_path, built.symbol, sig, arrays, ranges)
+
+
+@cache
+def _library(object_path: Path) -> ctypes.CDLL:
+    lib = Path(tempfile.mkdtemp(prefix="sparsec-test-")) / "k.so"
+    # the bare linker: a kernel needs no C library of its own, and the full driver is ten times slower
+    subprocess.check_call([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(lib), str(object_path)])
+    return ctypes.CDLL(str(lib))
+
+
+class _Guarded:
+    """Bytes that end where a page without access begins."""
+
+    def __init__(self, nbytes: int) -> None:
+        page = mmap.PAGESIZE
+        whole = -(-nbytes // page) * page
+        self._map = mmap.mmap(-1, whole + page)
+        self._end = np.frombuffer(self._map, np.uint8).ctypes.data + whole
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mprotect(ctypes.c_void_p(self._end), ctypes.c_size_t(page), 0) == 0
+        self.array = np.frombuffer(self._map, np.uint8, nbytes, whole - nbytes)
+
+    def __del__(self) -> None:
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(self._end), ctypes.c_size_t(mmap.PAGESIZE), 3)
+
+
+def _run_here(
+    library: ctypes.CDLL, symbol: str, sig: Signature, arrays: Sequence[Array | None], ranges: Sequence[tuple[int, int]]
+) -> list[Array]:
+    function = getattr(library, symbol)
+    function.restype = ctypes.c_int32
+    keep: list[_Guarded] = []
+    pointers: list[ctypes.c_void_p] = []
+    results: list[tuple[Array, Array]] = []
+    for arg, array in zip(sig.args, arrays, strict=True):
+        dtype = np.dtype(arg.dtype)
+        size = arg.size * dtype.itemsize
+        memory = _Guarded(size + (64 if arg.role == "out" else 0))
+        memory.array[:] = _FILLER
+        if array is not None:
+            memory.array[:size] = array.view(np.uint8)
+        if arg.role == "out":
+            results.append((memory.array[:size].view(dtype), memory.array[size:]))
+        keep.append(memory)
+        pointers.append(ctypes.c_void_p(memory.array.ctypes.data))
+    for lo, hi in ranges:
         status = function(*pointers, ctypes.c_int32(lo), ctypes.c_int32(hi))
         assert status == 0, f"the kernel returned {status}"
-    for guard in guards:
-        assert (guard == 0xA5).all(), "the kernel wrote past the end of an output"
+    for _, guard in results:
+        assert (guard == _FILLER).all(), "the kernel wrote past the end of an output"
+    return [result.copy() for result, _ in results]
+
+
+@cache
+def _program(target: Target, object_path: Path, symbol: str, pointers: int) -> Path:
+    """tests/kernels/driver.c linked with the kernel."""
+    folder = Path(tempfile.mkdtemp(prefix="sparsec-test-"))
+    chain = Toolchain(target)
+    source = folder / "driver.c"
+    defines = {
+        "KERNEL": symbol,
+        "TYPES": "void *, " * pointers + "int32_t, int32_t",
+        "POINTERS": ", ".join(f"p[{i}]" for i in range(pointers)),
+    }
+    text = Path(__file__).with_name("driver.c").read_text()
+    source.write_text("".join(f"#define {name} {value}\n" for name, value in defines.items()) + text)
+    chain.compile(source, folder / "driver.o", static=True)
+    chain.executable([folder / "driver.o", object_path], folder / "driver")
+    return folder / "driver"
+
+
+def _run_emulated(
+    target: Target, kernel: Path, symbol: str, sig: Signature, arrays: Sequence[Array | None], ranges: Sequence[tuple[int, int]]
+) -> list[Array]:  # fmt: skip
+    found = emulator(target.arch)
+    if found is None:
+        pytest.skip(f"qemu-{target.arch} (qemu-user) is not installed")
+    message = [struct.pack("<I", len(sig.args))]
+    for arg, array in zip(sig.args, arrays, strict=True):
+        size = arg.size * np.dtype(arg.dtype).itemsize
+        message.append(struct.pack("<II", _ROLES[arg.role], size))
+        if arg.role != "work":
+            message.append(array.tobytes() if array is not None else bytes([_FILLER]) * size)
+    message.append(struct.pack("<I", len(ranges)))
+    message += [struct.pack("<ii", lo, hi) for lo, hi in ranges]
+    program = _program(target, kernel, symbol, len(sig.args))
+    done = subprocess.run([found, str(program)], input=b"".join(message), capture_output=True, check=False)
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr.decode()}"
+    results, at = [], 0
+    for arg in sig.args:
+        if arg.role == "out":
+            dtype = np.dtype(arg.dtype)
+            results.append(np.frombuffer(done.stdout, dtype, arg.size, at).copy())
+            at += arg.size * dtype.itemsize
     return results
