@@ -16,8 +16,8 @@ from sparsec.recipe import Rule
 __all__ = ["choose_activations", "float_activations", "set_activations"]
 
 # Relative error of int8 activations: steps of max|x| / 127 give max|x| / 127 / sqrt(12) of noise. Of 32 normally distributed
-# values the largest is about 2.1 sigma; a row of a transformer has outliers of about 10 sigma.
-_ERROR_OF_GROUP, _ERROR_OF_ROW = 2.1 / 127 / 12**0.5, 10.0 / 127 / 12**0.5
+# values the largest is about 2.4 sigma; a row of a transformer has outliers of about 10 sigma.
+_ERROR_OF_GROUP, _ERROR_OF_ROW = 2.36 / 127 / 12**0.5, 10.0 / 127 / 12**0.5
 # Groups up to this size count as having the noise of a group.
 _LARGEST_GROUP = 128
 

@@ -130,6 +130,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         count = ceil(weight.cols / size)
         padded = np.zeros((tiles * tile, count * size), np.uint8)
         padded[:, : weight.cols] = codes
+        if codec.code_bits == 8 and target.arch == "aarch64":
+            # sdot reads signed bytes: 8-bit codes lose their offset of 128 here
+            padded ^= 0x80
+            params["offset"] -= 128
         physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
         params |= {"block": size, "blocks": tiles * count, "one_block": not block}
         arrays = []

@@ -1,0 +1,174 @@
+"""Products with int8 activations against float64 on the rounded operands: every layout, every instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparsec import int8, ops
+from sparsec.codegen.isa import dot
+from sparsec.codegen.kernels import byte_weights, gemv
+from sparsec.formats import EncodedWeight, Scheme, decode, encode, unpack
+from sparsec.target import NAMED, Target, host_target
+from tests.kernels.harness import run_kernel
+from tests.kernels.programs import lower_and_run, reference, refusals
+from tests.kernels.test_conv import build, constant
+from tests.kernels.test_decode import keep_mask
+
+Array = np.ndarray[Any, Any]
+
+DENSE = [
+    "int8", "int8-g4", "int4-g32", "int4-t", "int2-g16", "uint8", "uint4-g32", "uint2-t", "ternary-g32", "ternary-t", "cb4-g32", "cb3",
+    "cb2-g32", "cb1", "cb4-c", "cb4.r64", "cb3.i32", "cb4.i64-g32",
+]  # fmt: skip
+STRIPS = [
+    "s16x1@50-cb4-g32",
+    "s16x1@50-int4-g32",
+    "s32x1@60-ternary",
+    "s16x1@70-cb2",
+    "s16x1@50-int2-g16",
+    "s16x1@50-cb3-t",
+]
+
+
+def rounded(weight: EncodedWeight) -> Array:
+    """W with the tables the kernel has."""
+    if weight.codebook is None:
+        return decode(weight)
+    table, scale = int8.rounded_table(weight.codebook)
+    return decode(replace(weight, codebook=(table * scale[:, None]).astype(np.float32)))
+
+
+def check(
+    text: str, m: int, n: int, k: int, target: Target, x_group: int = 0, share: float = 0.5, act: str = ""
+) -> None:
+    """One product with bias and residual."""
+    rng = np.random.default_rng([m, n, k, len(text)])
+    scheme = Scheme.parse(text)
+    weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
+    unpacked = unpack(weight)
+    assert not byte_weights.refusal(unpacked, target, x_group)
+    packed = byte_weights.pack(unpacked, target, x_group, "w")
+    x, residual = (rng.normal(size=(m, size)).astype(np.float32) for size in (k, n))
+    x[m // 2] = 0  # no scale of its own
+    bias = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
+    bias[:n] = rng.normal(size=n)
+    ins = [x, *(array for _, array in packed.arrays)]
+    if packed.params["sparse"]:
+        ins.append(dot.pack_table(target).reshape(-1))
+    p = {"m": m, "w": packed.params, "x_group": x_group, "bias": True, "residual": True, "act": act, "act_params": []}
+    (out,) = run_kernel("gemv", p, [*ins, bias, residual], target=target)
+    wanted = int8.quantised(x, x_group).astype(np.float64) @ rounded(weight).T.astype(np.float64) + bias[:n] + residual
+    wanted = np.maximum(wanted, 0) if act == "relu" else wanted
+    assert np.abs(out.reshape(m, n) - wanted).max() <= 2e-6 * np.abs(wanted).max(initial=1.0)
+
+
+@pytest.mark.parametrize("text", DENSE + STRIPS)
+def test_scheme(text: str) -> None:
+    check(text, 3, 77, 128, host_target())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 1, 4), (5, 131, 193), (9, 33, 1031)], ids=str)
+@pytest.mark.parametrize("text", DENSE + STRIPS)
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "arm"])
+def test_sizes_and_targets(name: str, text: str, size: tuple[int, int, int]) -> None:
+    target = NAMED[name]
+    if name == "x86-avx512" and "avx512" not in host_target().features:
+        pytest.skip("this machine has no AVX-512")
+    check(text, *size, target, share=0.3, act="relu")
+
+
+@pytest.mark.parametrize("text", ["cb4-g32", "int4-g32", "uint4-g32", "int8", "cb2"])
+def test_activations_in_groups(text: str) -> None:
+    check(text, 2, 50, 160, host_target(), x_group=32)
+
+
+@pytest.mark.parametrize("text", ["cb4-g32", "int8", "uint8", "s16x1@50-cb4-g32"])
+def test_arm(text: str) -> None:
+    check(text, 2, 37, 96, NAMED["arm"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_densities_of_strips(share: float) -> None:
+    check("s16x1@50-cb4-g32", 2, 48, 200, host_target(), share=share)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(DENSE + STRIPS), st.integers(1, 9), st.integers(1, 130), st.integers(1, 60), st.floats(0, 1))
+@pytest.mark.slow
+def test_random_shapes(text: str, m: int, n: int, quads: int, share: float) -> None:
+    check(text, m, n, 4 * quads, host_target(), share=share)
+
+
+def test_largest_products_do_not_overflow() -> None:
+    """Every product at its limit, in every bit width."""
+    for text in ("int8", "int4", "int2", "uint8", "cb4", "ternary", "s16x1@50-cb4", "s16x1@50-int4"):
+        scheme, target = Scheme.parse(text), host_target()
+        signs = np.where(np.arange(4096) < 2048, -1, 1)
+        matrix = np.broadcast_to(signs, (32, 4096)).astype(np.float32)
+        mask = None if scheme.is_dense else np.ones((32, 4096), bool)
+        weight = encode(matrix, scheme, mask=mask)
+        packed = byte_weights.pack(unpack(weight), target, 0, "w")
+        ins = [signs.astype(np.float32).reshape(1, -1), *(a for _, a in packed.arrays)]
+        if packed.params["sparse"]:
+            ins.append(dot.pack_table(target).reshape(-1))
+        p = {"m": 1, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+        (out,) = run_kernel("gemv", p, ins, target=target)
+        wanted = (signs * rounded(weight).astype(np.float64)).sum(axis=1)
+        np.testing.assert_allclose(out, wanted, rtol=1e-6, err_msg=text)
+
+
+def model(text: str, m: int, n: int, k: int, activations: str) -> tuple[ir.Model, dict[str, Array]]:
+    """One sparsec::MatMul with bias and residual."""
+    rng = np.random.default_rng([m, n, k])
+    scheme = Scheme.parse(text)
+    weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng))
+    feed = {"x": rng.normal(size=(m, k)).astype(np.float32), "r": rng.normal(size=(m, n)).astype(np.float32)}
+    bias = constant("bias", rng.normal(size=n).astype(np.float32))
+
+    def make(values: dict[str, ir.Value]) -> Any:
+        inputs = ops.weight_inputs(weight, "w")
+        return ops.matmul(
+            values["x"], inputs, bias=bias, residual=values["r"], activation="silu", activations=activations
+        )
+
+    made = build(make, feed, (m, n))
+    if bias.name not in made.graph.initializers:
+        made.graph.register_initializer(bias)
+    return made, feed
+
+
+@pytest.mark.parametrize("target", [host_target(), NAMED["arm"], NAMED["arm-v8.0"]], ids=lambda t: f"{t.name}-{t.arch}")
+@pytest.mark.parametrize("activations", ["int8", "int8-g32"])
+@pytest.mark.parametrize(
+    "text", ["int4-g32", "cb4", "s50-cb4-g32", "s2:4-int8", "s16x1@50-cb4-g32", "s4x4@50-int8", "uint8"]
+)
+def test_node(text: str, activations: str, target: Target) -> None:
+    """With the fused kernel or, where it refuses, by rounding first: the operator's body in onnxruntime decides."""
+    made, feed = model(text, 3, 45, 96, activations)
+    (wanted,) = reference(made, feed)
+    (got,) = lower_and_run(made, feed, target)
+    assert np.abs(got - wanted).max() <= 3e-6 * np.abs(wanted).max()
+
+
+def test_refuses_what_does_not_fit() -> None:
+    made, _ = model("s4x4@50-int8", 3, 45, 96, "int8")
+    assert any("no strips" in reason for reason in refusals(made))
+    made, _ = model("s16x1@50-int8", 3, 45, 96, "int8")
+    assert any("at most 4 bits" in reason for reason in refusals(made))
+
+
+def test_signature_counts_the_rounding() -> None:
+    """Its workspace holds the rounded rows."""
+    weight = unpack(encode(np.ones((32, 64), np.float32), Scheme.parse("int4-g32")))
+    packed = byte_weights.pack(weight, host_target(), 0, "w")
+    p = {"m": 3, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+    work = {a.name: a.size for a in gemv.signature(p, host_target()).args if a.role == "work"}
+    assert work["xq"] >= 3 * 64
