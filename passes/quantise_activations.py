@@ -59,7 +59,7 @@ def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]
 def float_activations(model: ir.Model) -> ir.Model | None:
     """A copy whose products all read float32; None if they do already."""
     copy = model.clone()
-    rounded = [node for node in copy.graph if ops.is_sparsec(node) and node.attributes.get_string("activations", "")]
+    rounded = [node for node in copy.graph if ops.is_sparsec(node) and "activations" in node.attributes]
     for node in rounded:
         _rebuild(copy, node, "")
     return copy if rounded else None

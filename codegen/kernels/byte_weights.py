@@ -281,4 +281,5 @@ def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
 def plane_bytes(p: Mapping[str, Any], plane: int) -> int:
     """Bytes a row of a block takes in a plane."""
     width, _ = planes(p["bits"])[plane]
-    return 4 * ceil(p["block"] // 4 * width / 8)
+    quads: int = p["block"] // 4
+    return 4 * ceil(quads * width / 8)

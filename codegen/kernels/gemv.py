@@ -78,7 +78,8 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
 
 def _padded(k: int, p: Mapping[str, Any]) -> int:
     """Bytes of one row of quantised activations: whole blocks and whole steps of the packing."""
-    return ceil(k / max(p["block"], _STEP)) * max(p["block"], _STEP)
+    unit: int = max(p["block"], _STEP)
+    return ceil(k / unit) * unit
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
