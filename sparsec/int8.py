@@ -18,10 +18,19 @@ import onnx_ir as ir
 
 from sparsec.errors import ModelError
 from sparsec.formats import Scheme
-from sparsec.formats.codec import Affine, Codebook, Ternary
+from sparsec.formats.meaning import AffineValue, TableValue
 from sparsec.onnx_body import Body
 
-__all__ = ["ACTIVATION_MAX", "TABLE_MAX", "activation_group", "quantised", "quantised_body", "refusal", "rounded_table"]
+__all__ = [
+    "ACTIVATION_MAX",
+    "TABLE_MAX",
+    "activation_group",
+    "quantised",
+    "quantised_body",
+    "refusal",
+    "rounded_table",
+    "rounded_weight",
+]
 
 ACTIVATION_MAX = 127
 TABLE_MAX = 63
@@ -48,11 +57,11 @@ def activation_group(activations: str, cols: int) -> int:
 
 def refusal(scheme: Scheme) -> str:
     """Why a weight in this scheme cannot meet int8 activations ("" if it can)."""
-    codec = scheme.codec
-    if isinstance(codec, Codebook) and codec.code_bits > 4:
+    codec, meaning = scheme.codec, scheme.codec.meaning
+    if isinstance(meaning, TableValue) and meaning.bits > 4:
         return f"{codec} has more than the 16 levels a byte lookup holds"
-    if not isinstance(codec, (Affine, Codebook, Ternary)):
-        return f"{codec} is not stored in codes of 8 bits or less"
+    if not isinstance(meaning, AffineValue | TableValue):
+        return f"{codec} is not made of codes of 8 bits that stand for one value each"
     return ""
 
 
@@ -82,8 +91,20 @@ def quantised_body(body: Body, x: ir.Value, group: int, cols: int) -> ir.Value:
     return body.op("Reshape", rounded, body.op("Shape", x))
 
 
-def rounded_table_body(body: Body, book: ir.Value) -> ir.Value:
-    """Tables [S, entries] with their entries rounded as `rounded_table` does."""
+def rounded_weight(body: Body, values: dict[str, ir.Value], scheme: Scheme) -> dict[str, ir.Value]:
+    """The arrays of a weight with its tables, learned or constant, rounded as `rounded_table` does."""
+    if "codebook" in values:
+        return {**values, "codebook": _rounded_table_body(body, values["codebook"])}
+    meaning = scheme.codec.meaning
+    if not isinstance(meaning, TableValue):
+        return values
+    constant = meaning.constant()
+    assert constant is not None
+    table, scale = rounded_table(constant)
+    return {**values, "codebook": body.const(table * scale[:, None])}
+
+
+def _rounded_table_body(body: Body, book: ir.Value) -> ir.Value:
     largest = body.op("ReduceMax", body.op("Abs", book), body.ints_const([-1]), keepdims=1)
     scale = body.op("Div", largest, body.float_const(TABLE_MAX))
     zero = body.op("Equal", scale, body.float_const(0))

@@ -170,8 +170,7 @@ def matmul(
         x = values["x"]
         if activations:
             x = int8.quantised_body(body, x, group, weight.cols)
-            if "codebook" in values:
-                values = {**values, "codebook": int8.rounded_table_body(body, values["codebook"])}
+            values = int8.rounded_weight(body, values, weight.scheme)
         matrix = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
         result = body.op("MatMul", x, body.op("Transpose", matrix, perm=[1, 0]))
         if bias is not None:

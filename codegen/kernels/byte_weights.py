@@ -26,8 +26,8 @@ import numpy as np
 
 from sparsec.codegen.isa.dot import supported, table_offset
 from sparsec.codegen.program import Arg
-from sparsec.formats.codec import Affine, Codebook, Ternary
 from sparsec.formats.encoded import Unpacked
+from sparsec.formats.meaning import AffineValue, Meaning, TableValue
 from sparsec.formats.structure import Dense
 from sparsec.int8 import rounded_table
 from sparsec.target import Target
@@ -60,7 +60,7 @@ def planes(bits: int) -> list[tuple[int, int]]:
 def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
     """Why `pack` cannot lay this weight out ("" if it can)."""
     scheme = weight.scheme
-    codec, scales = scheme.codec, scheme.scales
+    codec, meaning, scales = scheme.codec, scheme.codec.meaning, scheme.scales
     r, c = scheme.block
     if not isinstance(scheme.structure, Dense) and (c != 1 or r % target.lanes):
         return f"blocks of {r}x{c} are no strips of whole vectors of {target.lanes} rows"
@@ -71,15 +71,15 @@ def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
         return f"groups of {x_group} inputs do not follow the blocks of the weight"
     if sparse and (weight.zero_points is not None or codec.code_bits > 4):
         return "strips hold codes of at most 4 bits without zero points"
-    if isinstance(codec, Codebook):
-        if codec.code_bits > 4:
-            return f"tables of {1 << codec.code_bits} entries do not fit a byte lookup"
-        tile = _tile_rows(weight, target)
-        if codec.scope == "rows" and codec.span % tile:
-            return f"a codebook for {codec.span} rows is less than a tile of {tile}"
-        if codec.scope == "inputs" and (sparse or codec.span % max(scales.group, 4)):
+    if isinstance(meaning, TableValue):
+        if meaning.bits > 4:
+            return f"tables of {1 << meaning.bits} entries do not fit a byte lookup"
+        tile, scope = _tile_rows(weight, target), meaning.scope
+        if scope.kind == "rows" and scope.span % tile:
+            return f"a codebook for {scope.span} rows is less than a tile of {tile}"
+        if scope.kind == "inputs" and (sparse or scope.span % max(scales.group, 4)):
             return "codebooks of input groups do not follow the blocks of the scales"
-    elif not isinstance(codec, (Affine, Ternary)):
+    elif not isinstance(meaning, AffineValue):
         return f"codec {codec} is not stored in bytes"
     if scales.kind == "group" and scales.group % 4:
         return f"groups of {scales.group} are not whole quads"
@@ -97,18 +97,18 @@ def _tile_rows(weight: Unpacked, target: Target) -> int:
 def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
     """Lay a weight out; `x_group`: inputs that share an activation scale (0: all). `refusal` must be empty."""
     scheme = weight.scheme
-    codec, scales = scheme.codec, scheme.scales
+    meaning, scales = scheme.codec.meaning, scheme.scales
     tile = _tile_rows(weight, target)
     tiles = ceil(weight.rows / tile)
     sparse = not isinstance(scheme.structure, Dense)
-    bits = codec.code_bits
+    bits = scheme.codec.code_bits
     block = scales.group if scales.kind == "group" else x_group
-    if isinstance(codec, Codebook) and codec.scope == "inputs":
-        block = block or codec.span
+    if isinstance(meaning, TableValue) and meaning.scope.kind == "inputs":
+        block = block or meaning.scope.span
     params: dict[str, Any] = {
-        "kind": "table" if isinstance(codec, Codebook) or sparse else "affine", "bits": bits, "rows": weight.rows, "k": weight.cols,
+        "kind": "table" if isinstance(meaning, TableValue) or sparse else "affine", "bits": bits, "rows": weight.rows, "k": weight.cols,
         "tile": tile, "tiles": tiles, "sparse": sparse, "scales": scales.kind, "zero_points": weight.zero_points is not None,
-        "offset": _offset(codec), "scope": "one",
+        "offset": _offset(meaning), "scope": "one",
     }  # fmt: skip
     codes = np.zeros((tiles * tile, weight.cols), np.uint8)
     if sparse:
@@ -130,7 +130,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         count = ceil(weight.cols / size)
         padded = np.zeros((tiles * tile, count * size), np.uint8)
         padded[:, : weight.cols] = codes
-        if codec.code_bits == 8 and target.arch == "aarch64":
+        if bits == 8 and target.arch == "aarch64":
             # sdot reads signed bytes: 8-bit codes lose their offset of 128 here
             padded ^= 0x80
             params["offset"] -= 128
@@ -150,10 +150,8 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
     return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
 
 
-def _offset(codec: Any) -> int:
-    if isinstance(codec, Ternary):
-        return 1
-    return 1 << (codec.code_bits - 1) if isinstance(codec, Affine) and not codec.unsigned else 0
+def _offset(meaning: Meaning) -> int:
+    return (meaning.offset or 0) if isinstance(meaning, AffineValue) else 0
 
 
 def _bitmap(mask: Array) -> Array:
@@ -213,7 +211,7 @@ def _table(weight: Unpacked) -> tuple[Array, Array]:
     if weight.codebook is not None:
         return rounded_table(weight.codebook)
     codec = weight.scheme.codec
-    return (np.arange(1 << codec.code_bits) - _offset(codec)).astype(np.int8)[None], np.ones(1, np.float32)
+    return (np.arange(1 << codec.code_bits) - _offset(codec.meaning)).astype(np.int8)[None], np.ones(1, np.float32)
 
 
 def _row_sums(weight: Unpacked) -> Array:
@@ -223,8 +221,9 @@ def _row_sums(weight: Unpacked) -> Array:
     mask = weight.block_mask
     strip, _ = np.nonzero(mask)
     r = weight.scheme.block[0]
-    codec = weight.scheme.codec
-    table = strip * r // codec.span if isinstance(codec, Codebook) and codec.scope == "rows" and len(numbers) > 1 else 0
+    meaning = weight.scheme.codec.meaning
+    by_rows = isinstance(meaning, TableValue) and meaning.scope.kind == "rows" and len(numbers) > 1
+    table = strip * r // meaning.scope.span if by_rows else 0
     values = numbers[np.broadcast_to(table, strip.shape)[:, None], weight.codes[:, :, 0]]
     if weight.scales is not None:
         group = weight.scheme.scales.group
@@ -240,7 +239,7 @@ def _row_sums(weight: Unpacked) -> Array:
 
 
 def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tuple[str, Array]]:
-    codec = weight.scheme.codec
+    meaning = weight.scheme.codec.meaning
     entries, scale = _table(weight)
     wide = np.zeros((len(entries), 16), np.int16)
     wide[:, : entries.shape[1]] = entries
@@ -248,9 +247,9 @@ def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[t
     table = (wide + offset).astype(np.uint8)
     p |= {"offset": offset, "tables": len(table), "span": 0}
     if len(table) > 1:
-        assert isinstance(codec, Codebook)
-        p["scope"] = codec.scope
-        p["span"] = codec.span // (p["tile"] if codec.scope == "rows" else p["block"])
+        assert isinstance(meaning, TableValue)
+        p["scope"] = meaning.scope.kind
+        p["span"] = meaning.scope.span // (p["tile"] if meaning.scope.kind == "rows" else p["block"])
     repeated = np.tile(table, (1, target.lanes // 4))
     return [("table", repeated.reshape(-1)), ("table_scale", scale)]
 

@@ -130,7 +130,7 @@ class TableValue:
 
     def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
         """float32 values of uint8 codes."""
-        table = side.codebook if self.levels is None else self.constant()
+        table = self.constant() if side.codebook is None else side.codebook
         assert table is not None
         values: np.ndarray = table[0][codes] if side.scope is None else table[side.scope, codes]
         return values if side.scale is None else np.asarray(values * side.scale)
@@ -140,7 +140,7 @@ class TableValue:
         index = body.cast(codes, "INT64")
         if side.scope is not None:
             index = body.op("Add", index, body.op("Mul", side.scope, body.int_const(1 << self.bits)))
-        if self.levels is not None:
+        if side.codebook is None:
             flat = body.const(np.array(self.levels, np.float32))
         else:
             flat = body.op("Reshape", side.codebook, body.ints_const([-1]))
