@@ -33,6 +33,7 @@ VOCABULARY = {
     "onnx_body",
     "decode_body",
     "activations",
+    "int8",
 }
 # What each layer may import; whatever is not named here is face (api, cli, compiled ...) and may import everything.
 ALLOWED = {
