@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor, row_strides
 from sparsec.codegen.kernels.gemm import panel_width
+from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import pack_bias, pack_weight
-from sparsec.int8 import activation_group
-from sparsec.op_view import SparsecNode, view
+from sparsec.op_view import view
 
 
 def lower_fused_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -31,7 +31,7 @@ def lower_fused_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal("the product has no rows")
     nr = panel_width(n, m, low.target)
     b, weights = pack_weight(op, low, nr)
-    x = _rounded(op, low, m) if op.activations else low.get(op.x)
+    x = product_input(op, low)
     bias = pack_bias(op, low, nr)
     residual = [] if op.residual is None else [low.get(op.residual)]
     params = {
@@ -51,16 +51,6 @@ def lower_fused_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
         note=note,
     )
     return None
-
-
-def _rounded(op: SparsecNode, low: Lowering, m: int) -> Tensor:
-    """x rounded to int8 and back, where no kernel multiplies bytes for this weight and target."""
-    assert op.x is not None
-    size = activation_group(op.activations, op.cols) or op.cols
-    source, dest = low.get(op.x), low.temp("float32", low.shape(op.x), name=f"{op.x.name}.int8")
-    params = {"groups": m * op.cols // size, "size": size}
-    low.call("quantise", params, [source], [dest], node=op.node.name or "", op="Quantise", note=op.activations)
-    return dest
 
 
 def _operand(value: ir.Value, low: Lowering, batch: tuple[int, ...], matrix: tuple[int, int], node: ir.Node) -> Tensor:

@@ -6,12 +6,28 @@ A unit is one group of inputs that share a scale.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
+from sparsec.codegen.context import Lowering, Tensor
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.program import Arg, Signature
-from sparsec.int8 import ACTIVATION_MAX
+from sparsec.int8 import ACTIVATION_MAX, activation_group
+from sparsec.op_view import SparsecNode
 from sparsec.target import Target
+
+
+def product_input(op: SparsecNode, low: Lowering) -> Tensor:
+    """x of a sparsec::MatMul, rounded to int8 and back where the node says so: for kernels that multiply floats."""
+    assert op.x is not None
+    source = low.get(op.x)
+    if not op.activations:
+        return source
+    size = activation_group(op.activations, op.cols) or op.cols
+    dest = low.temp("float32", low.shape(op.x), name=f"{op.x.name}.int8")
+    params = {"groups": prod(low.shape(op.x)) // size, "size": size}
+    low.call("quantise", params, [source], [dest], node=op.node.name or "", op="Quantise", note=op.activations)
+    return dest
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import lcm, prod
 from typing import Any
 
@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import spmm_plan, spmm_values, spmm_weights
-from sparsec.formats.encoded import Unpacked, unpack
+from sparsec.codegen.kernels.quantise import product_input
+from sparsec.codegen.kernels.weights import unpacked_weight
+from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
@@ -79,11 +81,9 @@ def _too_dense(weight: Unpacked, target: Target) -> Refusal | None:
 
 
 def _lower(
-    op: SparsecNode, low: Lowering, geometry: dict[str, Any], x: Tensor, layout: Any, note: str
+    op: SparsecNode, low: Lowering, geometry: dict[str, Any], source: Callable[[], Tensor], layout: Any, note: str
 ) -> Refusal | None:
-    encoded = op.weight()
-    assert not isinstance(encoded, np.ndarray)
-    weight = unpack(encoded)
+    weight = unpacked_weight(op)
     refusal = _too_dense(weight, low.target)
     if refusal is not None:
         return refusal
@@ -98,7 +98,7 @@ def _lower(
     p |= {"bias": bool(bias), "residual": bool(residual), "act": op.activation, "act_params": list(op.act_params)}
     weights = [low.const(array, f"{label}.{name}") for name, array in arrays]
     low.call(
-        "spmm", p, [x, *weights, *bias, *residual], [low.new(op.output, layout)], node=op.node.name or "",
+        "spmm", p, [source(), *weights, *bias, *residual], [low.new(op.output, layout)], node=op.node.name or "",
         op=op.node.op_type, note=note,
     )  # fmt: skip
     return None
@@ -114,14 +114,15 @@ def lower_sparse_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
         return refusal
     geometry = {"pixels": tokens, "images": 1, "source": "tokens", "dest": "tokens"}
     note = f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip()
-    return _lower(op, low, geometry, low.get(op.x), "row", note)
+    return _lower(op, low, geometry, lambda: product_input(op, low), "row", note)
 
 
 def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::Conv, 1-D and 2-D, with sparse weights and one group."""
     op = view(node)
     assert op.x is not None
-    shape, out_shape = low.shape(op.x), low.shape(op.output)
+    x = op.x
+    shape, out_shape = low.shape(x), low.shape(op.output)
     if len(shape) not in (3, 4):
         return Refusal(f"{len(shape) - 2}-D convolution is not supported (1-D and 2-D are)")
     if op.group != 1:
@@ -142,7 +143,7 @@ def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     if pointwise and low.layout(op.x) == "cl":
         # channels last is a matrix [pixel][channel] already
         geometry: dict[str, Any] = {"pixels": shape[0] * pixels, "images": 1, "source": "tokens", "dest": "tokens"}
-        return _lower(op, low, geometry, low.get(op.x, "cl"), "cl", note)
+        return _lower(op, low, geometry, lambda: low.get(x, "cl"), "cl", note)
     geometry = {"pixels": pixels, "images": shape[0], "source": "planes", "dest": "planes"}
     if not pointwise:
         height, width = (1, shape[2]) if wide else shape[2:]
@@ -154,4 +155,4 @@ def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
                 "sh": strides[0], "sw": strides[1], "dh": dilations[0], "dw": dilations[1], "pt": top, "pl": left,
             },
         }  # fmt: skip
-    return _lower(op, low, geometry, low.get(op.x), "row", note)
+    return _lower(op, low, geometry, lambda: low.get(x), "row", note)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsec.codegen.context import Lowering, Tensor
 from sparsec.codegen.kernels import decode
-from sparsec.formats.encoded import unpack
+from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.int8 import rounded_table
 from sparsec.op_view import SparsecNode
 
@@ -23,6 +23,17 @@ def panel_rows(rows: int, groups: int, nr: int) -> Array:
     index = np.arange(padded)
     one = np.where(index < each, index, -1)
     return np.concatenate([np.where(one >= 0, one + g * each, -1) for g in range(groups)])
+
+
+def unpacked_weight(view: SparsecNode) -> Unpacked:
+    """The encoded weight of a node as plain arrays; int8 activations come with rounded tables (sparsec/int8.py)."""
+    weight = view.weight()
+    assert isinstance(weight, EncodedWeight)
+    unpacked = unpack(weight)
+    if view.activations and unpacked.codebook is not None:
+        table, scale = rounded_table(unpacked.codebook)
+        unpacked = replace(unpacked, codebook=table * scale[:, None])
+    return unpacked
 
 
 def pack_weight(
@@ -41,11 +52,7 @@ def pack_weight(
         physical = physical[np.maximum(rows, 0)] * (rows >= 0)[:, None].astype(np.float32)
         panels = physical.reshape(-1, nr, view.cols).transpose(0, 2, 1)
         return {"kind": "packed"}, [low.const(panels, f"{label}.weight")]
-    unpacked = unpack(weight)
-    if view.activations and unpacked.codebook is not None:  # int8 activations come with rounded tables
-        table, scale = rounded_table(unpacked.codebook)
-        unpacked = replace(unpacked, codebook=table * scale[:, None])
-    packed = decode.pack(unpacked, nr, low.target, rows=rows, taps=taps, label=label)
+    packed = decode.pack(unpacked_weight(view), nr, low.target, rows=rows, taps=taps, label=label)
     return {"kind": "coded", "decode": packed.params}, [low.const(array, name) for name, array in packed.arrays]
 
 
