@@ -222,9 +222,10 @@ def _row_sums(weight: Unpacked) -> Array:
     strip, _ = np.nonzero(mask)
     r = weight.scheme.block[0]
     meaning = weight.scheme.codec.meaning
-    by_rows = isinstance(meaning, TableValue) and meaning.scope.kind == "rows" and len(numbers) > 1
-    table = strip * r // meaning.scope.span if by_rows else 0
-    values = numbers[np.broadcast_to(table, strip.shape)[:, None], weight.codes[:, :, 0]]
+    table = np.zeros_like(strip)
+    if isinstance(meaning, TableValue) and meaning.scope.kind == "rows" and len(numbers) > 1:
+        table = strip * r // meaning.scope.span
+    values = numbers[table[:, None], weight.codes[:, :, 0]]
     if weight.scales is not None:
         group = weight.scheme.scales.group
         rank = np.arange(len(strip)) - np.concatenate([[0], np.cumsum(mask.sum(1))])[strip]
