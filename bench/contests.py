@@ -50,8 +50,8 @@ class Bar:
     rivals: tuple[Candidate, ...]
     state: State = "hot"
     threads: Literal["one", "all", "any"] = "any"
-    roof_share: float = 0.0
-    """Share of the memory roof that the stored bytes must reach, too."""
+    memory_share: float = 0.0
+    """Share of main memory's read bandwidth that the stored bytes must reach, too."""
 
     def holds_for(self, state: State, threads: int) -> bool:
         """Whether the bar is about this state and number of threads."""
@@ -123,7 +123,7 @@ GQSA = "s16x1@50-cb4-g32"
 _SCHEMES = ("cb4-g32", GQSA, "cb2-g32", "ternary", "vq2d4", "int4-g32", "int8")
 
 _GEMV_BARS = {
-    "cb4-g32": (Bar(1.6, FOUR_BIT, "hot", "one"), Bar(1.1, FOUR_BIT, "cold", "all", roof_share=0.85)),
+    "cb4-g32": (Bar(1.6, FOUR_BIT, "hot", "one"), Bar(1.1, FOUR_BIT, "cold", "all", memory_share=0.85)),
     GQSA: (
         Bar(2.4, FOUR_BIT, "hot", "one"),
         Bar(1.9, FOUR_BIT, "cold", "all"),

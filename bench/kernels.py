@@ -21,9 +21,10 @@ from bench.contests import (
     layers,
 )
 from bench.interleave import Series, Worker, interleave, start
-from bench.layers import bundle_job, compiled_layer
+from bench.layers import compiled_layer, layer_job
 from bench.output import markdown, write_json
 from bench.results import bar_text, judge, met_text, number
+from bench.share import Roof
 
 HEADERS = (
     "product", "scheme", "state", "threads", "us", "+-%", "GB/s", "% roof", "fastest rival", "its us", "x faster", "bar", "met",
@@ -41,7 +42,7 @@ def run(only: Sequence[str], threads: Sequence[int], rounds: int, roof: Path | N
             sweep) is among them. Empty: all.
         roof: JSON of `bench roof`, None: the column stays empty.
     """
-    figures = json.loads(roof.read_text()) if roof else None
+    figures = Roof.of(json.loads(roof.read_text())) if roof else None
     problems: list[str] = []
     absent: dict[str, str] = {}
     results: list[dict[str, Any]] = []
@@ -79,7 +80,7 @@ def _contest(
     contest: Contest,
     threads: Sequence[int],
     rounds: int,
-    roof: Any,
+    roof: Roof | None,
     problems: list[str],
     absent: dict[str, str],
 ) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ def _contest(
                 workers: dict[Candidate, Worker] = {}
                 for scheme, program in programs.items():
                     ours = Candidate("sparsec", scheme)
-                    job = stack.enter_context(bundle_job(program, layers(product, ours, state), count))
+                    job = stack.enter_context(layer_job(program, layers(product, ours, state), count))
                     start(ours, job, workers, stack, problems, absent)
                 for rival in contest.rivals:
                     job = {
@@ -123,12 +124,13 @@ def _contest(
 
 
 def compare(
-    contest: Contest, scheme: str, state: State, threads: int, series: dict[Candidate, Series], roof: Any
+    contest: Contest, scheme: str, state: State, threads: int, series: dict[Candidate, Series], roof: Roof | None
 ) -> list[dict[str, Any]]:
     """One result for every bar of a row, or one without a bar."""
     ours = Candidate("sparsec", scheme)
     mine = series[ours]
-    share = _share(mine, threads, roof) if state == "cold" else None
+    in_memory = roof.memory_share(mine, threads) if roof and state == "cold" else None
+    count = layers(contest.product, ours, state)
     facts = {
         "product": str(contest.product),
         "scheme": scheme,
@@ -136,18 +138,9 @@ def compare(
         "threads": threads,
         "stored_bytes": mine.stored,
         "gb_s": mine.stored / mine.median / 1e3,
+        "roof_share": roof.share(contest.product, scheme, mine, count, threads) if roof else None,
     }
-    return [{**facts, **judge(bar, ours, series, share)} for bar in contest.comparisons(scheme, state, threads)]
-
-
-def _share(series: Series, threads: int, roof: Any) -> float | None:
-    """Share of the memory's read bandwidth that the stored bytes reach."""
-    return None if roof is None else series.stored / series.median / 1e3 / read_roof(roof, threads)
-
-
-def read_roof(roof: Any, threads: int) -> float:
-    """GB/s that `bench roof` read from memory with one or all threads."""
-    return float(roof["read_gb_s"]["dram"]["1" if threads == 1 else "all"])
+    return [{**facts, **judge(bar, ours, series, in_memory)} for bar in contest.comparisons(scheme, state, threads)]
 
 
 def _missing(product: Product, scheme: str, reason: str) -> dict[str, Any]:
@@ -198,7 +191,7 @@ def _sweep(
             workers: dict[Candidate, Worker] = {}
             for percent, program in programs.items():
                 ours = Candidate("sparsec", form.format(percent))
-                job = stack.enter_context(bundle_job(program, layers(product, ours, "hot"), count))
+                job = stack.enter_context(layer_job(program, layers(product, ours, "hot"), count))
                 start(ours, job, workers, stack, problems, {})
             series, errors = interleave(workers, rounds=rounds)
         problems += [f"{product}, {c}: {text}" for c, text in errors.items()]

@@ -1,4 +1,4 @@
-"""Our side of `bench kernels`: a layer compiled through the public API, repeated with weights of its own, as a bundle."""
+"""Our side of `bench kernels`: a layer compiled through the public API, repeated with weights of its own, as library and weights."""
 
 from __future__ import annotations
 
@@ -94,13 +94,15 @@ def stored_bytes(program: Program) -> int:
 
 
 @contextmanager
-def bundle_job(program: Program, count: int, threads: int) -> Iterator[dict[str, Any]]:
-    """The worker's job for `count` layers; the bundle is deleted at the end of the context."""
-    from sparsec.codegen.bundle import write_bundle
+def layer_job(program: Program, count: int, threads: int) -> Iterator[dict[str, Any]]:
+    """The worker's job for `count` layers; its weights are deleted at the end of the context."""
+    from sparsec.codegen.bundle import build_loadable
 
+    made = build_loadable(repeated(program, count))
     with TemporaryDirectory(prefix="sparsec-bench-") as scratch:
-        path = write_bundle(repeated(program, count), Path(scratch) / "bundle")
-        stored = stored_bytes(program)
+        weights = Path(scratch) / "weights.bin"
+        made.weights.tofile(weights)
         yield {
-            "kind": "bundle", "path": str(path), "threads": threads, "layers": count, "stored": stored, "inputs": None,
+            "kind": "compiled", "source": str(made.library), "weights": str(weights), "threads": threads, "layers": count,
+            "stored": stored_bytes(program), "inputs": None,
         }  # fmt: skip

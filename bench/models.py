@@ -191,7 +191,8 @@ def _model(
                 workers: dict[Candidate, Worker] = {}
                 for scheme, (path, stored) in bundles.items():
                     job = {
-                        "kind": "bundle", "path": str(path), "threads": count, "layers": 1, "stored": stored,
+                        "kind": "compiled", "source": str(path),
+                        "weights": None, "threads": count, "layers": 1, "stored": stored,
                         "inputs": str(files.inputs),
                     }  # fmt: skip
                     start(ours(scheme), job, workers, stack, problems, absent, f"{name}: ")

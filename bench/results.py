@@ -9,10 +9,12 @@ from bench.contests import Bar, Candidate
 from bench.interleave import Series, speedup
 
 
-def judge(bar: Bar, ours: Candidate, series: Mapping[Candidate, Series], share: float | None = None) -> dict[str, Any]:
+def judge(
+    bar: Bar, ours: Candidate, series: Mapping[Candidate, Series], memory_share: float | None = None
+) -> dict[str, Any]:
     """Our time, the fastest timed rival's, their ratio, and whether the bar is met (None: no bar, or a figure is missing).
 
-    share: of the memory roof, where it is known.
+    memory_share: of main memory's bandwidth, where it is known.
     """
     mine = series[ours]
     timed = [r for r in bar.rivals if r in series and r != ours]
@@ -22,34 +24,34 @@ def judge(bar: Bar, ours: Candidate, series: Mapping[Candidate, Series], share: 
         "us": mine.median,
         "spread": mine.spread,
         "rounds_us": list(mine.rounds),
-        "roof_share": share,
+        "memory_share": memory_share,
         "rival": str(best) if best else None,
         "rival_us": series[best].median if best else None,
         "rival_spread": series[best].spread if best else None,
         "speedup": times,
         "bar": bar.factor or None,
-        "bar_roof_share": bar.roof_share or None,
-        "met": met(bar, times, share),
+        "bar_memory_share": bar.memory_share or None,
+        "met": met(bar, times, memory_share),
         "others_us": {str(c): s.median for c, s in series.items() if c in bar.rivals},
         "not_timed": [str(r) for r in bar.rivals if r not in series],
     }
 
 
-def met(bar: Bar, times: float | None, share: float | None) -> bool | None:
+def met(bar: Bar, times: float | None, memory_share: float | None) -> bool | None:
     """Whether a bar is passed."""
     if not bar.factor or times is None:
         return None
     if times < bar.factor:
         return False
-    if bar.roof_share:
-        return None if share is None else share >= bar.roof_share
+    if bar.memory_share:
+        return None if memory_share is None else memory_share >= bar.memory_share
     return True
 
 
 def bar_text(r: Mapping[str, Any]) -> str:
     """The cell for a result's bar."""
     text = "-" if r["bar"] is None else f"{r['bar']:.1f}"
-    return f"{text}, {100 * r['bar_roof_share']:.0f} % roof" if r["bar_roof_share"] else text
+    return f"{text}, {100 * r['bar_memory_share']:.0f} % roof" if r["bar_memory_share"] else text
 
 
 def met_text(r: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Our side of the benchmark's protocol: runs a compiled bundle through the C runtime, as `python -m bench.worker`."""
+"""Our side of the benchmark's protocol: runs a compiled model through the C runtime, as `python -m bench.worker`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from bench.rivals.protocol import CannotError, Job, Prepared, serve
 
 
 def prepare(job: Job) -> Prepared:
-    """A job of kind "bundle": `path`, `threads`, `layers`, `stored`; `inputs` is an .npz, None for random numbers.
+    """A job of kind "compiled": `source` is a bundle, or a library that goes with the file `weights`; `layers` and `stored`
+    are answered as given; `inputs` is an .npz, None for random numbers.
 
     Calls the runtime's C function with pointers made once, as a C program would: checking and allocating arrays is Python's
     cost, not the kernel's. (The rivals bind their inputs and outputs once where they can.)
     """
-    if job["kind"] != "bundle":
+    if job["kind"] != "compiled":
         raise CannotError(f"no jobs of kind {job['kind']}")
     from sparsec.runtime import Session
 
-    session = Session(job["path"], threads=job["threads"])
+    session = Session(job["source"], job["weights"], threads=job["threads"])
     rng = np.random.default_rng(0)
     if job["inputs"] is None:
         feed = {i.name: rng.standard_normal(i.shape, dtype=np.float32) for i in session.inputs}

@@ -21,6 +21,7 @@ from bench.operators import slow_relax
 from bench.output import markdown
 from bench.results import judge
 from bench.setup import SetupError, _find_python
+from bench.share import Roof, kept
 from bench.size import code_bytes
 from bench.zoo import MissingData, get
 
@@ -202,16 +203,48 @@ def test_judged_against_the_fastest_that_was_timed() -> None:
     assert judged(Bar(0, rivals), times) == ("ggml q4_0", 2.0, None)
     assert judged(Bar(1.0, (ABSENT,)), times) == (None, None, None)
     assert judge(Bar(2.0, rivals), OURS, times)["not_timed"] == ["ggml q2_K"]
-    roof = Bar(2.0, rivals, roof_share=0.85)
+    roof = Bar(2.0, rivals, memory_share=0.85)
     assert [judged(roof, times, share)[2] for share in (0.9, 0.8, None)] == [True, False, None]
+
+
+def _rate(one: float, together: float) -> dict[str, float]:
+    return {"one": one, "all": together}
+
+
+ROOF = Roof.of(
+    {
+        "roof": {
+            "threads": 4,
+            "levels": [
+                {"name": "L2", "size": 1_000_000, "read": _rate(100e9, 400e9)},
+                {"name": "memory", "size": 0, "read": _rate(10e9, 30e9)},
+            ],
+            "fma": _rate(100e9, 400e9),
+            "int8": _rate(200e9, 800e9),
+        }
+    }
+)
+
+
+def test_roof_is_the_slower_of_memory_and_arithmetic() -> None:
+    product = Product(1000, 1000)  # 2 million operations
+    times = series(*[100.0] * 4, stored=500_000)
+    # from memory with one thread 50 us, with all 16.7; from four times 1 MB of L2 1.25; arithmetic: int8 10 and 2.5
+    assert ROOF.share(product, "cb4-g32", times, 300, 1) == pytest.approx(0.5)
+    assert ROOF.share(product, "cb4-g32", times, 300, 4) == pytest.approx(0.5 / 3)
+    assert ROOF.share(product, "cb4-g32", times, 8, 4) == pytest.approx(0.025)
+    assert ROOF.share(product, "fp32", times, 1, 1) == pytest.approx(0.2)
+    assert ROOF.share(product, "s75", times, 1, 1) == pytest.approx(0.05)
+    assert ROOF.memory_share(times, 1) == pytest.approx(0.5)
+    assert [kept(s) for s in ("s16x1@50-cb4-g32", "s2:4-int8", "int8", "s2x1@90")] == [0.5, 0.5, 1, pytest.approx(0.1)]
 
 
 def test_kernel_rows_fit_their_headers() -> None:
     contest = Contest(Product(64, 32), {"int8": (Bar(1.5, (FAST,)),)}, {"int8": (FAST,)})
     times = {OURS: series(*[2.0] * 4, stored=4000), FAST: series(*[4.0] * 4)}
-    roof = {"read_gb_s": {"dram": {"1": 10.0, "all": 40.0}}}
-    (result,) = kernels.compare(contest, "int8", "cold", 1, times, roof)
-    assert result["roof_share"] == 0.2
+    (result,) = kernels.compare(contest, "int8", "cold", 1, times, ROOF)
+    assert result["memory_share"] == pytest.approx(0.2)
+    assert result["roof_share"] == pytest.approx(0.2)
     (result,) = kernels.compare(contest, "int8", "hot", 1, times, None)
     cells = ["64x32", "int8", "hot", "1", "2.0", "0", "2.0", "-", "ggml q4_0", "4.0", "2.00", "1.5", "yes"]
     assert kernels.row(result) == cells
@@ -271,14 +304,14 @@ def test_pruning_spares_first_and_depthwise_convolutions() -> None:
 
 
 def test_repeated_layers_have_weights_of_their_own(tmp_path: Path) -> None:
-    from bench.layers import bundle_job, compiled_layer, repeated, stored_bytes
+    from bench.layers import compiled_layer, layer_job, repeated, stored_bytes
     from sparsec.codegen.bundle import compile_program
     from sparsec.runtime import Session
 
     program = compiled_layer(Product(24, 40, 2), "int8")
     compiled = compile_program(repeated(program, 3))
     assert compiled.plan.weights_bytes >= 3 * stored_bytes(program)
-    with bundle_job(program, 3, 1) as made, Session(made["path"]) as session:
+    with layer_job(program, 3, 1) as made, Session(made["source"], made["weights"]) as session:
         rng = np.random.default_rng()
         x = [rng.standard_normal((2, 40), dtype=np.float32) for _ in range(3)]
         y = list(session.run(x).values())
