@@ -39,10 +39,9 @@ def recipe(scheme: str) -> dict[str, Any]:
     """Everything in `scheme`, with int8 activations where weights are coded: what the rivals do, too."""
     from sparsec.formats import Scheme
     from sparsec.formats.codec import Float
-    from sparsec.recipe import Rule
 
     rule = {"targets": "*", "scheme": scheme}
-    if "activations" in Rule.model_fields and not isinstance(Scheme.parse(scheme).codec, Float):
+    if not isinstance(Scheme.parse(scheme).codec, Float):
         rule["activations"] = "int8"
     return {"version": 1, "rules": [rule]}
 
