@@ -22,6 +22,7 @@ from sparsec.target import Target
 # How the elements of a tensor lie in memory: `row` is C order of the logical (ONNX) shape; `cl` (channels last) is C order of
 # (N, spatial..., C) for a logical (N, C, spatial...).
 Layout = Literal["row", "cl"]
+LAYOUTS: tuple[Layout, ...] = ("row", "cl")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Lowering:
         self.program = Program(name=name, target=target)
         # Elementwise nodes left for their consumer's kernel (see fusion.py).
         self.deferred: set[ir.Node] = set()
+        # The layout a node computes in, where there was a choice (see layouts.py).
+        self.plan: dict[ir.Node, Layout] = {}
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: Interned[Tensor] = Interned()
@@ -154,6 +157,11 @@ class Lowering:
             op="Layout",
             note=f"{source.layout} -> {dest.layout}",
         )
+
+    def planned(self, node: ir.Node, allowed: Sequence[Layout]) -> Layout:
+        """The layout the plan wants `node` to compute in; the first of `allowed` where it says nothing or none of them."""
+        wanted = self.plan.get(node)
+        return wanted if wanted is not None and wanted in allowed else allowed[0]
 
     # --- making ---
 

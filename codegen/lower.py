@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Tensor, row_strides
+from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.fusion import deferred_nodes
-from sparsec.codegen.kernels.table import rules_for
+from sparsec.codegen.kernels.table import choice_of, rules_for
+from sparsec.codegen.layouts import plan_layouts
 from sparsec.codegen.program import ITEMSIZE, Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
 
 
-def lower(model: ir.Model, target: Target, name: str) -> Program:
+def lower(model: ir.Model, target: Target, name: str, layouts: Mapping[ir.Node, Layout] | None = None) -> Program:
     """Lower a model whose shapes are all static to a Program for `target`.
 
+    `layouts` says in which layout nodes compute that have the choice; left out, it is planned (layouts.py).
     Raises ShapeError for a shape that is not static, UnsupportedOpError listing every node no rule takes.
     """
     low = Lowering(model, target, name)
@@ -37,6 +39,7 @@ def lower(model: ir.Model, target: Target, name: str) -> Program:
         if not value.uses() and (reason := _odd_type([value])) is not None
     ]
     low.deferred = deferred_nodes(low)
+    low.plan = plan_layouts(low, choice_of) if layouts is None else dict(layouts)
     for node in graph:
         if node in low.deferred:
             continue

@@ -1,15 +1,95 @@
-"""Convolution with constant weights of any scheme as matrix multiplication on channels-last images (implicit GEMM)."""
+"""Convolution with constant weights of any scheme as matrix multiplication on channels-last images.
+
+Plain float32 weights go to direct.py, all others (and groups, and images of a few pixels) to gemm.py.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.kernels import direct
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.weights import pack_bias, pack_weight
-from sparsec.op_view import view
+from sparsec.codegen.kernels.window import Window, read_window
+from sparsec.codegen.layouts import Choice, multiply_time
+from sparsec.op_view import SparsecNode, view
+
+# Output rows shorter than this make tiles of too few pixels; rows of 1x1 convolutions shorter than _WIDE are joined, if the
+# image has at most so many pixels: rows are what threads share.
+_NARROWEST, _WIDE, _MOST_FLAT = 4, 14, 64
+
+
+def conv_choice(node: ir.Node, low: Lowering) -> Choice:
+    """Channels last only; images of few channels are read as they lie."""
+    op = view(node)
+    assert op.x is not None
+    few = _is_direct(op, low) and low.shape(op.x)[1] <= direct.MOST_PLANES
+    return Choice(
+        {"cl": multiply_time(low, prod(low.shape(op.output)) * op.cols, 0.7)}, free=few and op.residual is None
+    )
+
+
+def _is_direct(op: SparsecNode, low: Lowering) -> bool:
+    """Whether direct.py takes this convolution: plain weights, one group, more than a few pixels a row."""
+    if not op.scheme.is_plain or op.group != 1 or min(op.pads, default=0) < 0:
+        return False
+    shape = low.shape(op.output)
+    return (prod(shape[2:]) if _is_pointwise(op) else shape[-1]) >= _NARROWEST
+
+
+def _is_pointwise(op: SparsecNode) -> bool:
+    return prod(op.kernel_shape) == 1 and set(op.strides) <= {1} and not any(op.pads)
+
+
+def _flatten(window: Window) -> Window:
+    """The window of a 1x1 convolution on a small image as one row of pixels: its tiles fill the registers better."""
+    if window.out[1] >= _WIDE or prod(window.out) > _MOST_FLAT:
+        return window
+    flat = (1, prod(window.out))
+    return replace(window, size=flat, out=flat)
+
+
+def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::Conv with plain float32 weights and one group."""
+    op = view(node)
+    assert op.x is not None
+    if len(low.shape(op.x)) not in (3, 4) or low.dtype(op.x) != "float32" or 0 in low.shape(op.output):
+        return Refusal("not a float32 image of one or two dimensions")
+    if not _is_direct(op, low):
+        return Refusal("only plain weights, one group and more than a few pixels a row")
+    bias = low.constant(op.bias)
+    if op.bias is not None and bias is None:
+        return Refusal("the bias is not a constant")
+    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
+        return Refusal("the residual has not the shape of the result")
+    window = read_window(node, low, op.kernel_shape)
+    if isinstance(window, Refusal):
+        return window
+    window = _flatten(window) if _is_pointwise(op) else window
+    shape, out_shape, weight = low.shape(op.x), low.shape(op.output), op.weight()
+    assert isinstance(weight, np.ndarray)
+    planes = shape[1] <= direct.MOST_PLANES and low.layout(op.x) == "row"
+    params = {
+        **window.params(), "x": "row" if planes else "cl", "batch": shape[0], "channels": shape[1], "filters": op.rows,
+        "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
+        "act_params": list(op.act_params),
+    }  # fmt: skip
+    ins = [low.get(op.x, "row" if planes else "cl")]
+    ins.append(low.const(direct.pack(weight, params, low.target), f"{node.name}.weight"))
+    if bias is not None:
+        flat = np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32)
+        ins.append(low.const(flat, f"{node.name}.bias"))
+    if op.residual is not None:
+        ins.append(low.get(op.residual, "cl"))
+    size = "x".join(str(v) for v in op.kernel_shape)
+    note = f"{size} s{window.strides[1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
+    low.call("direct", params, ins, [low.new(op.output, "cl")], node=node.name or "", op="Conv", note=note)
+    return None
 
 
 def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:

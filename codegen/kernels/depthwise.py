@@ -1,14 +1,16 @@
-"""Depthwise convolution (group = channels, one filter a channel) on channels-last images, 1-D and 2-D.
+"""Depthwise convolution (group = channels, one filter a channel), 1-D and 2-D, in either layout.
 
-Vectorised over channels; a tile of output pixels stays in registers, so that a row of taps is loaded once a tile and an
-input pixel once for all outputs it reaches. Bias, residual and activation are fused into the store.
-Float32 weights are packed [taps][C]; weights of any other scheme stay coded, and each call decodes the taps of a block of
-channels into a work panel before it computes that block.
+Channels last (window.py) it is vectorised over channels, in row order (planes.py) over the columns of the image. A tile of
+output pixels stays in registers, so that weights are loaded once a tile and an input once for all outputs it reaches. Bias,
+residual and activation are fused into the store.
+Float32 weights are packed [taps][C] for channels last, [C][taps] for row order; weights of any other scheme stay coded, and each
+call decodes the taps of a block of channels into a work panel before it computes that block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import onnx_ir as ir
 from sparsec import ops
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.kernels import decode
+from sparsec.codegen.kernels import decode, planes
 from sparsec.codegen.kernels.window import (
     Hooks,
     Window,
@@ -25,15 +27,17 @@ from sparsec.codegen.kernels.window import (
     emit_window,
     first_channel,
     read_window,
+    window_choice,
     window_units,
 )
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import unpack
 from sparsec.target import Target
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """x [N, H, W, C], weight [taps, C], bias [C]?, residual like out?, out [N, OH, OW, C]. Units: output rows."""
+    """x, weight, bias [C]?, residual like out?, out; images lie in `layout`. Units: output rows, or strips of planes."""
     w, c, batch = Window.of(p), p["channels"], p["batch"]
     taps = w.kernel[0] * w.kernel[1]
     results = batch * w.out[0] * w.out[1] * c
@@ -47,13 +51,18 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("out", "float32", results, "out"))
     if coded:
         args.append(Arg("panel", "float32", taps * coded["nr"], "work"))
-    return Signature(
-        tuple(args), window_units(w, c, batch, target), results * (2 * taps + activation_cost(p["activation"]))
-    )
+    cost = results * (2 * taps + activation_cost(p["activation"]))
+    if p["layout"] == "row":
+        args.append(planes.scratch_argument(w, c * batch, target))
+        return Signature(tuple(args), planes.plane_units(w, c * batch, target), cost)
+    return Signature(tuple(args), window_units(w, c, batch, target), cost)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Hooks of the window nest: multiply and add, then residual and activation."""
+    if p["layout"] == "row":
+        _build_planes(p, k)
+        return
     w, channels = Window.of(p), p["channels"]
 
     def start(c: Any, n: int) -> Any:
@@ -78,6 +87,48 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         return apply_activation(k, p["activation"], p["act_params"], acc, n)
 
     emit_window(k, w, channels, p["batch"], Hooks(start, step, finish, weight, prepare if coded else None))
+
+
+def _build_planes(p: Mapping[str, Any], k: Any) -> None:
+    w, coded = Window.of(p), p["decode"]
+    taps = w.kernel[0] * w.kernel[1]
+
+    def weight(channel: Any, tap: Any) -> Any:
+        if coded:
+            return k.load(k.arg("panel"), tap * coded["nr"] + k.T.truncmod(channel, coded["nr"]))
+        return k.load(k.arg("weight"), channel * taps + tap)
+
+    def finish(acc: Any, read: Any, n: int) -> Any:
+        if p["residual"]:
+            acc = acc + read("residual")
+        return apply_activation(k, p["activation"], p["act_params"], acc, n)
+
+    hooks = planes.Hooks(
+        pad=0.0,
+        start=lambda channel: k.load(k.arg("bias"), channel) if p["bias"] else k.f32(0.0),
+        step=lambda acc, x, tap: acc + x * tap,
+        finish=finish,
+        weight=weight,
+        prepare=(lambda block: decode.write_panel(coded, k, block, k.arg("panel"))) if coded else None,
+        block=coded["nr"] if coded else 1,
+    )
+    planes.emit_planes(k, w, p["channels"], p["batch"], hooks)
+
+
+def depthwise_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Both layouts; row order copies its input to scratch and wastes lanes where the image is narrow."""
+    source = node.inputs[0]
+    weight = node.inputs[1]
+    assert source is not None
+    assert weight is not None
+    group, shape, out = node.attributes.get_int("group", 1), low.shape(source), low.shape(node.outputs[0])
+    if low.dtype(source) != "float32" or not group == shape[1] == out[1]:
+        return None
+    kernel = ops.view(node).kernel_shape if ops.is_sparsec(node) else low.shape(weight)[2:]
+    window = read_window(node, low, kernel)
+    if isinstance(window, Refusal):
+        return None
+    return window_choice(low, window, shape, prod(out))
 
 
 def lower_depthwise(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -113,27 +164,33 @@ def lower_depthwise(node: ir.Node, low: Lowering) -> Refusal | None:
     if residual is not None and low.shape(residual) != low.shape(node.outputs[0]):
         return Refusal(f"the residual has shape {low.shape(residual)}, the result {low.shape(node.outputs[0])}")
 
+    layout = low.planned(node, ("cl", "row") if not window.crops else ("cl",))
     label = f"{node.name}.weight"
-    ins = [low.get(source, "cl")]
+    ins = [low.get(source, layout)]
     coded: dict[str, Any] | None = None
     if isinstance(weight, np.ndarray):
-        ins.append(low.const(weight.reshape(group, -1).T, label))
+        matrix = weight.reshape(group, -1)
+        ins.append(low.const(matrix if layout == "row" else matrix.T, label))
     else:
         tiling = choose_tiling(window, group, low.target)
-        rows = np.concatenate([first_channel(tiling, group, b) + np.arange(tiling.block) for b in range(tiling.blocks)])
-        packed = decode.pack(
-            unpack(weight), tiling.block, low.target, rows=np.where(rows < group, rows, -1), label=label
-        )
+        starts = range(tiling.blocks)
+        if layout == "row":  # one block after the other: every plane is computed once
+            rows = np.arange(tiling.blocks * tiling.block)
+        else:
+            rows = np.concatenate([first_channel(tiling, group, b) + np.arange(tiling.block) for b in starts])
+        rows = np.where(rows < group, rows, -1)
+        packed = decode.pack(unpack(weight), tiling.block, low.target, rows=rows, label=label)
         coded = packed.params
         ins += [low.const(array, name) for name, array in packed.arrays]
     if bias is not None:
         ins.append(low.get(bias))
     if residual is not None:
-        ins.append(low.get(residual, "cl"))
+        ins.append(low.get(residual, layout))
     params = {
         **window.params(),
         "batch": shape[0],
         "channels": group,
+        "layout": layout,
         "bias": bias is not None,
         "residual": residual is not None,
         "activation": activation,
@@ -143,6 +200,6 @@ def lower_depthwise(node: ir.Node, low: Lowering) -> Refusal | None:
     scheme = f" {fused.scheme}" if fused is not None else ""
     note = f"{'x'.join(map(str, shape))} {'x'.join(map(str, kernel))}{scheme}"
     low.call(
-        "depthwise", params, ins, [low.new(node.outputs[0], "cl")], node=node.name or "", op=node.op_type, note=note
+        "depthwise", params, ins, [low.new(node.outputs[0], layout)], node=node.name or "", op=node.op_type, note=note
     )
     return None

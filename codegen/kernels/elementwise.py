@@ -17,6 +17,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Layout, Lowering, Refusal, Tensor, row_strides, same_memory
 from sparsec.codegen.isa.scalar_ops import BOOL_RESULT, EMIT, FLOAT_ONLY, constant
 from sparsec.codegen.isa.vecmath import bind, typed
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import ITEMSIZE, Arg, Signature
 from sparsec.target import Target
 
@@ -309,7 +310,7 @@ def lower_elementwise(node: ir.Node, low: Lowering) -> Refusal | None:
     if 0 in shape:
         low.new(out)
         return None
-    layout = _choose_layout(chain.leaves, shape, low)
+    layout = low.plan.get(node) or _choose_layout(chain.leaves, shape, low)
     inputs, tensors = [], []
     for value in chain.leaves:
         tensor = _leaf_tensor(value, layout, shape, low)
@@ -322,6 +323,14 @@ def lower_elementwise(node: ir.Node, low: Lowering) -> Refusal | None:
     note = f"{list(shape)} " + " ".join(op["op"] for op in chain.ops if op["op"] != "Const")
     low.call("elementwise", params, tensors, [dest], node=node.name or "", op=node.op_type, note=note)
     return None
+
+
+def elementwise_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Both layouts, except where a large operand is broadcast along leading axes: only row order lines those up."""
+    shape = low.shape(node.outputs[0])
+    if check(node, low) is not None or len(shape) < 3:
+        return None
+    return Choice({"row": 0.0, "cl": 0.0})
 
 
 def _choose_layout(leaves: Sequence[ir.Value], shape: tuple[int, ...], low: Lowering) -> Layout:

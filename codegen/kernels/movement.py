@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Layout, Lowering, Refusal, same_memory
+from sparsec.codegen.context import Lowering, Refusal, same_memory
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.strided import keep_layout, native, optional_input, put, strides_of
+
+
+def concat_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Both layouts."""
+    return Choice({"row": 0.0, "cl": 0.0}) if len(low.shape(node.outputs[0])) > 2 else None
 
 
 def lower_concat(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -18,9 +24,8 @@ def lower_concat(node: ir.Node, low: Lowering) -> Refusal | None:
     if len(values) == 1:
         low.bind(out, native(low, values[0]))
         return None
-    layout: Layout = "row"
-    if any(low.layout(v) == "cl" and not same_memory(low.shape(v)) for v in values):
-        layout = "cl"
+    some_cl = any(low.layout(v) == "cl" and not same_memory(low.shape(v)) for v in values)
+    layout = low.plan.get(node) or ("cl" if some_cl else "row")
     dest = low.new(out, layout)
     strides = strides_of(dest)
     at = 0

@@ -13,6 +13,7 @@ from sparsec.codegen.context import Lowering, Refusal, Tensor, row_strides
 from sparsec.codegen.isa.scalar_ops import constant
 from sparsec.codegen.isa.vecmath import bind, log, sqrt
 from sparsec.codegen.kernels.rows import for_run, reduce_run
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -192,6 +193,15 @@ def _lower(node: ir.Node, low: Lowering, axes: list[int], extra: dict[str, Any])
     params = {"dtype": source.dtype, "dims": dims, **extra}
     note = f"{list(shape)} over {axes}"
     low.call("reduce", params, [source], [out], node=node.name or "", op=node.op_type, note=note)
+
+
+def reduce_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Over all spatial axes it takes what is there; the result is in row order."""
+    x = node.inputs[0]
+    assert x is not None
+    rank, axes = len(low.shape(x)), _axes(node, low, len(low.shape(x)))
+    whole = rank > 2 and not isinstance(axes, Refusal) and set(range(2, rank)) <= set(axes)
+    return Choice({"row": 0.0}, free=True) if whole else None
 
 
 def lower_reduce(node: ir.Node, low: Lowering) -> Refusal | None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.kernels.window import channel_pieces
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -94,6 +95,13 @@ def source_coordinates(mode: str, size: int, out: int, scale: float) -> Array:
     if mode == "half_pixel_symmetric":
         return centred + f(size) / f(2) * (f(1) - f(out) / (s * f(size)))
     return centred
+
+
+def resize_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Channels last only."""
+    source = node.inputs[0]
+    assert source is not None
+    return Choice({"cl": 0.0}) if len(low.shape(source)) in (3, 4) else None
 
 
 def lower_resize(node: ir.Node, low: Lowering) -> Refusal | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.vecmath import bind, exp, log
 from sparsec.codegen.kernels.rows import for_run, reduce_run
+from sparsec.codegen.layouts import FOLLOWS, Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -96,6 +97,12 @@ def _column(p: Mapping[str, Any], k: Any, base: Any, lanes: int) -> None:
         factor = bind(k, k.f32(1.0, lanes) / k.load(state, lanes, lanes))
         with T.serial(0, n) as i:
             k.store(y, base + i * inner, k.load(y, base + i * inner, lanes) * factor, lanes)
+
+
+def softmax_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Over channels it takes what is there."""
+    rank = len(low.shape(node.outputs[0]))
+    return FOLLOWS if rank > 2 and node.attributes.get_int("axis", -1) % rank == 1 else None
 
 
 def lower_softmax(node: ir.Node, low: Lowering) -> Refusal | None:

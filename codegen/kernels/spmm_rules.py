@@ -13,6 +13,7 @@ from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import spmm_plan, spmm_values, spmm_weights
 from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import unpacked_weight
+from sparsec.codegen.layouts import Choice, move_time, multiply_time
 from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
@@ -117,6 +118,27 @@ def lower_sparse_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
     return _lower(op, low, geometry, lambda: product_input(op, low), "row", note)
 
 
+def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Row order; 1x1 convolutions also take channels last, through transpositions of input and result."""
+    op = view(node)
+    assert op.x is not None
+    shape, results = low.shape(op.x), prod(low.shape(op.output))
+    if len(shape) not in (3, 4) or op.group != 1 or _refusal(op, low, prod(low.shape(op.output)[2:])) is not None:
+        return None
+    weight = unpacked_weight(op)
+    if _too_dense(weight, low.target) is not None:
+        return None
+    stored = results * op.cols * float(spmm_weights.element_mask(weight).mean())
+    row = multiply_time(low, stored, 0.4)
+    if not _is_pointwise(op):
+        return Choice({"row": row})
+    return Choice({"row": row, "cl": row + 0.8 * (move_time(low, op.x) + move_time(low, op.output))})
+
+
+def _is_pointwise(op: SparsecNode) -> bool:
+    return prod(op.kernel_shape) == 1 and set(op.strides) <= {1} and not any(op.pads)
+
+
 def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::Conv, 1-D and 2-D, with sparse weights and one group."""
     op = view(node)
@@ -139,8 +161,8 @@ def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     top, left = (0, pads[0]) if wide else (pads[0], pads[1])
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{strides[-1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
-    pointwise = prod(kernel) == 1 and strides == (1, 1) and not any(pads)
-    if pointwise and low.layout(op.x) == "cl":
+    pointwise = _is_pointwise(op)
+    if pointwise and (low.plan.get(node) or low.layout(op.x)) == "cl":
         # channels last is a matrix [pixel][channel] already
         geometry: dict[str, Any] = {"pixels": shape[0] * pixels, "images": 1, "source": "tokens", "dest": "tokens"}
         return _lower(op, low, geometry, lambda: low.get(x, "cl"), "cl", note)

@@ -6,26 +6,33 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from sparsec.codegen.context import Rule
-from sparsec.codegen.kernels.conv import lower_conv
+from sparsec.codegen.context import Lowering, Rule
+from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
 from sparsec.codegen.kernels.cumsum import lower_cumsum
-from sparsec.codegen.kernels.depthwise import lower_depthwise
+from sparsec.codegen.kernels.depthwise import depthwise_choice, lower_depthwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
-from sparsec.codegen.kernels.elementwise import OPS, lower_elementwise
+from sparsec.codegen.kernels.elementwise import OPS, elementwise_choice, lower_elementwise
 from sparsec.codegen.kernels.gather import lower_constant_gather, lower_gather, lower_gather_nd
 from sparsec.codegen.kernels.gemv import lower_gemv
 from sparsec.codegen.kernels.lookup import lower_lookup
 from sparsec.codegen.kernels.matmul import lower_fused_matmul, lower_gemm, lower_matmul
-from sparsec.codegen.kernels.movement import lower_concat, lower_depth_space, lower_pad, lower_tile, lower_trilu
+from sparsec.codegen.kernels.movement import (
+    concat_choice,
+    lower_concat,
+    lower_depth_space,
+    lower_pad,
+    lower_tile,
+    lower_trilu,
+)
 from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm
 from sparsec.codegen.kernels.onehot import lower_onehot
-from sparsec.codegen.kernels.pool import lower_global_pool, lower_pool
+from sparsec.codegen.kernels.pool import global_pool_choice, lower_global_pool, lower_pool, pool_choice
 from sparsec.codegen.kernels.recurrent import lower_recurrent
-from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce
+from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce, reduce_choice
 from sparsec.codegen.kernels.relax import lower_relax
-from sparsec.codegen.kernels.resize import lower_resize
-from sparsec.codegen.kernels.softmax import lower_softmax
-from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul
+from sparsec.codegen.kernels.resize import lower_resize, resize_choice
+from sparsec.codegen.kernels.softmax import lower_softmax, softmax_choice
+from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul, sparse_conv_choice
 from sparsec.codegen.kernels.topk import lower_topk
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
@@ -37,7 +44,10 @@ from sparsec.codegen.kernels.views import (
     lower_slice,
     lower_split,
     lower_transpose,
+    reshape_choice,
+    transpose_choice,
 )
+from sparsec.codegen.layouts import FOLLOWS, Choice, Chooser
 
 
 def rules_for(node: ir.Node) -> Sequence[Rule]:
@@ -108,7 +118,40 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Transpose"): (lower_transpose,),
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
-    ("sparsec", "Conv"): (lower_depthwise, lower_sparse_conv, lower_conv),
+    ("sparsec", "Conv"): (lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
     ("sparsec", "MatMul"): (lower_gemv, lower_sparse_matmul, lower_fused_matmul),
 }
+
+# The layouts a node can compute in: the first answer counts. What is not listed computes in row order.
+CHOICES: dict[tuple[str, str], tuple[Chooser, ...]] = {
+    **{("", op): (elementwise_choice,) for op in sorted(OPS)},
+    **{("", op): (reduce_choice,) for op in REDUCTIONS},
+    **{
+        ("", op): (lambda node, low: FOLLOWS,)
+        for op in ("DepthToSpace", "Dropout", "Identity", "Pad", "Slice", "SpaceToDepth", "Split", "Tile")
+    },
+    ("", "AveragePool"): (pool_choice,),
+    ("", "Concat"): (concat_choice,),
+    ("", "Conv"): (depthwise_choice,),
+    ("", "Flatten"): (reshape_choice,),
+    ("", "GlobalAveragePool"): (global_pool_choice,),
+    ("", "GlobalMaxPool"): (global_pool_choice,),
+    ("", "LogSoftmax"): (softmax_choice,),
+    ("", "MaxPool"): (pool_choice,),
+    ("", "Reshape"): (reshape_choice,),
+    ("", "Resize"): (resize_choice,),
+    ("", "Softmax"): (softmax_choice,),
+    ("", "Squeeze"): (reshape_choice,),
+    ("", "Transpose"): (transpose_choice,),
+    ("", "Unsqueeze"): (reshape_choice,),
+    ("sparsec", "Conv"): (depthwise_choice, sparse_conv_choice, conv_choice),
+}
+
+
+def choice_of(node: ir.Node, low: Lowering) -> Choice | None:
+    """The layouts this node can compute in, None for row order alone."""
+    for chooser in CHOICES.get((node.domain, node.op_type), ()):
+        if (choice := chooser(node, low)) is not None:
+            return choice
+    return None

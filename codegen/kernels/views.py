@@ -5,8 +5,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal, Tensor
-from sparsec.codegen.strided import bind_view, keep_layout, native, optional_input, strides_of
+from sparsec.codegen.context import LAYOUTS, Layout, Lowering, Refusal, Tensor
+from sparsec.codegen.layouts import FOLLOWS, Choice, move_time
+from sparsec.codegen.strided import (
+    bind_view,
+    is_dense,
+    keep_layout,
+    layout_strides,
+    native,
+    optional_input,
+    strides_of,
+)
+
+
+def reshape_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """A channels-last source stays so while only the spatial axes are regrouped; else row order."""
+    value = node.inputs[0]
+    assert value is not None
+    shape, source = low.shape(node.outputs[0]), low.shape(value)
+    return FOLLOWS if len(shape) >= 3 and shape[:2] == source[:2] else None
 
 
 def lower_reshape(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -51,6 +68,24 @@ def lower_transpose(node: ir.Node, low: Lowering) -> Refusal | None:
     strides = strides_of(source)
     bind_view(low, node, out, source, [strides[a] for a in perm], note=f"{list(source.shape)} by {list(perm)}")
     return None
+
+
+def transpose_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Reads what is there: free where the permuted strides are those of a layout, else a copy to row order."""
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    shape = low.shape(value)
+    perm = node.attributes.get_ints("perm", tuple(reversed(range(len(shape)))))
+    copy: dict[Layout, float] = {}
+    results: dict[Layout, Layout] = {}
+    for layout in LAYOUTS if len(shape) >= 3 else LAYOUTS[:1]:
+        strides = layout_strides(shape, layout)
+        views = [to for to in LAYOUTS if is_dense(low.shape(out), [strides[a] for a in perm], to)]
+        copy[layout] = 0.0 if views else move_time(low, value)
+        results[layout] = views[0] if views else "row"
+    if len(set(results.values())) > 1:  # the result's layout would follow from the operand's: row order alone
+        copy = {"row": copy["row"]}
+    return Choice(copy, out=results["row"])
 
 
 def lower_slice(node: ir.Node, low: Lowering) -> Refusal | None:

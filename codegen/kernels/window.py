@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil, prod
 from typing import Any
 
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.layouts import Choice, multiply_time
 from sparsec.target import Target
 
 # A row of the tile table: first tile, number of tiles, first output pixel, pixels a tile, whether all taps are in bounds.
@@ -62,6 +64,11 @@ class Window:
         lo = max(0, -(first // step))
         hi = min(self.kernel[axis], -((first - self.size[axis]) // step))
         return range(lo, max(lo, hi))
+
+    @property
+    def crops(self) -> bool:
+        """Whether a padding is negative."""
+        return min(self.pads + self.pads_end) < 0
 
     def clean(self, axis: int) -> bool:
         """Whether no output of this axis reaches into the padding."""
@@ -113,6 +120,17 @@ def read_window(node: ir.Node, low: Lowering, kernel: Sequence[int] | None = Non
         pair(pads[:rank], 0),
         pair(pads[rank:], 0),
     )
+
+
+def window_choice(low: Lowering, w: Window, shape: Sequence[int], results: int) -> Choice:
+    """Estimated times of a sliding window over an input of `shape` in both layouts (row order: planes.py)."""
+    macs, lanes = w.kernel[0] * w.kernel[1] * results, low.target.lanes
+    cl = multiply_time(low, macs, 0.35 * min(1.0, shape[1] / lanes))
+    if w.crops:
+        return Choice({"cl": cl})
+    width = w.out[1]
+    filled = width / (ceil(width / lanes) * lanes) if width < lanes else 1.0
+    return Choice({"row": multiply_time(low, macs, 0.35 * max(filled, 1.0 / lanes)) + 0.1 * prod(shape), "cl": cl})
 
 
 def tile_groups(w: Window, widest: int) -> list[TileGroup]:

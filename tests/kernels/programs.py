@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.context import Layout, Lowering, Refusal, Tensor
 from sparsec.codegen.kernels.table import rules_for
 from sparsec.codegen.lower import lower
 from sparsec.codegen.program import ITEMSIZE, Program
@@ -105,9 +105,12 @@ def run_program(program: Program, feed: Mapping[str, Array]) -> list[Array]:
     return [outputs[i].view(info.dtype).reshape(info.shape) for i, info in enumerate(program.outputs)]
 
 
-def lower_and_run(model: ir.Model, feed: Mapping[str, Array], target: Target | None = None) -> list[Array]:
-    """Lower for this host (or `target`) and run."""
-    return run_program(lower(model, target or host_target(), "test"), feed)
+def lower_and_run(
+    model: ir.Model, feed: Mapping[str, Array], target: Target | None = None, layout: Layout | None = None
+) -> list[Array]:
+    """Lower for this host (or `target`) and run; `layout` is forced on every node that has the choice."""
+    plan = None if layout is None else dict.fromkeys(model.graph, layout)
+    return run_program(lower(model, target or host_target(), "test", plan), feed)
 
 
 __all__ = ["Tensor", "lower_and_run", "one_node_model", "reference", "refusals", "run_program"]

@@ -10,7 +10,7 @@ import pytest
 
 from sparsec import ops
 from sparsec.formats import Scheme, encode
-from sparsec.target import host_target
+from sparsec.target import NAMED, Target, host_target
 from tests.kernels.programs import lower_and_run, reference
 from tests.kernels.test_decode import keep_mask
 
@@ -47,6 +47,7 @@ def check_conv(
     *,
     residual: bool = False,
     act: str = "",
+    target: Target | None = None,
     **geometry: Any,
 ) -> None:
     """Random image and weight in `scheme`, with bias."""
@@ -79,7 +80,7 @@ def check_conv(
     if bias.name not in model.graph.initializers:
         model.graph.register_initializer(bias)
     (want,) = reference(model, feeds)
-    (got,) = lower_and_run(model, feeds, host_target())
+    (got,) = lower_and_run(model, feeds, target or host_target())
     assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
 
 
@@ -91,6 +92,27 @@ def test_geometries_fp32() -> None:
     check_conv("fp32", (1, 4, 12, 12), 6, (3, 3), dilations=[2, 3], pads=[2, 3, 2, 3])
     check_conv("fp32", (1, 8, 10, 10), 12, (1, 1), strides=[2, 2])
     check_conv("fp32", (1, 1, 1, 1), 1, (1, 1))
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "x86-avx512"])
+def test_dense_of_every_shape(target: str) -> None:
+    machine = NAMED[target]
+    if set(machine.features) - set(host_target().features):
+        pytest.skip(f"this machine has no {target}")
+    same = {"pads": [1, 1, 1, 1], "target": machine}
+    check_conv("fp32", (1, 256, 7, 7), 100, (3, 3), residual=True, act="relu", **same)  # spaced pixels, chunks of a tap
+    check_conv("fp32", (2, 130, 6, 9), 65, (3, 3), act="gelu", **same)  # several chunks, a costly activation
+    check_conv("fp32", (1, 64, 15, 13), 48, (3, 3), strides=[2, 2], **same)
+    check_conv("fp32", (1, 24, 20, 9), 40, (3, 3), dilations=[2, 2], pads=[2, 2, 2, 2], target=machine)
+    check_conv(
+        "fp32", (1, 3, 40, 37), 33, (7, 7), strides=[2, 2], pads=[3, 3, 3, 3], target=machine
+    )  # a stem, from planes
+    check_conv("fp32", (2, 1, 9, 5), 7, (5, 5), pads=[4, 0, 0, 4], target=machine)
+    check_conv("fp32", (1, 40, 4, 4), 50, (3, 3), pads=[3, 3, 3, 3], strides=[3, 3], target=machine)
+    check_conv("fp32", (1, 96, 14, 14), 33, (1, 1), strides=[2, 2], target=machine)
+    check_conv("fp32", (1, 300, 7, 7), 20, (1, 1), residual=True, target=machine)
+    check_conv("fp32", (3, 20, 2, 2), 20, (1, 1), target=machine)
+    check_conv("fp32", (1, 20, 61, 16), 20, (1, 1), target=machine)
 
 
 def test_groups() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from sparsec import ops
 from sparsec.activations import ACTIVATIONS
+from sparsec.codegen.context import Layout
 from sparsec.codegen.kernels.depthwise import lower_depthwise
 from sparsec.codegen.kernels.table import TABLE
 from sparsec.formats import NM, Scheme, encode
@@ -47,37 +48,51 @@ CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((1, 5, 50), (4,), {"pads": [3, 0], "strides": [3], "dilations": [2]}),
     ((1, 17, 90), (71,), {"pads": [35, 35]}),
     ((1, 18, 40, 3), (3, 3), {"pads": [4, 4, 4, 4], "dilations": [3, 1]}),
+    ((1, 2, 112, 113), (3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),  # strips, an odd width in phases
+    ((2, 3, 70, 100), (5, 5), {"pads": [2, 2, 2, 2]}),
+    ((1, 3, 31, 7), (3, 3), {"pads": [1, 1, 1, 1], "strides": [1, 3]}),
+    ((1, 3, 23, 2), (3, 2), {"pads": [1, 1, 1, 1], "strides": [1, 2], "dilations": [2, 1]}),
 ]
 
 
+LAYOUTS = pytest.mark.parametrize("layout", ["cl", "row"])
+
+
+@LAYOUTS
 @pytest.mark.parametrize(("shape", "kernel", "attributes"), CASES)
-def test_against_onnxruntime(shape: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any]) -> None:
+def test_against_onnxruntime(
+    shape: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any], layout: Layout
+) -> None:
     model, feed = _conv(shape, kernel, **attributes)
     (wanted,) = reference(model, feed)
-    (found,) = lower_and_run(model, feed)
+    (found,) = lower_and_run(model, feed, layout=layout)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("size", [(9, 30), (7, 7), (14, 5)])
 @pytest.mark.parametrize("lanes", ["x86-avx2", "x86-avx512"])
-def test_every_vector_width(lanes: str) -> None:
+def test_every_vector_width(lanes: str, size: tuple[int, int], layout: Layout) -> None:
     from sparsec.target import host_target
 
     if set(NAMED[lanes].features) - set(host_target().features):
         pytest.skip(f"this machine has no {lanes}")
-    model, feed = _conv((1, 40, 9, 30), (3, 3), bias=False, pads=[1, 1, 1, 1])
-    (found,) = lower_and_run(model, feed, NAMED[lanes])
+    model, feed = _conv((1, 40, *size), (3, 3), bias=False, pads=[1, 1, 1, 1])
+    (found,) = lower_and_run(model, feed, NAMED[lanes], layout)
     np.testing.assert_allclose(found, reference(model, feed)[0], rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_fused_epilogue(activation: str) -> None:
+@pytest.mark.parametrize(
+    ("activation", "layout"), [*((a, "cl") for a in sorted(ACTIVATIONS)), ("clip", "row"), ("gelu", "row")]
+)
+def test_fused_epilogue(activation: str, layout: Layout) -> None:
     params = {"clip": (-0.5, 1.25), "leakyrelu": (0.1,), "hardsigmoid": (0.25, 0.4)}.get(activation, ())
     plain, feed = _conv((1, 19, 6, 10), (3, 3), pads=[1, 1, 1, 1])
     skip = _normal(1, 19, 6, 10)
     wanted = ACTIVATIONS[activation](reference(plain, feed)[0].astype(np.float64) + skip, params)
 
     model = _fused(feed, {"pads": [1, 1, 1, 1]}, activation=activation, act_params=params)
-    (found,) = lower_and_run(model, {"x": feed["x"], "residual": skip})
+    (found,) = lower_and_run(model, {"x": feed["x"], "residual": skip}, layout=layout)
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
 
 
@@ -135,16 +150,16 @@ def _prune(weight: np.ndarray, scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("channels", [5, 40, 150])
-def test_coded_weights(scheme: str, channels: int) -> None:
-    shape, geometry = (1, channels, 6, 9), {"pads": [1, 1, 1, 1], "strides": [1, 2]}
+@pytest.mark.parametrize(("channels", "layout"), [(5, "cl"), (150, "cl"), (150, "row")])
+def test_coded_weights(scheme: str, channels: int, layout: Layout) -> None:
+    shape, geometry = (2, channels, 6, 9), {"pads": [1, 1, 1, 1], "strides": [1, 2]}
     _, feed = _conv(shape, (3, 3), **geometry)
     if not Scheme.parse(scheme).structure.is_dense:
         _prune(feed["w"], Scheme.parse(scheme))
     model = _fused(feed, geometry, scheme, residual=False, activation="relu")
     model.graph.outputs[0].name = "y"
     (wanted,) = reference(model, feed)
-    (found,) = lower_and_run(model, feed)
+    (found,) = lower_and_run(model, feed, layout=layout)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
