@@ -16,7 +16,20 @@ from sparsec.errors import ModelError, SchemeError, WeightError
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
 from tests.formats.cases import SIZES, legal_schemes, random_mask
 
-FEW = ("fp32", "int8", "cb4-g4", "cb3.r2-c", "s50", "s2:4-int8", "s3x2@50-cb5-g4", "s50-uint4-g4", "ternary")
+FEW = (
+    "fp32",
+    "int8",
+    "cb4-g4",
+    "cb3.r2-c",
+    "s50",
+    "s2:4-int8",
+    "s3x2@50-cb5-g4",
+    "s50-uint4-g4",
+    "ternary",
+    "vq2d4-c",
+    "s3x2@50-vq2d2",
+    "nf4-g4",
+)
 
 
 @pytest.fixture

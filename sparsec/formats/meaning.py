@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sparsec.onnx_body import Body
 
-__all__ = ["AffineValue", "FloatValue", "Meaning", "Scope", "ScopeKind", "Side", "TableValue", "VectorValue"]
+__all__ = ["WHOLE", "AffineValue", "FloatValue", "Meaning", "Scope", "ScopeKind", "Side", "TableValue", "VectorValue"]
 
 T = TypeVar("T")
 ScopeKind = Literal["tensor", "rows", "inputs"]
@@ -71,7 +71,7 @@ class Scope:
         return {"tensor": "", "rows": f".r{self.span}", "inputs": f".i{self.span}"}[self.kind]
 
 
-_WHOLE = Scope()
+WHOLE = Scope()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TableValue:
 
     bits: int
     levels: tuple[float, ...] | None = None
-    scope: Scope = _WHOLE
+    scope: Scope = WHOLE
     dim: ClassVar[int] = 1
 
     def constant(self) -> np.ndarray | None:
@@ -159,7 +159,7 @@ class VectorValue:
     bits: int
     dim: int
     stages: int
-    scope: Scope = _WHOLE
+    scope: Scope = WHOLE
 
     def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
         """float32 [..., dim] of codes [...] (unsigned integers)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from sparsec.errors import SchemeError
@@ -69,9 +71,8 @@ def slow_decode(encoded: EncodedWeight) -> np.ndarray:
         return value
 
     def table(n: int, k: int) -> int:
-        _, _, scope = str(scheme.codec).partition(".")
-        letter = scope[:1] if scope[:1] in "ri" else ""
-        return {"": 0, "r": n, "i": k}[letter] // int(scope[1:].split(".")[0] if letter else 1)
+        scope = re.search(r"\.([ri])(\d+)", str(scheme.codec))
+        return 0 if scope is None else {"r": n, "i": k}[scope[1]] // int(scope[2])
 
     for strip in range(-(-rows // r)):
         rank = 0

@@ -113,7 +113,8 @@ def test_nothing_stored(scheme: Scheme) -> None:
     encoded = encode(weight, scheme, np.zeros(weight.shape, bool))
     assert all(plane.size == 0 for plane in encoded.codes)
     assert not decode(encoded).any()
-    assert unpack(encoded).codes.shape == (0, *scheme.block)
+    r, c = scheme.block
+    assert unpack(encoded).codes.shape == (0, r, c // scheme.codec.dim)
 
 
 def test_bits_per_weight_worked_examples() -> None:

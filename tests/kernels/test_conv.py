@@ -129,6 +129,8 @@ def test_one_dimension() -> None:
     check_conv("cb3", (1, 5, 37), 11, (3,), dilations=[2])
 
 
-@pytest.mark.parametrize("scheme", ["int8", "cb4-g32", "s50", "s2:4", "s16x1@50-cb4-g32", "s4x4@50-int4-g32"])
+@pytest.mark.parametrize(
+    "scheme", ["int8", "cb4-g32", "s50", "s2:4", "s16x1@50-cb4-g32", "s4x4@50-int4-g32", "vq2d4-c", "s4x4@50-vq3d4"]
+)
 def test_schemes_keep_the_order_of_taps(scheme: str) -> None:
     check_conv(scheme, (1, 13, 7, 9), 35, (3, 3), pads=[1, 1, 1, 1], act="relu6")

@@ -131,7 +131,7 @@ def _fused(
 
 
 SCHEMES = [
-    "int8", "uint4-g3", "cb4", "cb3.r4", "ternary", "fp16", "s50", "s2:4-int8", "s16x1@50-cb4", "s4x3@50-cb4-g9",
+    "int8", "vq2d2", "vq2d4-c", "nf4", "uint4-g3", "cb4", "cb3.r4", "ternary", "fp16", "s50", "s2:4-int8", "s16x1@50-cb4", "s4x3@50-cb4-g9",
 ]  # fmt: skip
 
 

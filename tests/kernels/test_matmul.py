@@ -51,7 +51,10 @@ def test_gemm_refuses_what_it_does_not_compute() -> None:
     assert any("alpha" in reason for reason in refusals(one_node_model("Gemm", feed, attributes={"alpha": 2.0})))
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8", "cb4-g32", "s50", "s2:4", "s16x1@50-cb4-g32", "ternary"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["fp32", "int8", "cb4-g32", "s50", "s2:4", "s16x1@50-cb4-g32", "ternary", "vq2d4-c", "s16x8@50-vq2d8-g32", "fp8"],
+)
 @pytest.mark.parametrize("shape", [(1, 64), (2, 3, 37)], ids=str)
 def test_fused(scheme: str, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(3)
