@@ -37,8 +37,7 @@ def layer_model(product: Product) -> bytes:
 
 def recipe(scheme: str) -> dict[str, Any]:
     """Everything in `scheme`, with int8 activations where weights are coded: what the rivals do, too."""
-    from sparsec.formats import Scheme
-    from sparsec.formats.codec import Float
+    from sparsec.formats import Float, Scheme
 
     rule = {"targets": "*", "scheme": scheme}
     if not isinstance(Scheme.parse(scheme).codec, Float):

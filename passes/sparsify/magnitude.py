@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsec.formats import NM, Block, Structure, Unstructured, expand_block_mask
+from sparsec.formats import NM, Block, FanIn, Structure, Unstructured, expand_block_mask
 
 __all__ = ["magnitude_masks"]
 
@@ -22,7 +22,8 @@ def magnitude_masks(weights: Sequence[Matrix], structures: Sequence[Structure], 
     """Keep-masks bool [N, K] of weights [N, K]; None where the structure is dense.
 
     joint: compare blocks across all weights (each divided by its root mean square) instead of within each; structures that fix
-    the number of zeros per group (N:M) are decided within each weight in any case. At least one block of a weight is kept.
+    the number of zeros per group or row (N:M, constant fan-in) are decided within each weight in any case. At least one block
+    of a weight is kept.
     """
     masks: list[Mask | None] = [None] * len(weights)
     together: dict[Structure, list[int]] = {}
@@ -31,6 +32,8 @@ def magnitude_masks(weights: Sequence[Matrix], structures: Sequence[Structure], 
             continue
         if isinstance(structure, NM):
             masks[index] = _nm_mask(weight, structure)
+        elif isinstance(structure, FanIn):
+            masks[index] = _fan_in_mask(weight, structure)
         elif joint:
             together.setdefault(structure, []).append(index)
         else:
@@ -51,6 +54,14 @@ def _nm_mask(weight: Matrix, structure: NM) -> Mask:
     mask = np.zeros((rows, groups, structure.m), bool)
     np.put_along_axis(mask, order[:, :, : structure.n], True, axis=2)
     return mask.reshape(rows, -1)[:, :cols].copy()
+
+
+def _fan_in_mask(weight: Matrix, structure: FanIn) -> Mask:
+    """The largest of every row, as many in each."""
+    order = np.argsort(-np.abs(weight), axis=1, kind="stable")[:, : structure.kept(weight.shape[1])]
+    mask = np.zeros(weight.shape, bool)
+    np.put_along_axis(mask, order, True, axis=1)
+    return mask
 
 
 def _masks(weights: Sequence[Matrix], structure: Structure, *, normalise: bool) -> list[Mask]:

@@ -17,7 +17,7 @@ from sparsec.formats.encoded import (
 )
 from sparsec.formats.scales import CHANNEL, NO_SCALES, TENSOR, Scales, group
 from sparsec.formats.scheme import GRAMMAR, Scheme
-from sparsec.formats.structure import DENSE, NM, STRUCTURES, Block, Dense, Structure, Unstructured
+from sparsec.formats.structure import DENSE, NM, STRUCTURES, Block, Dense, FanIn, Structure, Unstructured
 
 __all__ = [
     "CHANNEL",
@@ -34,6 +34,7 @@ __all__ = [
     "Codec",
     "Dense",
     "EncodedWeight",
+    "FanIn",
     "Float",
     "Scales",
     "Scheme",

@@ -201,7 +201,8 @@ def encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *
     """Encode W[N, K] (floating, finite) without data: nearest rounding, k-means codebooks, TWN ternary.
 
     mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure,
-    where None keeps the nonzero values (blocks with any). name: the tensor's name, for messages. Raises WeightError for
+    where None keeps the nonzero values (blocks with any; constant
+    fan-in: some zeros too, so that all rows keep as many). name: the tensor's name, for messages. Raises WeightError for
     a weight or mask that does not fit.
     """
     try:
@@ -229,7 +230,7 @@ def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> Enco
             raise WeightError("a dense scheme stores every position, but a keep-mask with zeros was given")
     else:
         if mask is None:
-            block_mask = _nonzero_blocks(weight, scheme.block)
+            block_mask = scheme.structure.stored(_nonzero_blocks(weight, scheme.block))
         else:
             if mask.shape != weight.shape or mask.dtype != np.bool_:
                 found = f"{mask.dtype}{list(mask.shape)}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsec.errors import SchemeError, WeightError
 
-__all__ = ["DENSE", "NM", "STRUCTURES", "Block", "Dense", "Structure", "Unstructured"]
+__all__ = ["DENSE", "NM", "STRUCTURES", "Block", "Dense", "FanIn", "Structure", "Unstructured"]
 
 
 def _percent(text: str) -> float:
@@ -53,6 +53,10 @@ class Structure(ABC):
     def check_mask(self, block_mask: np.ndarray, cols: int) -> None:
         """Raise WeightError if the keep-mask over blocks, bool [ceil(N/R), ceil(K/C)], is not one of this structure."""
         del block_mask, cols
+
+    def stored(self, nonzero: np.ndarray) -> np.ndarray:
+        """The keep-mask of a weight that came without one, from its nonzero blocks, bool [ceil(N/R), ceil(K/C)]."""
+        return nonzero
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,49 @@ class NM(Structure):
 
 
 @dataclass(frozen=True)
+class FanIn(Structure):
+    """The same number of values in every row, anywhere in it; `percent` of them zero.
+
+    Constant fan-in: M. Lasby et al., "Dynamic Sparse Training with Structured Sparsity" (SRigL), 2023.
+    """
+
+    percent: float
+    pattern: ClassVar[re.Pattern[str]] = re.compile(r"sf(\d+(?:\.\d+)?)")
+    form: ClassVar[str] = "sfP (constant fan-in: P percent zeros in every row)"
+    example: ClassVar[str] = "sf90"
+
+    def __post_init__(self) -> None:
+        _percent(f"{self.percent:g}")
+
+    @classmethod
+    def from_match(cls, match: re.Match[str]) -> Self:
+        return cls(_percent(match[1]))
+
+    def kept(self, cols: int) -> int:
+        """Values of a row that pruning keeps, at least one."""
+        return max(1, cols - round(cols * self.percent / 100))
+
+    def check_mask(self, block_mask: np.ndarray, cols: int) -> None:
+        counts = block_mask.sum(1)
+        if counts.min() != counts.max():
+            few, many = int(counts.argmin()), int(counts.argmax())
+            raise WeightError(
+                f"keep-mask has no constant fan-in: row {few} keeps {int(counts[few])} of {cols} values, row {many} "
+                f"{int(counts[many])}; all rows must keep as many. Prune to {self} first"
+            )
+
+    def stored(self, nonzero: np.ndarray) -> np.ndarray:
+        # Rows with fewer values than the fullest store some of their zeros.
+        first = np.argsort(~nonzero, axis=1, kind="stable")[:, : int(nonzero.sum(1).max())]
+        mask = np.zeros_like(nonzero)
+        np.put_along_axis(mask, first, True, 1)
+        return mask
+
+    def __str__(self) -> str:
+        return f"sf{self.percent:g}"
+
+
+@dataclass(frozen=True)
 class Block(Structure):
     """Blocks of R outputs x C inputs kept or dropped together; `percent` of the blocks zero."""
 
@@ -163,5 +210,5 @@ class Block(Structure):
 
 
 DENSE = Dense()
-STRUCTURES: tuple[type[Structure], ...] = (Dense, Unstructured, NM, Block)
+STRUCTURES: tuple[type[Structure], ...] = (Dense, Unstructured, NM, FanIn, Block)
 """Every structure the grammar knows; the parser tries them in this order."""

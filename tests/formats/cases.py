@@ -7,10 +7,10 @@ import re
 import numpy as np
 
 from sparsec.errors import SchemeError
-from sparsec.formats import CODECS, NM, EncodedWeight, Scheme, expand_block_mask
+from sparsec.formats import CODECS, NM, EncodedWeight, FanIn, Scheme, expand_block_mask
 from sparsec.formats.meaning import TableValue, VectorValue
 
-STRUCTURES = ("", "s50", "s97.5", "s2:4", "s1:3", "s3x2@50", "s4x1@60", "s1x4@70")
+STRUCTURES = ("", "s50", "s97.5", "s2:4", "s1:3", "sf75", "s3x2@50", "s4x1@60", "s1x4@70")
 TOKENS = (*(token for codec in CODECS for token in codec.tokens), "cb3.r2", "cb4.i5", "cb1.r1")
 SCALES = ("", "t", "c", "g4", "g12")
 # These meet every codec with all scales, the others in turn.
@@ -41,6 +41,8 @@ def random_mask(scheme: Scheme, rows: int, cols: int, rng: np.random.Generator) 
     if isinstance(structure, NM):
         order = rng.random((rows, -(-cols // structure.m), structure.m)).argsort(2)
         return (order < structure.n).reshape(rows, -1)[:, :cols]
+    if isinstance(structure, FanIn):
+        return rng.random((rows, cols)).argsort(1) < rng.integers(0, cols + 1)
     r, c = scheme.block
     coarse = rng.random((-(-rows // r), -(-cols // c))) < 0.4
     coarse[rng.random(coarse.shape[0]) < 0.2] = False

@@ -172,6 +172,21 @@ def test_block_masks_expand_and_shrink(rng: np.random.Generator) -> None:
         block_mask_of(fine, (4, 3))
 
 
+def test_constant_fan_in(rng: np.random.Generator) -> None:
+    scheme = Scheme.parse("sf75-int8-g4")
+    weight = np.where(rng.random((9, 20)) < 0.3, rng.standard_normal((9, 20)), 0).astype(np.float32)
+    encoded = encode(weight, scheme)
+    kept = encoded.layout().block_mask
+    assert kept is not None
+    assert set(kept.sum(1).tolist()) == {(weight != 0).sum(1).max()}
+    assert kept[weight != 0].all()
+    assert not decode(encoded)[weight == 0].any()
+    mask = kept.copy()
+    mask[4, np.flatnonzero(mask[4])[0]] = False
+    with pytest.raises(WeightError, match="row 4 keeps"):
+        encode(weight, scheme, mask)
+
+
 def test_refusals(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((4, 8)).astype(np.float32)
     bad = weight.copy()

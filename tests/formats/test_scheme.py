@@ -64,6 +64,7 @@ def test_any_text_parses_or_raises_scheme_error(text: str) -> None:
         ("s16x1@50-cb4-g32", "s16x1@50-cb4-g32"),
         ("ternary-c", "ternary"),
         ("cb4.r16-c", "cb4.r16-c"),
+        ("sf90.0-cb4", "sf90-cb4"),
         ("fp32", "fp32"),
     ],
 )

@@ -11,7 +11,7 @@ from sparsec.codegen.kernels import decode as kernel_decode
 from sparsec.codegen.kernels import gemm
 from sparsec.errors import SchemeError
 from sparsec.formats import Scheme, decode, encode, unpack
-from sparsec.formats.structure import Dense
+from sparsec.formats.structure import Dense, FanIn
 from sparsec.target import NAMED, Target, host_target
 from tests.kernels.harness import run_kernel
 from tests.kernels.test_gemm import close, params
@@ -23,6 +23,7 @@ STRUCTURES = [
     "s50",
     "s2:4",
     "s3:7",
+    "sf80",
     "s16x1@50",
     "s32x1@40",
     "s8x1@60",
@@ -42,6 +43,8 @@ def keep_mask(scheme: Scheme, n: int, k: int, rng: np.random.Generator, share: f
     """A random legal keep-mask for the scheme's structure."""
     if isinstance(scheme.structure, Dense):
         return None
+    if isinstance(scheme.structure, FanIn):
+        return rng.random((n, k)).argsort(1) < int(share * k)
     text = str(scheme.structure)
     if ":" in text:
         keep, of = (int(v) for v in text[1:].split(":"))
@@ -83,6 +86,7 @@ def _schemes(structures: list[str], codecs: list[str]) -> list[str]:
 
 
 QUICK = [
+    "sf80", "sf80-cb4-g16",
     "vq2d4", "vq2d8-c", "vq3d4-g16", "vq2d4.x2.i8", "vq1d8.r16", "s1x16@50-vq2d4", "s16x4@50-vq2d2-g16", "s3x2@50-vq2d2.r3",
     "int8", "uint4-g16", "ternary", "cb3", "cb4-g32", "cb7.r16", "cb4.r3-c", "cb4.i16", "fp16", "s50", "s50-cb4-g32", "s2:4-int4-g8",
     "nf4-g32", "fp8", "s50-binary", "s16x1@50-fp4-g32", "int3-g16", "s1x16@50-uint7",

@@ -39,6 +39,17 @@ def test_two_of_four() -> None:
         assert (np.where(kept, group, np.inf).min(1) >= np.where(kept, -np.inf, group).max(1)).all()
 
 
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("percent", "cols", "wanted"), [(90, 50, 5), (75, 22, 6), (99, 7, 1)])
+def test_constant_fan_in(joint: bool, percent: int, cols: int, wanted: int) -> None:
+    weight = np.random.default_rng(3).normal(size=(5, cols)).astype(np.float32)
+    (mask,) = magnitude_masks([weight], [Scheme.parse(f"sf{percent}").structure], joint=joint)
+    assert mask is not None
+    assert (mask.sum(1) == wanted).all()
+    size = np.abs(weight)
+    assert (np.where(mask, size, np.inf).min(1) >= np.where(mask, -np.inf, size).max(1)).all()
+
+
 def test_joint_pruning_moves_zeros_to_the_flatter_layer() -> None:
     rng = np.random.default_rng(2)
     heavy = rng.standard_t(2, size=(40, 40)).astype(np.float32)
