@@ -139,9 +139,10 @@ _PEERS = {
     "cb4-g32": FOUR_BIT, GQSA: FOUR_BIT, "cb2-g32": TWO_BIT, "ternary": TWO_BIT, "vq2d4": VECTOR_CODEBOOK, "int4-g32": FOUR_BIT,
     "int8": INT8,
 }  # fmt: skip
-_EVERYONE = tuple(dict.fromkeys((*ALL_FOUR_BIT, *TWO_BIT, *INT8, *FP32)))
+# Rivals that do the work of a 4-bit weight or more; those of 2 bits read half as much.
+_FOUR_BIT_UP = (*ALL_FOUR_BIT, *INT8, *FP32)
 
-_SMALL = dict.fromkeys(_SCHEMES, ()) | {"cb4-g32": (Bar(1.2, _EVERYONE),)}
+_SMALL = dict.fromkeys(_SCHEMES, ()) | {"cb4-g32": (Bar(1.2, _FOUR_BIT_UP),)}
 
 
 def _batch(m: int) -> Contest:

@@ -23,7 +23,7 @@ from bench.contests import (
 from bench.interleave import Series, Worker, interleave, start
 from bench.layers import compiled_layer, layer_job
 from bench.output import markdown, write_json
-from bench.results import bar_text, judge, met_text, number
+from bench.results import absent_text, bar_text, judge, met_text, number
 from bench.share import Roof
 
 HEADERS = (
@@ -57,8 +57,7 @@ def run(only: Sequence[str], threads: Sequence[int], rounds: int, roof: Path | N
         print(markdown(HEADERS, [row(r) for r in results], left=3))
     if sweeps:
         print("\n" + markdown(SWEEP_HEADERS, [sweep_row(r) for r in sweeps], left=2))
-    for name, reason in sorted(absent.items()):
-        print(f"\n{name}: {reason}")
+    print(absent_text(absent))
     for problem in problems:
         print(f"\nnot timed: {problem}")
     write_json(json_path, {"results": results, "sweeps": sweeps, "absent": absent, "problems": problems})

@@ -15,7 +15,7 @@ from bench.interleave import Series, Worker, interleave, start
 from bench.model_files import files_of
 from bench.operators import RELAX_SHARE, measure, slow_relax
 from bench.output import markdown, write_json
-from bench.results import bar_text, judge, met_text, number
+from bench.results import absent_text, bar_text, judge, met_text, number
 from bench.zoo import get
 
 HEADERS = (
@@ -25,7 +25,8 @@ HEADERS = (
 RELAX_HEADERS = ("model", "scheme", "largest", "share %", "all Relax steps %", "steps")
 
 # Convolutions but the first (it sees three channels) and the depthwise ones; the last layer stays as it is.
-_CONVOLUTIONS = {"targets": "Conv", "ignore": ["DepthwiseConv", "@first"]}
+_CONVOLUTIONS = {"targets": "Conv", "ignore": ["@first"]}
+_POINTWISE = {"targets": "Conv", "ignore": ["@first", "DepthwiseConv"]}
 _LINEAR = {"targets": ["MatMul", "Gemm"], "optional": True}
 
 
@@ -61,7 +62,7 @@ def _ahead(everyone: tuple[Candidate, ...]) -> Bar:
 
 ENTRIES = {
     "mobilenet_v2_random": Entry(
-        _CONVOLUTIONS,
+        _POINTWISE,
         {
             "fp32": (Bar(1.0, _FP32),),
             "s90": (
@@ -123,8 +124,7 @@ def run(
     for name in names:
         results += _model(name, entry_of(name, recipes), recipes, threads, rounds, families, problems, absent)
     print(markdown(HEADERS, [row(r) for r in results], left=2))
-    for what, reason in sorted(absent.items()):
-        print(f"\n{what}: {reason}")
+    print(absent_text(absent))
     for problem in problems:
         print(f"\nnot timed: {problem}")
     timed = dict.fromkeys((r["model"], r["scheme"]) for r in results)

@@ -64,3 +64,11 @@ def met_text(r: Mapping[str, Any]) -> str:
 def number(value: float | None, digits: int, scale: float = 1.0) -> str:
     """A figure, or "-" where there is none."""
     return "-" if value is None else f"{value * scale:.{digits}f}"
+
+
+def absent_text(absent: Mapping[str, str]) -> str:
+    """Who was not timed and why: a paragraph for every reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(absent.items()):
+        reasons.setdefault(reason, []).append(name)
+    return "".join(f"\n{'; '.join(names)}: {reason}\n" for reason, names in reasons.items())

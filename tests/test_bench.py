@@ -19,7 +19,7 @@ from bench.interleave import CannotError, Series, Worker, WorkerError, interleav
 from bench.models import ENTRIES, HEADERS, entry_of, recipe_of, row
 from bench.operators import slow_relax
 from bench.output import markdown
-from bench.results import judge
+from bench.results import absent_text, judge
 from bench.setup import SetupError, _find_python
 from bench.share import Roof, kept
 from bench.size import code_bytes
@@ -324,6 +324,12 @@ def test_repeated_layers_have_weights_of_their_own(tmp_path: Path) -> None:
 
 
 # --- output ---
+
+
+def test_absent_rivals_are_grouped_by_reason() -> None:
+    text = absent_text({"b": "no network", "c": "K is odd", "a": "no network"})
+    assert text == "\na; b: no network\n\nc: K is odd\n"
+    assert absent_text({}) == ""
 
 
 def test_markdown_is_aligned_and_escaped() -> None:
