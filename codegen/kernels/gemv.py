@@ -299,10 +299,44 @@ class _Gemv:
 
     def _step(self, block: Any, step: Any, row0: Any, x_block: Any, quads: int, rows: int, acc: Any) -> None:
         """Up to eight quads: every byte of the planes is loaded once."""
-        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
-        source, stride = (k.arg("packed"), self.width + self.block) if self.w["sparse"] else (k.arg("xq"), self.width)
-        per_row = self.w["tile"] * 4
+        T, k, nb = self.T, self.k, self.dot.bytes
+        stride = self.width + self.block if self.w["sparse"] else self.width
         x0 = [bind(k, (row0 + r) * stride + x_block * self.block + step * _STEP) for r in range(rows)]
+        at = []
+        for plane, (width, _) in enumerate(self.planes):
+            whole = byte_weights.plane_bytes(self.w, plane) // 4
+            at.append(bind(k, (block * whole + step * (_STEP // 4 * width // 8)) * self.w["tile"] * 4))
+        pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
+        few = max(8 // self.planes[0][0], 2)  # quads of whole bytes
+        if rows == 1 or len(self.planes) > 1 or quads % few or quads == few:
+            self._quads(at, x0, quads, acc, pairs)
+            return
+        # A loop of few quads: of a longer run of code the compiler makes one that does not fit the registers.
+        waits = pairs is not None and self.joined >= quads
+        if waits:
+            for slot in range(rows * self.vectors):
+                k.store(pairs, slot * nb // 2, k.splat(T.int16(0), nb // 2), nb // 2)
+        with T.serial(0, quads // few) as i:
+            bytes_of = [
+                bind(k, a + i * (few * width // 8 * self.w["tile"] * 4))
+                for a, (width, _) in zip(at, self.planes, strict=True)
+            ]
+            self._quads(bytes_of, [bind(k, x + i * (few * 4)) for x in x0], few, acc, pairs, waits=waits)
+        if waits:
+            self._flush(pairs, acc, rows)
+
+    def _flush(self, pairs: Any, acc: Any, rows: int) -> None:
+        """Products of pairs, waiting in 16 bits, join the sums."""
+        k, n, nb = self.k, self.lanes, self.dot.bytes
+        for slot in range(rows * self.vectors):
+            wide = self.dot.widen(k.load(pairs, slot * nb // 2, nb // 2))
+            k.store(acc, slot * n, k.load(acc, slot * n, n) + wide, n)
+
+    def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
+        """Products of `quads` quads, codes from `at` (by plane), inputs from `x0` (by row); `waits`: they stay in `pairs`."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        source = k.arg("packed") if self.w["sparse"] else k.arg("xq")
+        per_row = self.w["tile"] * 4
         loaded: dict[tuple[int, int, int], Any] = {}
 
         def codes(quad: int, v: int) -> Any:
@@ -310,20 +344,16 @@ class _Gemv:
             for plane, (width, shift) in enumerate(self.planes):
                 byte, bit = quad * width // 8, quad * width % 8
                 if (plane, byte, v) not in loaded:
-                    step_bytes = _STEP // 4 * width // 8
-                    whole = byte_weights.plane_bytes(self.w, plane) // 4
-                    at = (block * whole + step * step_bytes + byte) * per_row + v * nb
                     held = k.local(nb, "uint8")
-                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at, nb), nb)
+                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at[plane] + byte * per_row + v * nb, nb), nb)
                     loaded[plane, byte, v] = held
                 part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
                 value = part if value is None else value | part
             return value
 
         held = 0  # products of pairs waiting in 16 bits
-        pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
         for quad in range(quads):
-            xs = [T.reinterpret("int32", k.load(source, x0[r] + quad * 4, 4)) for r in range(rows)]
+            xs = [T.reinterpret("int32", k.load(source, x + quad * 4, 4)) for x in x0]
             for v in range(self.vectors):
                 weights = codes(quad, v)
                 if self.w["kind"] == "table":
@@ -332,7 +362,7 @@ class _Gemv:
                 byte = k.local(nb, "uint8")
                 k.store(byte, 0, weights, nb)
                 weights = k.load(byte, 0, nb)
-                for r in range(rows):
+                for r in range(len(x0)):
                     slot = r * self.vectors + v
                     if self.split:
                         self._wide(acc, slot, weights, source, x0[r] + quad * 4)
@@ -342,13 +372,12 @@ class _Gemv:
                         k.store(acc, slot * n, sums, n)
                     else:
                         product = self.dot.pairs(weights, self.dot.broadcast(xs[r]))
-                        at = slot * nb // 2
-                        k.store(pairs, at, product if held == 0 else k.load(pairs, at, nb // 2) + product, nb // 2)
+                        place = slot * nb // 2
+                        first = held == 0 and not waits
+                        k.store(pairs, place, product if first else k.load(pairs, place, nb // 2) + product, nb // 2)
             held += 1
-            if pairs is not None and (held == self.joined or quad == quads - 1):
-                for slot in range(rows * self.vectors):
-                    wide = self.dot.widen(k.load(pairs, slot * nb // 2, nb // 2))
-                    k.store(acc, slot * n, k.load(acc, slot * n, n) + wide, n)
+            if pairs is not None and not waits and (held == self.joined or quad == quads - 1):
+                self._flush(pairs, acc, len(x0))
                 held = 0
 
     def _wide(self, acc: Any, slot: int, weights: Any, source: Any, at: Any) -> None:
