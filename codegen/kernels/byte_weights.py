@@ -123,6 +123,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
         params |= {"block": size, "blocks": int(first[-1]), "one_block": not block}
+        params["words_a_block"] = max(1, round(ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))))
         arrays = [("positions", _bitmap(mask)), ("starts", first)]
     else:
         codes[: weight.rows] = weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)

@@ -11,7 +11,7 @@ A unit is a tile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from math import ceil, prod
 from operator import mul
@@ -99,7 +99,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("xscale", "float32", m * blocks, "work"))
     args.append(Arg("xsum", "int32", m * blocks, "work"))
     if w["sparse"]:
-        args.append(Arg("packed", "int8", m * (width + w["block"]) + 64, "work"))
+        args.append(Arg("packed", "int8", max(m, 2) * (width + w["block"]) + 64, "work"))
     macs = m * w["blocks"] * w["block"] * w["tile"]
     cost = macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"]))
     return Signature(tuple(args), units=w["tiles"], cost=cost)
@@ -120,6 +120,8 @@ class _Gemv:
         self.block: int = self.w["block"]
         self.blocks = self.width // self.block  # of a row of activations
         self.grouped = bool(p["x_group"])
+        self.words = ceil(self.w["k"] / 8)  # of a strip's bitmap
+        self.ahead = self.w["sparse"] and p["m"] == 1
         # strips: signed weights, so that x86 needs the inputs as unsigned bytes
         self.offset_x = self.w["sparse"] and self.dot.x86
         self.planes = byte_weights.planes(self.w["bits"])
@@ -133,6 +135,14 @@ class _Gemv:
         with T.If(k.lo < k.hi), T.Then():
             with T.serial(0, p["m"]) as row:
                 self._quantise(row)
+            if self.ahead:
+                blocks = k.load(k.arg("starts"), k.lo + 1) - k.load(k.arg("starts"), k.lo)
+                filled = k.local(1, "int32")
+                start = bind(k, self._half(k.lo))
+                k.store(filled, 0, start)
+                with T.serial(0, self.words) as i:
+                    self._pack_word(k.lo, T.int32(0), i, filled)
+                self._fill_up(filled, start + blocks * self.block)
             with T.serial(k.lo, k.hi) as tile:
                 self._tile(tile)
 
@@ -209,19 +219,56 @@ class _Gemv:
 
     def _pack_strip(self, tile: Any, row: Any, count: Any) -> None:
         """Bring the inputs the strip stores together, zeros up to whole blocks."""
-        T, k, w = self.T, self.k, self.w
-        packed, base = k.arg("packed"), bind(k, row * (self.width + self.block))
+        T, k = self.T, self.k
+        base = bind(k, row * (self.width + self.block))
         filled = k.local(1, "int32")
         k.store(filled, 0, base)
-        words = ceil(w["k"] / 8)
-        with T.serial(0, words) as i:
-            bits = bind(k, T.Cast("int32", k.load(k.arg("positions"), tile * words + i)))
-            control = k.load(k.arg("pack"), bits * 8, 8)
-            eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
-            k.store(packed, k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
-            k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
-        with T.serial(k.load(filled, 0), base + count * self.block) as i:
-            k.store(packed, i, T.int8(0))
+        with T.serial(0, self.words) as i:
+            self._pack_word(tile, row, i, filled)
+        self._fill_up(filled, base + count * self.block)
+
+    def _pack_word(self, tile: Any, row: Any, i: Any, filled: Any) -> None:
+        """Eight inputs: those that the strip stores go to `packed` from `filled` on."""
+        T, k = self.T, self.k
+        bits = bind(k, T.Cast("int32", k.load(k.arg("positions"), tile * self.words + i)))
+        control = k.load(k.arg("pack"), bits * 8, 8)
+        eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
+        k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
+        k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
+
+    def _fill_up(self, filled: Any, end: Any) -> None:
+        T, k = self.T, self.k
+        with T.serial(k.load(filled, 0), end) as i:
+            k.store(k.arg("packed"), i, T.int8(0))
+
+    def _each_block(self, tile: Any, count: Any, body: Callable[[Any], None]) -> None:
+        """`body` for every block of the tile. With one row of activations the next strip is packed meanwhile: that keeps the
+        ports of the scalar unit busy, the products those of the vectors."""
+        T, k, w = self.T, self.k, self.w
+        if not self.ahead:
+            with T.serial(0, count) as b:
+                body(b)
+            return
+        each = w["words_a_block"]
+        following = bind(k, T.min(tile + 1, k.hi - 1))
+        start = bind(k, self._half(tile + 1))
+        filled = k.local(1, "int32")
+        k.store(filled, 0, start)
+        both = bind(k, T.min(count, T.int32(self.words // each)))
+        with T.serial(0, both) as b:
+            body(b)
+            for i in range(each):
+                self._pack_word(following, T.int32(0), b * each + i, filled)
+        with T.serial(both, count) as b:
+            body(b)
+        with T.serial(both * each, self.words) as i:
+            self._pack_word(following, T.int32(0), i, filled)
+        blocks = k.load(k.arg("starts"), following + 1) - k.load(k.arg("starts"), following)
+        self._fill_up(filled, start + blocks * self.block)
+
+    def _half(self, tile: Any) -> Any:
+        """Where the packed inputs of a tile start: two tiles take turns."""
+        return (tile % 2) * (self.width + self.block)
 
     # --- a tile of outputs ---
 
@@ -230,8 +277,9 @@ class _Gemv:
         if w["sparse"]:
             first = bind(k, k.load(k.arg("starts"), tile))
             count = bind(k, k.load(k.arg("starts"), tile + 1) - first)
-            with T.serial(0, m) as row:
-                self._pack_strip(tile, row, count)
+            if not self.ahead:
+                with T.serial(0, m) as row:
+                    self._pack_strip(tile, row, count)
         else:
             count = w["blocks"] // w["tiles"]
             first = bind(k, tile * count)
@@ -259,12 +307,12 @@ class _Gemv:
             for i in range(slots):
                 k.store(acc, i * n, k.i32(0, n), n)
             # without group scales a dense row is one block, a strip a run of blocks
-            with T.serial(0, count) as b:
-                self._products(first + b, row0, b, rows, acc)
+            self._each_block(tile, count, lambda b: self._products(first + b, row0, self._start(tile, b), rows, acc))
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
             self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
         else:
-            with T.serial(0, count) as b:
+
+            def block(b: Any) -> None:
                 if w["scope"] == "inputs":
                     self.table = self._load_table(T.truncdiv(b, w["span"]))
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
@@ -272,12 +320,19 @@ class _Gemv:
                     start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
                     for v in range(self.vectors):
                         k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
-                self._products(first + b, row0, b, rows, acc)
+                self._products(first + b, row0, self._start(tile, b), rows, acc)
                 scales = None
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
                 self._scaled(tile, first + b, sums, rows, acc, total, at_end=False, x_scales=scales)
+
+            self._each_block(tile, count, block)
         self._finish(tile, row0, rows, total)
+
+    def _start(self, tile: Any, block: Any) -> Any:
+        """Where the inputs of a block lie in their row."""
+        start = block * self.block
+        return start + self._half(tile) if self.ahead else start
 
     def _load_table(self, number: Any) -> tuple[Any, Any]:
         k = self.k
@@ -285,23 +340,23 @@ class _Gemv:
         k.store(table, 0, k.load(k.arg("table"), number * self.dot.bytes, self.dot.bytes), self.dot.bytes)
         return table, bind(k, k.load(k.arg("table_scale"), number))
 
-    def _products(self, block: Any, row0: Any, x_block: Any, rows: int, acc: Any) -> None:
-        """Add the products of one block of the weight (number `block`) to the accumulators."""
+    def _products(self, block: Any, row0: Any, start: Any, rows: int, acc: Any) -> None:
+        """Add the products of one block of the weight (number `block`) to the accumulators; its inputs lie at `start` in their row."""
         T = self.T
         steps = ceil(self.block / _STEP)
         if self.block % _STEP == 0 and steps > 2:
             with T.serial(0, steps) as s:
-                self._step(block, s, row0, x_block, _STEP // 4, rows, acc)
+                self._step(block, s, row0, start, _STEP // 4, rows, acc)
             return
         for s in range(steps):
             quads = min(_STEP, self.block - s * _STEP) // 4
-            self._step(block, T.int32(s), row0, x_block, quads, rows, acc)
+            self._step(block, T.int32(s), row0, start, quads, rows, acc)
 
-    def _step(self, block: Any, step: Any, row0: Any, x_block: Any, quads: int, rows: int, acc: Any) -> None:
+    def _step(self, block: Any, step: Any, row0: Any, start: Any, quads: int, rows: int, acc: Any) -> None:
         """Up to eight quads: every byte of the planes is loaded once."""
         T, k, nb = self.T, self.k, self.dot.bytes
         stride = self.width + self.block if self.w["sparse"] else self.width
-        x0 = [bind(k, (row0 + r) * stride + x_block * self.block + step * _STEP) for r in range(rows)]
+        x0 = [bind(k, (row0 + r) * stride + start + step * _STEP) for r in range(rows)]
         at = []
         for plane, (width, _) in enumerate(self.planes):
             whole = byte_weights.plane_bytes(self.w, plane) // 4

@@ -95,9 +95,10 @@ def test_arm(text: str) -> None:
     check(text, 2, 37, 96, NAMED["arm"])
 
 
+@pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
-def test_densities_of_strips(share: float) -> None:
-    check("s16x1@50-cb4-g32", 2, 48, 200, host_target(), share=share)
+def test_densities_of_strips(m: int, share: float) -> None:
+    check("s16x1@50-cb4-g32", m, 48, 200, host_target(), share=share)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
