@@ -22,7 +22,7 @@ class EncodedWeight:
 
     codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or
     fp16 array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits],
-    for vector codecs fp16 [S, stages, 2**bits, dim], or None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or
+    for vector codecs fp16 or int8 [S, stages, 2**bits, dim], or None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or
     None. zero_points: uint8 like scales, or None.
     """
 
@@ -151,7 +151,7 @@ def _codebook_form(codec: Codec, rows: int, cols: int) -> tuple[str, tuple[int, 
     """dtype and shape of a stored codebook."""
     meaning, count = codec.meaning, codec.scope_count(rows, cols)
     if isinstance(meaning, VectorValue):
-        return "float16", (count, meaning.stages, 1 << meaning.bits, meaning.dim)
+        return meaning.entry, (count, meaning.stages, 1 << meaning.bits, meaning.dim)
     return "float32", (count, 1 << codec.code_bits)
 
 

@@ -152,7 +152,7 @@ class TableValue:
 class VectorValue:
     """`dim` consecutive values of a row per code: the sum over stages of an entry of a learned table of vectors.
 
-    A code holds `bits` bits for each stage, the first stage lowest. The tables are stored as fp16
+    A code holds `bits` bits for each stage, the first stage lowest. The tables are stored as `entry`
     [S, stages, 2**bits, dim].
     """
 
@@ -160,6 +160,7 @@ class VectorValue:
     dim: int
     stages: int
     scope: Scope = WHOLE
+    entry: Literal["float16", "int8"] = "float16"
 
     def decode(self, codes: np.ndarray, side: Side[np.ndarray]) -> np.ndarray:
         """float32 [..., dim] of codes [...] (unsigned integers)."""

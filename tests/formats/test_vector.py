@@ -46,6 +46,7 @@ def test_bits_per_weight_count_the_tables() -> None:
     assert encode(weight, Scheme.parse("vq2d4")).bits_per_weight() == 2 + 256 * 4 * 16 / count
     assert encode(weight, Scheme.parse("vq2d8-g32")).bits_per_weight() == 2 + 16 / 32 + 2 * 256 * 8 * 16 / count
     assert encode(weight, Scheme.parse("vq3d4.r64")).bits_per_weight() == 3 + 2 * 2 * 64 * 4 * 16 / count
+    assert encode(weight, Scheme.parse("vq2d4.q8")).bits_per_weight() == 2 + 32 / 256 + 256 * 4 * 8 / count
     half = np.zeros((128, 256), bool)
     half[:, :128] = True
     stored = encode(weight, Scheme.parse("s16x4@50-vq2d4-c"), half)
@@ -76,6 +77,7 @@ def test_canonical_text(text: str, canonical: str) -> None:
         ("s50-vq2d4", "such as s1x4@50"),
         ("s2:4-vq2d2", "one by one"),
         ("s4x2@50-vq2d4", "blocks of 2"),
+        ("vq2d4.q8.x2", "codec"),
         ("vq2d4-g6", "not a multiple of the 4 inputs"),
     ],
 )
@@ -87,6 +89,16 @@ def test_refused_schemes(text: str, fragment: str) -> None:
 def test_values_that_do_not_fit_the_table() -> None:
     with pytest.raises(WeightError, match="use channel scales"):
         encode(np.full((2, 4), 1e6, np.float32), Scheme.parse("vq2d4"))
+
+
+def test_bytes_cost_little_accuracy() -> None:
+    weight = np.random.default_rng(4).standard_t(6, (64, 512)).astype(np.float32)
+    encoded = encode(weight, Scheme.parse("vq2d8.q8-g32"))
+    assert encoded.codebook is not None
+    assert encoded.codebook.dtype == np.int8
+    assert error(weight, "vq2d8.q8-g32") < 1.02 * error(weight, "vq2d8-g32")
+    assert str(encoded.scheme) == "vq2d8.q8-g32"
+    assert str(Scheme.parse("vq2d4.x2.q8.i8-c")) == "vq2d4.x2.q8.i8"
 
 
 def test_same_bytes_every_time() -> None:

@@ -86,7 +86,7 @@ def _schemes(structures: list[str], codecs: list[str]) -> list[str]:
 
 
 QUICK = [
-    "sf80", "sf80-cb4-g16",
+    "sf80", "sf80-cb4-g16", "vq2d4.q8-g16",
     "vq2d4", "vq2d8-c", "vq3d4-g16", "vq2d4.x2.i8", "vq1d8.r16", "s1x16@50-vq2d4", "s16x4@50-vq2d2-g16", "s3x2@50-vq2d2.r3",
     "int8", "uint4-g16", "ternary", "cb3", "cb4-g32", "cb7.r16", "cb4.r3-c", "cb4.i16", "fp16", "s50", "s50-cb4-g32", "s2:4-int4-g8",
     "nf4-g32", "fp8", "s50-binary", "s16x1@50-fp4-g32", "int3-g16", "s1x16@50-uint7",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sparsec.formats.kmeans_vectors import cluster_means, kmeans_vectors, neares
 from sparsec.formats.layout import code_dtype
 from sparsec.formats.meaning import WHOLE, Scope, VectorValue
 from sparsec.formats.row_stream import Coded, RowStream, divide
-from sparsec.formats.scales import NO_SCALES, Scales
+from sparsec.formats.scales import CHANNEL, NO_SCALES, Scales
 
 __all__ = ["Vector"]
 
@@ -36,6 +36,9 @@ class Vector(Codec):
     stages: int
     scope: Scope = WHOLE
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"vq(\d+)d(\d+)(?:\.x(\d+))?" + Scope.SYNTAX)
+    entry: ClassVar[Literal["float16", "int8"]] = "float16"
+    top: ClassVar[float] = 1.0
+    """The largest value after division by its scale."""
     forms: ClassVar[str] = (
         "vqBdD (codebook of vectors: B bits a weight, D = 2, 4 or 8 inputs a code), .xS (S stages), .rROWS, .iCOLS"
     )
@@ -86,7 +89,7 @@ class Vector(Codec):
 
     @property
     def meaning(self) -> VectorValue:
-        return VectorValue(self.code_bits // self.stages, self.dims, self.stages, self.scope)
+        return VectorValue(self.code_bits // self.stages, self.dims, self.stages, self.scope, self.entry)
 
     def encode(self, stream: RowStream) -> Coded:
         rows, length = stream.values.shape
@@ -96,7 +99,7 @@ class Vector(Codec):
         weights = np.ones((rows, length), np.float32) if stream.valid is None else stream.valid.astype(np.float32)
         if stream.scales.kind != "none":
             shared = stream.shared(values)
-            scales = stream.stored_scales(np.abs(shared).max(2))
+            scales = stream.stored_scales(np.abs(shared).max(2) / np.float32(self.top))
             values = stream.unshared(divide(shared, scales))
             square = np.square(scales.astype(np.float32) / max(float(scales.max(initial=0)), 1e-38))
             weights = weights * stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
@@ -104,7 +107,7 @@ class Vector(Codec):
         mass = _padded(weights, width * self.dims).reshape(rows, width, self.dims).mean(2)
         meaning = self.meaning
         count = self.scope.count(stream.rows, stream.cols)
-        codebook = np.zeros((count, self.stages, 1 << meaning.bits, self.dims), np.float16)
+        codebook = np.zeros((count, self.stages, 1 << meaning.bits, self.dims), self.entry)
         codes = np.zeros((rows, width), code_dtype(self.code_bits))
         for index in range(count):
             part = self._part(stream, index, rows, width)
@@ -124,12 +127,12 @@ class Vector(Codec):
         return part
 
     def _fit(self, vectors: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tables fp16 [stages, entries, dim] and codes [n] of vectors [n, dim]."""
+        """Tables [stages, entries, dim] and codes [n] of vectors [n, dim]."""
         bits, stages = self.meaning.bits, self.stages
         peak = float(np.abs(vectors).max(initial=0))
         if peak > 65504.0:
             raise WeightError(f"a value of magnitude {peak:.4g} does not fit an fp16 codebook; use channel scales (c)")
-        tables = np.zeros((stages, 1 << bits, self.dims), np.float16)
+        tables = np.zeros((stages, 1 << bits, self.dims), self.entry)
         labels = np.zeros((stages, len(vectors)), np.int32)
 
         def entries(stage: int) -> np.ndarray:
@@ -137,13 +140,13 @@ class Vector(Codec):
 
         rest = vectors.copy()
         for stage in range(stages):
-            tables[stage] = kmeans_vectors(rest, 1 << bits, mass)
+            tables[stage] = self._rounded(kmeans_vectors(rest, 1 << bits, mass))
             labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
             rest -= entries(stage)
         for _ in range(_ROUNDS if stages > 1 else 1):
             for stage in range(stages):
                 rest += entries(stage)
-                tables[stage] = cluster_means(rest, mass, labels[stage], tables[stage])
+                tables[stage] = self._rounded(cluster_means(rest, mass, labels[stage], tables[stage]))
                 labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
                 rest -= entries(stage)
         codes = np.zeros(len(vectors), code_dtype(self.code_bits))
@@ -151,9 +154,36 @@ class Vector(Codec):
             codes |= labels[stage].astype(codes.dtype) << codes.dtype.type(stage * bits)
         return tables, codes
 
-    def __str__(self) -> str:
+    def _rounded(self, table: np.ndarray) -> np.ndarray:
+        return table.astype(np.float16)
+
+    def _stem(self) -> str:
         stages = "" if self.stages == self._default_stages(self.bits, self.dims) else f".x{self.stages}"
-        return f"vq{self.bits}d{self.dims}{stages}{self.scope}"
+        return f"vq{self.bits}d{self.dims}{stages}"
+
+    def __str__(self) -> str:
+        return f"{self._stem()}{self.scope}"
+
+
+@register
+@dataclass(frozen=True)
+class ByteVector(Vector):
+    """`Vector` with int8 entries: half the table. The scales, which it always has, are those of the entries."""
+
+    pattern: ClassVar[re.Pattern[str]] = re.compile(r"vq(\d+)d(\d+)(?:\.x(\d+))?\.q8" + Scope.SYNTAX)
+    forms: ClassVar[str] = "vqBdD.q8 (int8 entries; .xS before, .rROWS or .iCOLS after it)"
+    example: ClassVar[str] = "vq2d4.q8"
+    tokens: ClassVar[tuple[str, ...]] = ("vq2d4.q8", "vq3d4.q8.r4")
+    entry: ClassVar[Literal["float16", "int8"]] = "int8"
+    top: ClassVar[float] = 127.0
+    default_scales: ClassVar[Scales] = CHANNEL
+    legal_scales: ClassVar[tuple[str, ...]] = ("tensor", "channel", "group")
+
+    def _rounded(self, table: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(np.rint(table), -127, 127).astype(np.int8))
+
+    def __str__(self) -> str:
+        return f"{self._stem()}.q8{self.scope}"
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:
