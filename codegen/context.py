@@ -88,6 +88,8 @@ class Lowering:
         self.deferred: set[ir.Node] = set()
         # The layout a node computes in, where there was a choice (see layouts.py).
         self.plan: dict[ir.Node, Layout] = {}
+        # What a family keeps for its later nodes, such as an operand in another order.
+        self.notes: dict[Any, Tensor] = {}
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: Interned[Tensor] = Interned()

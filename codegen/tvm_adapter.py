@@ -70,6 +70,10 @@ class KernelBuilder:
         """A scalar in every lane (the scalar itself for one lane)."""
         return value if lanes == 1 else T.broadcast(value, lanes)
 
+    def shuffle(self, left: Expr, right: Expr, lanes: Sequence[int]) -> Expr:
+        """Vector of chosen lanes of two vectors of equal width; those of `right` count on from the width of `left`."""
+        return tirx.Shuffle([left, right], [tirx.IntImm("int32", lane) for lane in lanes])
+
     def f32(self, value: float, lanes: int = 1) -> Expr:
         """A float32 constant in every lane."""
         return self.splat(T.float32(value), lanes)

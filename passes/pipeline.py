@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common
 from onnxscript.rewriter.rules import common as onnxscript_rules
 
 from sparsec.errors import OutputError, SparsecError
+from sparsec.passes.attention import FuseAttention
 from sparsec.passes.check import check_model, check_static
 from sparsec.passes.compression import EncodeWeights, Job, QuantiseActivations, SelectSchemes, Sparsify
 from sparsec.passes.fold import ConstantsRight, FoldConstants, InferShapes, KeepWeightNames
@@ -127,6 +128,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
         Stage("encode-weights", lambda: EncodeWeights(job)),
         Stage("fuse", Fuse),
         Stage("quantise-activations", lambda: QuantiseActivations(job)),
+        Stage("fuse-attention", FuseAttention),
         Stage("remove-unused-weights", common.RemoveUnusedNodesPass),
         Stage("remove-unused-functions", common.RemoveUnusedFunctionsPass),
         Stage("final-names", common.NameFixPass),

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
+from sparsec.codegen.kernels.attention import lower_attention
 from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
 from sparsec.codegen.kernels.cumsum import lower_cumsum
+from sparsec.codegen.kernels.dense import lower_dense
 from sparsec.codegen.kernels.depthwise import depthwise_choice, lower_depthwise
 from sparsec.codegen.kernels.elements import lower_gather_elements, lower_scatter
 from sparsec.codegen.kernels.elementwise import OPS, elementwise_choice, lower_elementwise
@@ -118,9 +120,10 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Transpose"): (lower_transpose,),
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
+    ("sparsec", "Attention"): (lower_attention,),
     ("sparsec", "Conv"): (lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
-    ("sparsec", "MatMul"): (lower_gemv, lower_sparse_matmul, lower_fused_matmul),
+    ("sparsec", "MatMul"): (lower_dense, lower_gemv, lower_sparse_matmul, lower_fused_matmul),
 }
 
 # The layouts a node can compute in: the first answer counts. What is not listed computes in row order.
