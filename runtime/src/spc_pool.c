@@ -1,7 +1,8 @@
-/* The thread pool: workers wait for a range each, spin a little, then sleep.
+/* The thread pool: every thread has a share of the units, cut into a few pieces; who is done takes pieces others have not begun.
  *
- * Each worker has a mailbox of its own, so a small step wakes only the workers it uses. The caller takes part and, like the
- * workers, spins before it sleeps: steps of one model follow each other within microseconds.
+ * A worker that wakes late, or that the system has put aside for another process, so delays a step by no more than the piece it
+ * is at. Each worker has a mailbox of its own, so a small step wakes only the workers it uses. The caller takes part and, like
+ * the workers, spins before it sleeps: steps of one model follow each other within microseconds.
  */
 #if !defined(SPC_NO_THREADS) && !defined(SPC_BARE)
 #define _POSIX_C_SOURCE 200809L
@@ -56,12 +57,20 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 #include <unistd.h>
 
 /* About 20 to 100 microseconds: longer than the gap between two steps of a model, too short to be seen as a busy core. */
-#define SPIN_ROUNDS 2000
+#define SPIN_ROUNDS 1500
+/* Now and then a spinning thread lets another one have its core: on a crowded machine that may be the one it waits for. */
+#define SPIN_YIELD 64
+/* Most pieces of a thread's share, and fewest units of a piece of a share that is cut. */
+#define PIECES 4
+#define PIECE_UNITS 2
+
+/* Pieces of a share as one word: bits 32..63 the job, 16..31 the number of pieces, 0..15 the next one. */
+typedef _Atomic uint64_t claim_word;
 
 typedef struct {
+    claim_word claims;
     _Atomic uint32_t ticket; /* changes when there is work */
     _Atomic uint32_t asleep;
-    int32_t result;
     int32_t index;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -74,14 +83,20 @@ typedef struct {
 } padded_slot;
 
 struct spc_pool {
-    /* the job: written by the caller before the tickets, read by the workers after them */
+    /* the job: written by the caller before the claims, read by who holds a piece; while one is held the job is not over */
     spc_range_fn fn;
     void *context;
     int32_t units;
-    int32_t active; /* threads taking part; 0 tells the workers to end */
+    int32_t active; /* threads taking part */
+    int32_t pieces; /* of each share */
     int32_t threads;
     pid_t owner;
-    _Alignas(SPC_ALIGNMENT) _Atomic int32_t pending;
+    _Atomic int32_t ending;
+    claim_word *claims[SPC_MAX_THREADS];
+    _Alignas(SPC_ALIGNMENT) claim_word own; /* the caller's share */
+    uint32_t job;
+    _Alignas(SPC_ALIGNMENT) _Atomic int32_t pending; /* pieces that are not computed yet */
+    _Atomic uint64_t failed; /* lowest piece that failed, and its result in the lower half */
     _Atomic uint32_t caller_asleep;
     pthread_mutex_t done_mutex;
     pthread_cond_t done;
@@ -99,6 +114,14 @@ static void relax(void)
 
 size_t spc_pool_bytes(int32_t threads) { return sizeof(spc_pool) + sizeof(padded_slot) * (size_t)(threads - 1); }
 
+static void wait_a_little(int round)
+{
+    if (round % SPIN_YIELD == SPIN_YIELD - 1)
+        sched_yield();
+    else
+        relax();
+}
+
 /* Wait until the slot's ticket differs from `seen`; returns the new one. */
 static uint32_t await_ticket(slot *s, uint32_t seen)
 {
@@ -106,7 +129,7 @@ static uint32_t await_ticket(slot *s, uint32_t seen)
     for (int i = 0; i < SPIN_ROUNDS; i++) {
         now = atomic_load_explicit(&s->ticket, memory_order_acquire);
         if (now != seen) return now;
-        relax();
+        wait_a_little(i);
     }
     pthread_mutex_lock(&s->mutex);
     /* Sequentially consistent with post(): either it sees us asleep, or we see its ticket. */
@@ -127,6 +150,16 @@ static void post(slot *s)
     }
 }
 
+/* The next piece of a share, or -1 when none is left. The job in the word keeps a late thread from taking an old piece. */
+static int32_t claim(claim_word *share)
+{
+    uint64_t word = atomic_load_explicit(share, memory_order_acquire);
+    while ((word & 0xFFFFu) < (word >> 16 & 0xFFFFu))
+        if (atomic_compare_exchange_weak_explicit(share, &word, word + 1, memory_order_acq_rel, memory_order_acquire))
+            return (int32_t)(word & 0xFFFFu);
+    return -1;
+}
+
 static void finish(spc_pool *pool)
 {
     if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_asleep)) {
@@ -140,13 +173,34 @@ static void await_all(spc_pool *pool)
 {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
         if (atomic_load_explicit(&pool->pending, memory_order_acquire) == 0) return;
-        relax();
+        wait_a_little(i);
     }
     pthread_mutex_lock(&pool->done_mutex);
     atomic_store(&pool->caller_asleep, 1u);
     while (atomic_load(&pool->pending) != 0) pthread_cond_wait(&pool->done, &pool->done_mutex);
     atomic_store(&pool->caller_asleep, 0u);
     pthread_mutex_unlock(&pool->done_mutex);
+}
+
+/* Compute what is left of the share of thread `owner`. */
+static void compute(spc_pool *pool, int32_t thread, int32_t owner)
+{
+    for (int32_t piece; (piece = claim(pool->claims[owner])) >= 0;) {
+        int32_t number = owner * pool->pieces + piece, all = pool->active * pool->pieces;
+        int32_t lo = bound(pool->units, number, all), hi = bound(pool->units, number + 1, all);
+        int32_t result = pool->fn(pool->context, thread, lo, hi);
+        if (result != 0) {
+            uint64_t mine = (uint64_t)(uint32_t)number << 32 | (uint32_t)result, lowest = atomic_load(&pool->failed);
+            while (mine >> 32 < lowest >> 32 && !atomic_compare_exchange_weak(&pool->failed, &lowest, mine)) {}
+        }
+        finish(pool);
+    }
+}
+
+/* The thread's own share first, then those of the others. */
+static void compute_all(spc_pool *pool, int32_t thread)
+{
+    for (int32_t t = 0; t < pool->threads; t++) compute(pool, thread, (thread + t) % pool->threads);
 }
 
 static void *work(void *argument)
@@ -156,10 +210,8 @@ static void *work(void *argument)
     uint32_t seen = 0;
     for (;;) {
         seen = await_ticket(s, seen);
-        int32_t n = pool->active;
-        if (n == 0) return NULL;
-        s->result = pool->fn(pool->context, s->index, bound(pool->units, s->index, n), bound(pool->units, s->index + 1, n));
-        finish(pool);
+        if (atomic_load(&pool->ending)) return NULL;
+        compute_all(pool, s->index);
     }
 }
 
@@ -184,6 +236,7 @@ int32_t spc_pool_start(spc_pool **result, int32_t threads, void *memory)
     memset(pool, 0, spc_pool_bytes(threads));
     pool->threads = 1;
     pool->owner = getpid();
+    pool->claims[0] = &pool->own;
     *result = NULL;
     if (pthread_mutex_init(&pool->done_mutex, NULL) != 0) return SPC_E_THREADS;
     if (pthread_cond_init(&pool->done, NULL) != 0) {
@@ -199,6 +252,7 @@ int32_t spc_pool_start(spc_pool **result, int32_t threads, void *memory)
         slot *s = &pool->slots[t - 1].body;
         s->pool = pool;
         s->index = t;
+        pool->claims[t] = &s->claims;
         status = start_worker(s);
         if (status == SPC_OK) pool->threads = t + 1;
     }
@@ -216,7 +270,7 @@ int spc_pool_alive(const spc_pool *pool) { return pool != NULL && pool->owner ==
 void spc_pool_stop(spc_pool *pool)
 {
     if (!spc_pool_alive(pool)) return; /* after fork the threads, their mutexes and conditions are the parent's */
-    pool->active = 0;
+    atomic_store(&pool->ending, 1);
     for (int32_t t = 1; t < pool->threads; t++) {
         slot *s = &pool->slots[t - 1].body;
         post(s);
@@ -236,16 +290,22 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
     if (n > units) n = units;
     if (n <= 1) return fn(context, 0, 0, units);
 
+    int32_t pieces = units / n / PIECE_UNITS;
+    pieces = pieces < 1 ? 1 : pieces > PIECES ? PIECES : pieces;
     pool->fn = fn;
     pool->context = context;
     pool->units = units;
     pool->active = n;
-    atomic_store(&pool->pending, n - 1);
+    pool->pieces = pieces;
+    atomic_store_explicit(&pool->failed, UINT64_MAX, memory_order_relaxed);
+    atomic_store(&pool->pending, n * pieces);
+    uint64_t word = (uint64_t)++pool->job << 32 | (uint64_t)pieces << 16;
+    for (int32_t t = 0; t < n; t++) atomic_store_explicit(pool->claims[t], word, memory_order_release);
     for (int32_t t = 1; t < n; t++) post(&pool->slots[t - 1].body);
-    int32_t result = fn(context, 0, 0, bound(units, 1, n));
+    compute_all(pool, 0);
     await_all(pool);
-    for (int32_t t = 1; t < n && result == 0; t++) result = pool->slots[t - 1].body.result;
-    return result;
+    uint64_t failed = atomic_load(&pool->failed);
+    return failed == UINT64_MAX ? 0 : (int32_t)(uint32_t)failed;
 }
 
 #endif
