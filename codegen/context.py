@@ -76,6 +76,18 @@ def same_memory(shape: Sequence[int]) -> bool:
     return len(shape) < 3 or shape[1] == 1 or int(np.prod(shape[2:], dtype=np.int64)) == 1
 
 
+@dataclass(frozen=True)
+class State:
+    """A state of a Lowering (`Lowering.save`)."""
+
+    buffers: list[Buffer]
+    steps: list[Step]
+    tensors: dict[tuple[ir.Value, Layout], Tensor]
+    native: dict[ir.Value, Layout]
+    consts: Interned[Tensor]
+    names: dict[str, int]
+
+
 class Lowering:
     """State of one lowering: what rules read values from, allocate buffers with and append steps to."""
 
@@ -118,6 +130,27 @@ class Lowering:
             return None
         tensor = value.const_value
         return None if tensor is None else np.asarray(tensor.numpy())
+
+    # --- trying ---
+
+    def save(self) -> State:
+        """What `restore` needs to undo, or to redo, everything that rules do from here on."""
+        return State(
+            list(self.program.buffers), list(self.program.steps), dict(self._tensors), dict(self._native),
+            self._consts.copy(), dict(self._names),
+        )  # fmt: skip
+
+    def restore(self, state: State) -> None:
+        """Go to a saved state."""
+        self.program.buffers[:], self.program.steps[:] = state.buffers, state.steps
+        self._tensors, self._native = dict(state.tensors), dict(state.native)
+        self._consts, self._names = state.consts.copy(), dict(state.names)
+
+    def rename(self, old: ir.Value, new: ir.Value) -> None:
+        """What was made as `old` is `new`."""
+        self._native[new] = self._native.pop(old)
+        for key in [key for key in self._tensors if key[0] is old]:
+            self._tensors[(new, key[1])] = self._tensors.pop(key)
 
     # --- reading ---
 

@@ -32,6 +32,12 @@ class Interned(Generic[T]):
         flat = _bytes(array)
         self._known.setdefault(_key(flat, kind), []).append((flat, stored))
 
+    def copy(self) -> Interned[T]:
+        """A copy that later additions to either do not touch."""
+        made: Interned[T] = Interned()
+        made._known = {key: list(entries) for key, entries in self._known.items()}
+        return made
+
 
 def _bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from sparsec.codegen.choice import Chooser, Policy
 from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels.table import choice_of, rules_for
@@ -16,11 +17,19 @@ from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
 
 
-def lower(model: ir.Model, target: Target, name: str, layouts: Mapping[ir.Node, Layout] | None = None) -> Program:
+def lower(
+    model: ir.Model,
+    target: Target,
+    name: str,
+    policy: Policy | None = None,
+    layouts: Mapping[ir.Node, Layout] | None = None,
+) -> Program:
     """Lower a model whose shapes are all static to a Program for `target`.
 
-    `layouts` says in which layout nodes compute that have the choice; left out, it is planned (layouts.py).
-    Raises ShapeError for a shape that is not static, UnsupportedOpError listing every node no rule takes.
+    `policy` says how to choose among kernels. `layouts` says in which layout nodes compute that have the choice; left out, it is
+    planned (layouts.py).
+    Raises ShapeError for a shape that is not static, UnsupportedOpError listing every node no rule takes, TargetError for tuning
+    a target that this machine cannot run.
     """
     low = Lowering(model, target, name)
     graph = model.graph
@@ -33,6 +42,7 @@ def lower(model: ir.Model, target: Target, name: str, layouts: Mapping[ir.Node, 
         low.program.inputs.append(IoInfo(value.name or f"input{index}", dtype, shape))
         low.bind(value, Tensor(buffer, dtype, shape))
 
+    chooser = Chooser(low, policy or Policy())
     blocked = [
         f"input '{value.name}': {reason}"
         for value in graph.inputs
@@ -44,13 +54,8 @@ def lower(model: ir.Model, target: Target, name: str, layouts: Mapping[ir.Node, 
         if node in low.deferred:
             continue
         odd = _odd_type([*node.inputs, *node.outputs])
-        refusals = [] if odd is None else [odd]
-        for rule in rules_for(node) if odd is None else ():
-            refusal = rule(node, low)
-            if refusal is None:
-                break
-            refusals.append(refusal.reason)
-        else:
+        refusals = chooser.lower(node, rules_for(node)) if odd is None else [odd]
+        if refusals is not None:
             version = model.opset_imports.get(node.domain or "")
             why = "; ".join(refusals) or "no kernel for this op"
             blocked.append(f"{node.domain or 'ai.onnx'}::{node.op_type} (opset {version}) node '{node.name}': {why}")

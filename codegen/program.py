@@ -104,6 +104,36 @@ class IoInfo:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Option:
+    """One way to compute a node that was compared: what it is, seconds predicted and measured (None: not measured)."""
+
+    label: str
+    predicted: float
+    measured: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What decides."""
+        return self.predicted if self.measured is None else self.measured
+
+    def __str__(self) -> str:
+        if self.measured is None:
+            return f"{self.label} {1e3 * self.predicted:.3g} ms predicted"
+        return f"{self.label} {1e3 * self.measured:.3g} ms measured ({1e3 * self.predicted:.3g} predicted)"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was compared for a node, the winner first. decoded: its weight was decoded at compile time."""
+
+    options: tuple[Option, ...]
+    decoded: bool = False
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.options))
+
+
 @dataclass(eq=False)
 class Program:
     """A model lowered for one target."""
@@ -114,3 +144,5 @@ class Program:
     outputs: list[IoInfo] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    """Node name -> which ways to compute it were compared, and how long each takes (choice.py)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from sparsec import errors
+from sparsec.cache import digest, load, source_digest, store
 
 _CODEGEN = Path(__file__).parent
 _PACKAGE = Path(errors.__file__).parent
@@ -20,11 +20,20 @@ _ALWAYS = ("sparsec.codegen.tvm_adapter", "sparsec.codegen.program")
 @cache
 def family_digest(family: str) -> str:
     """Hash of the sources behind one kernel family (codegen/kernels/<family>.py)."""
-    digest = hashlib.sha256()
-    for path in family_sources(family):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    # Reading imports takes a third of a second: what was found for the very same sources is kept.
+    key = digest(family, _all_sources())
+    found = load("sources", key)
+    if found is not None:
+        return str(found[0]["digest"])
+    made = source_digest(*family_sources(family))[:16]
+    store("sources", key, {"digest": made}, {})
+    return made
+
+
+@cache
+def _all_sources() -> str:
+    files = [*_CODEGEN.rglob("*.py"), *(path for path in _PACKAGE.rglob("*.py") if _CODEGEN not in path.parents)]
+    return digest(*(part for path in sorted(files) for part in (str(path.relative_to(path.anchor)), path.read_bytes())))
 
 
 def family_sources(family: str) -> list[Path]:

@@ -41,7 +41,7 @@ class Job:
             names = tuple(choice.weight.name for choice in self.choices if choice.rule_index == index)
             if names:
                 rules.append(rule.model_copy(update={"targets": names, "ignore": (), "optional": False}))
-        return Recipe(rules=tuple(rules), min_elements=0).to_yaml()
+        return Recipe(rules=tuple(rules), min_elements=0, keep=self.recipe.keep).to_yaml()
 
 
 class _JobPass(ir.passes.InPlacePass):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec import samples
+from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
 from sparsec.emulate import why_not_runnable
@@ -119,6 +120,8 @@ def compile(
     input_values: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     threads: int = 1,
+    keep: str | None = None,
+    tune: bool = False,
     verify: bool = True,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -131,6 +134,10 @@ def compile(
         target: `cpu` (this machine), a name that `sparsec targets` lists, or a triple such as `aarch64-linux-gnu`.
         recipe: as for `compress`; None keeps every weight fp32.
         threads: of `run` and `benchmark` (the compiled code itself takes any number).
+        keep: "speed" decodes a coded weight to float32 where the dense product is faster, "size" never; None: as the
+            recipe says (`keep`, by default size).
+        tune: measure every kernel that can compute a product and take the fastest, instead of predicting; the target must
+            be this machine. Times are cached.
         verify: compare with onnxruntime; for another machine's target this needs an emulator (qemu-user).
         jobs: kernel compilers at once; None: one per core.
         progress: called with (stage, done, total, detail).
@@ -145,10 +152,10 @@ def compile(
     """
     machine = resolve_target(target)
     source = load_model(model, example_inputs, input_shapes, input_values)
-    compressed = compress_graph(
-        source, load_recipe(recipe), debug_dump=debug_dump, progress=_named(progress, "compress")
-    )
-    program = lower(compressed.model, machine, c_name(name or default_name(model)))
+    chosen = load_recipe(recipe)
+    policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
+    compressed = compress_graph(source, chosen, debug_dump=debug_dump, progress=_named(progress, "compress"))
+    program = lower(compressed.model, machine, c_name(name or default_name(model)), policy)
     built = build(program, jobs, progress)
     report = Report(
         program.name,

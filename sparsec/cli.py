@@ -74,6 +74,15 @@ Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of the program and of onnxruntime.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Kernel compilers at once [default: all cores].")]
 TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="size|speed",
+        help="speed: decode weights now where the dense product is faster [recipe's: size].",
+    ),
+]
+Tune = Annotated[bool, typer.Option("--tune", help="Measure the kernels that can compute a product; take the fastest.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with onnxruntime.")]
 NoCache = Annotated[
     bool,
@@ -149,6 +158,8 @@ def compile(
     no_cache: NoCache = False,
     jobs: Jobs = None,
     threads: Threads = 1,
+    keep: Keep = None,
+    tune: Tune = False,
     debug_dump: Dump = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -168,6 +179,8 @@ def compile(
             input_values=parse_values(input_values),
             inputs=inputs,
             threads=threads,
+            keep=keep,
+            tune=tune,
             verify=not no_verify,
             jobs=jobs,
             progress=progress,
@@ -187,6 +200,9 @@ def inspect(
     target: TargetOption = "cpu",
     input_shapes: Shapes = None,
     input_values: Values = None,
+    threads: Threads = 1,
+    keep: Keep = None,
+    tune: Tune = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -199,6 +215,9 @@ def inspect(
         recipe=recipe,
         input_shapes=parse_shapes(input_shapes),
         input_values=parse_values(input_values),
+        keep=keep,
+        tune=tune,
+        threads=threads,
     )
     _print(found.to_json(), lambda: found.show(why=why))
 
@@ -244,6 +263,8 @@ def bench(
     input_values: Values = None,
     inputs: Inputs = None,
     threads: Threads = 1,
+    keep: Keep = None,
+    tune: Tune = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Time to spend.")] = 5.0,
     jobs: Jobs = None,
     no_cache: NoCache = False,
@@ -264,6 +285,8 @@ def bench(
             input_values=parse_values(input_values),
             inputs=inputs,
             threads=threads,
+            keep=keep,
+            tune=tune,
             jobs=jobs,
             progress=progress,
         )

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from sparsec import samples
 from sparsec.api import load, readers_of
+from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
 from sparsec.errors import BundleError, ShapeError, UnsupportedOpError
 from sparsec.frontend import load_model
@@ -83,8 +84,12 @@ def inspect(
     recipe: Any = None,
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
+    keep: str | None = None,
+    tune: bool = False,
+    threads: int = 1,
 ) -> Inspection:
-    """Look at an ONNX file or a bundle folder; an ONNX file is taken through passes and lowering, nothing is compiled.
+    """Look at an ONNX file or a bundle folder; an ONNX file is taken through passes and lowering, nothing is compiled
+    but kernels that `tune` measures; `keep`, `tune` and `threads` are those of `compile`.
 
     Raises:
         ModelError, BundleError: not a model, not a bundle.
@@ -105,13 +110,15 @@ def inspect(
     )
     try:
         source = load_model(path, None, input_shapes, input_values)
-        compressed = compress_graph(source, load_recipe(recipe))
+        chosen = load_recipe(recipe)
+        policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
+        compressed = compress_graph(source, chosen)
     except (ShapeError, UnsupportedOpError) as error:
         result.problems.append(str(error))
         return result
     result.passes = compressed.passes
     try:
-        program = lower(compressed.model, machine, "model")
+        program = lower(compressed.model, machine, "model", policy)
     except UnsupportedOpError as error:
         result.problems.append(str(error))
         program = None

@@ -102,6 +102,8 @@ class Recipe(_Strict):
     rules: tuple[Rule, ...] = ()
     ignore: tuple[str, ...] = ()
     min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
+    keep: Literal["size", "speed"] = "size"
+    """speed: a compiler decodes a weight to float32 where the dense product is faster; size: never."""
 
     @field_validator("ignore", mode="before")
     @classmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from sparsec.tables import Table
@@ -32,6 +33,8 @@ class LayerRow:
 
     record: LayerRecord
     kernel: str = ""
+    choice: str = ""
+    """The kernels that were compared, the chosen one first, with their times; empty where none were."""
 
     def to_json(self) -> dict[str, Any]:
         r = self.record
@@ -48,6 +51,7 @@ class LayerRow:
             "nmse": rounded(r.nmse),
             "kernel": self.kernel,
             "reason": r.reason,
+            **({"choice": self.choice} if self.choice else {}),
         }
 
     @classmethod
@@ -62,6 +66,7 @@ class LayerRow:
                 activations=data["activations"].replace("fp32", ""),
             ),
             data["kernel"],
+            data.get("choice", ""),
         )  # fmt: skip
 
 
@@ -140,7 +145,7 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
             r.name, r.op, "x".join(map(str, r.shape)), scheme, f"{100 * r.zeros:.1f}", f"{r.bits_per_weight:.2f}",
             f"{r.nbytes / 1000:.1f}", f"{r.nmse:.2g}",
         ]  # fmt: skip
-        last = [row.kernel, r.reason] if why else [row.kernel if plain or not r.reason else r.reason]
+        last = [row.kernel, r.reason or row.choice] if why else [row.kernel if plain or not r.reason else r.reason]
         rows.append((*cells, *last))
     return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, 8, 9}))
 
@@ -173,8 +178,15 @@ def layer_rows(
             families.setdefault(step.node, []).append(step.spec.family)
     rows = []
     for record in layers:
-        names = [family for node in readers.get(record.name, (record.node,)) for family in families.get(node, [])]
-        rows.append(LayerRow(record, "+".join(dict.fromkeys(names))))
+        nodes = list(readers.get(record.name, (record.node,)))
+        names = [family for node in nodes for family in families.get(node, [])]
+        decisions = [program.decisions[node] for node in nodes if node in program.decisions]
+        choice = " | ".join(map(str, decisions))
+        if decisions and all(decision.decoded for decision in decisions):
+            size = math.prod(record.shape)
+            reason = f"{record.scheme} decoded at compile time, which is faster: {choice}"
+            record = replace(record, scheme="fp32", reason=reason, bits_per_weight=32.0, nbytes=4 * size)
+        rows.append(LayerRow(record, "+".join(dict.fromkeys(names)), choice))
     return rows
 
 
