@@ -21,8 +21,8 @@ def lower(
     model: ir.Model,
     target: Target,
     name: str,
-    policy: Policy | None = None,
     layouts: Mapping[ir.Node, Layout] | None = None,
+    policy: Policy | None = None,
 ) -> Program:
     """Lower a model whose shapes are all static to a Program for `target`.
 

@@ -155,7 +155,7 @@ def compile(
     chosen = load_recipe(recipe)
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
     compressed = compress_graph(source, chosen, debug_dump=debug_dump, progress=_named(progress, "compress"))
-    program = lower(compressed.model, machine, c_name(name or default_name(model)), policy)
+    program = lower(compressed.model, machine, c_name(name or default_name(model)), policy=policy)
     built = build(program, jobs, progress)
     report = Report(
         program.name,

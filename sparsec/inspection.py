@@ -118,7 +118,7 @@ def inspect(
         return result
     result.passes = compressed.passes
     try:
-        program = lower(compressed.model, machine, "model", policy)
+        program = lower(compressed.model, machine, "model", policy=policy)
     except UnsupportedOpError as error:
         result.problems.append(str(error))
         program = None
