@@ -93,7 +93,8 @@ def cpu_count() -> int:
 def cpu_name() -> str:
     """The processor as the system calls it."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        facts = dict(tuple(map(str.strip, line.split(":", 1))) for line in file if ":" in line)
+        pairs = [line.partition(":") for line in file]
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
     return facts.get("model name") or " ".join(facts.get(k, "?") for k in ("CPU implementer", "CPU part"))
 
 

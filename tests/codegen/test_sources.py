@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from sparsec.codegen.sources import family_digest, family_sources
+from sparsec.codegen.sources import _all_sources, family_digest, family_sources
 
 
 def names(family: str) -> set[str]:
     return {"/".join(path.parts[-2:]) for path in family_sources(family)}
+
+
+def forget() -> None:
+    """What this process has read of the sources."""
+    family_digest.cache_clear()
+    _all_sources.cache_clear()
 
 
 def test_a_family_depends_on_what_it_imports() -> None:
@@ -32,8 +38,8 @@ def test_digest_follows_every_source(family: str, monkeypatch: pytest.MonkeyPatc
     original = Path.read_bytes
     for source in family_sources(family):
         monkeypatch.setattr(Path, "read_bytes", lambda p, s=source: original(p) + (b"#" if p == s else b""))
-        family_digest.cache_clear()
+        forget()
         assert family_digest(family) != before, source
     monkeypatch.undo()
-    family_digest.cache_clear()
+    forget()
     assert family_digest(family) == before
