@@ -115,7 +115,6 @@ def digest(*parts: str | bytes | Array) -> str:
     return made.hexdigest()
 
 
-@cache
 def source_digest(*files: Path) -> str:
     """Hash of source files, for keys of what they make."""
     return digest(*(part for path in sorted(files) for part in (path.name, path.read_bytes())))
