@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernels.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
     kernels.add_argument("--rounds", type=int, default=9)
-    kernels.add_argument("--roof", type=Path, metavar="FILE", help="JSON of `bench roof`, for the share of roof")
+    kernels.add_argument(
+        "--roof", type=Path, metavar="FILE", help="JSON of `bench roof` (default: this machine's cached rates)"
+    )
 
     models = command("models", "time whole models against the rivals")
     models.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")

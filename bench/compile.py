@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.interleave import ROOT
+from bench.environments import ROOT
 from bench.output import markdown, write_json
 from bench.zoo import ZooModel, get
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.interleave import ROOT
+from bench.environments import ROOT
 from bench.output import markdown, write_json
 
 RUNTIME_LIMIT = 64 * 1024

@@ -27,10 +27,10 @@ def prepare(job: Job) -> Prepared:
         return Prepared(run, layers=job["layers"], stored=stored)
     if job["kind"] == "model":
         source = Path(job["onnx"])
-        path = {"fp32": lambda: source, "int8-dynamic": lambda: _dynamic(source), "int8-static": lambda: _static(job)}
-        if job["variant"] not in path:
+        files = {"fp32": lambda: source, "int8-dynamic": lambda: _dynamic(source), "int8-static": lambda: _static(job)}
+        if job["variant"] not in files:
             raise CannotError(f"no variant {job['variant']}")
-        return Prepared(_runner(path[job["variant"]](), job["threads"], dict(np.load(job["inputs"]))))
+        return Prepared(_runner(files[job["variant"]](), job["threads"], dict(np.load(job["inputs"]))))
     raise CannotError(f"no jobs of kind {job['kind']}")
 
 
