@@ -264,10 +264,15 @@ class _Decoder:
                 part = part & k.i32((1 << bits) - 1, lanes)
             start = part * k.i32(dim, lanes) + k.i32(stage * dim << bits, lanes)
             start = bind(k, start if base is None else start + base)
-            for e in range(dim):
-                entry = gather(book, start + k.i32(e, lanes))
+            for e, entry in enumerate(self._entries(book, start)):
                 values[e] = entry if values[e] is None else values[e] + entry
         return values
+
+    def _entries(self, book: Any, start: Any) -> list[Any]:
+        """The `dim` vectors of the entries that begin at `start` (one a lane): loaded whole and transposed, which beats gathers."""
+        T, k, lanes, dim = self.T, self.k, self.lanes, self.dim
+        rows = [T.bind(k.load(book, T.Shuffle([start], [T.int32(lane)]), dim)) for lane in range(lanes)]
+        return [T.Shuffle(rows, [T.int32(lane * dim + e) for lane in range(lanes)]) for e in range(dim)]
 
     def _table_start(self, unit: Any, lane0: int) -> Any:
         """int32 vector: where the table of each lane begins; None when there is one table."""
