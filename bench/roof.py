@@ -24,7 +24,7 @@ def rows(found: Machine) -> list[list[str]]:
     """The table: read bandwidth of each level, then peaks of multiply-adds."""
     table = []
     for level in found.levels:
-        size = f"{level.size // 2 // 1024} KB" if level.size else "beyond the caches"
+        size = f"within {level.size // 1024} KB" if level.size else "beyond the caches"
         table.append([f"read {level.name}", size, *_pair(level.read.one, level.read.all, 1e9), "GB/s"])
     table.append(["multiply-add fp32", "registers", *_pair(found.fma.one, found.fma.all, 1e9), "GFLOP/s"])
     table.append(["multiply-add int8", "registers", *_pair(found.int8.one, found.int8.all, 1e9), "GOP/s"])

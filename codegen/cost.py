@@ -3,7 +3,7 @@
 A step reads and writes its arguments, does floating-point operations and, where its weights are coded, decodes weights.
 Arithmetic and memory overlap, so the slower of the two counts; decoding competes with arithmetic for the same units and
 adds to it. The rates are the machine's (machine.py); what a kernel family reaches of them is in `_SHARE` and `_DECODE`, fitted
-to measurements of those kernels (docs/benchmarks.md): good to about a factor of 1.5, enough to tell winners from losers.
+to measurements of those kernels: good to about a factor of two, enough to tell clear winners from losers. Tuning measures.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sparsec.target import Target
 
 __all__ = ["Work", "predict", "step_seconds", "work"]
 
-_SHARE = {"gemm": 0.75, "spmm": 0.45, "gemv": 0.5}
+_SHARE = {"dense": 0.85, "direct": 0.6, "gemm": 0.8, "gemv": 0.5, "spmm": 0.4}
 """Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
 _OTHER_SHARE = 0.1
-_DECODE = {"dense": 6.0, "strip": 10.0, "element": 40.0}
+_DECODE = {"dense": 10.0, "strip": 30.0, "element": 110.0}
 """Floating-point operations that one decoded weight is worth, by how its positions are stored (panels.py)."""
 _CALL_S = 3e-7
 """A kernel call costs this much before it does anything."""

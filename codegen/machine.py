@@ -148,11 +148,15 @@ def measure(seconds: float = _SECONDS, rounds: int = _ROUNDS) -> Machine:
         return Rate(one, max(one, *(_together(work, threads) for _ in range(rounds))))
 
     caches = cache_sizes()
-    levels = []
+    levels, before = [], 0
     for name, size in caches:
-        private = name != f"L{len(caches)}"  # each thread fills half of its own cache, or its share of the common one
-        nbytes = max(512, size // 2 // 512 * 512)
-        levels.append(Level(name, size, best(_reader(library, wide, nbytes, threads, seconds, private))))
+        # Each thread reads a buffer of its own: half of its cache, or its part of half of the last one, which all share (with
+        # others of the machine too, so four times the cache before it is enough).
+        shared = name == f"L{len(caches)}"
+        nbytes = size // 2 if not shared or not before else min(size // 2 // threads, 4 * before)
+        before = size
+        nbytes = max(512, nbytes // 512 * 512)
+        levels.append(Level(name, size, best(_reader(library, wide, nbytes, threads, seconds, True))))
     memory = min(_LARGEST_BUFFER, max(64 << 20, 4 * max(size for _, size in caches)))
     levels.append(Level("memory", 0, best(_reader(library, wide, memory, threads, seconds, False))))
     return Machine(

@@ -63,6 +63,6 @@ def test_nominal_machines_are_ordered_like_real_ones(name: str) -> None:
 
 def test_roof_table_and_json() -> None:
     table = rows(TOY)
-    assert table[0] == ["read L1", "0 KB", "0.0", "0.0", "GB/s"]
+    assert table[0] == ["read L1", "within 0 KB", "0.0", "0.0", "GB/s"]
     assert [row[0] for row in table] == ["read L1", "read L3", "read memory", "multiply-add fp32", "multiply-add int8"]
     assert results(TOY)["roof"]["fma"] == {"one": 100, "all": 400}
