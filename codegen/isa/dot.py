@@ -110,10 +110,11 @@ class ByteDot:
         )
 
 
-def pack_table(target: Target) -> np.ndarray[Any, Any]:
-    """uint8 [256, 8]: for each byte of mask bits what `pack_bytes` needs to bring the chosen ones of 8 bytes together."""
+def pack_table(target: Target, *, lanes: bool = False) -> np.ndarray[Any, Any]:
+    """uint8 [256, 8]: for each byte of mask bits what `pack_bytes` (or `pack_lanes`) needs to bring the chosen ones of 8
+    together."""
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
-    if target.arch == "x86_64":
+    if target.arch == "x86_64" and not lanes:
         return (bits * 255).astype(np.uint8)
     table = np.full((256, 8), 255, np.uint8)  # tbl gives 0 for an index out of range
     for row, chosen in zip(table, bits, strict=True):
@@ -132,3 +133,9 @@ def pack_bytes(k: Any, eight: Any, control: Any) -> Any:
         return T.reinterpret("int8x8", packed)
     wide = T.Shuffle([eight, eight], [T.int32(i) for i in range(16)])
     return T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.tbl1", wide, T.reinterpret("int8x8", control))
+
+
+def pack_lanes(k: Any, eight: Any, control: Any) -> Any:
+    """The chosen lanes of `eight` (int32x8) side by side, the rest unspecified (x86); `control`: a row of `pack_table`."""
+    places = k.T.Cast("int32x8", control)
+    return k.T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.permd", eight, places)

@@ -1,17 +1,17 @@
 """Products with few rows of activations and compressed weights, in int8: act(x[M, K] . W^T + bias + residual), M small.
 
-The activations are quantised first, by every thread for itself (K steps against N * K of the product): int8 with one scale
-per row, or per row and block of inputs, as the node's `activations` says (see sparsec/ops.py). Then each tile of R outputs
-streams its codes once: bytes are looked up or masked, multiplied by four broadcast inputs a lane, and summed in int32 over
-a block, then scaled into float32 (byte_weights.py has the layout). For strips of a sparse weight the activations are first
-packed by the strip's bitmap, so that what is not stored costs nothing.
+The activations are rounded first, a block of rows by every thread that works on it (gemv_inputs.py): int8 with one scale per
+row, or per row and block of inputs, as the node's `activations` says (see sparsec/int8.py). Then each tile of R outputs streams
+its codes: bytes are looked up or masked, multiplied by four broadcast inputs a lane, and summed in int32 over a block, then
+scaled into float32 (byte_weights.py has the layout). For strips of a sparse weight the activations are packed by the strip's
+bitmap, so that what is not stored costs nothing.
 
-A unit is a tile.
+A unit is a tile of one block of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from math import ceil, prod
 from operator import mul
@@ -24,18 +24,13 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import byte_weights
-from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
+from sparsec.codegen.kernels import byte_weights, gemv_inputs
+from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, unpack
-from sparsec.int8 import ACTIVATION_MAX, activation_group
+from sparsec.int8 import activation_group
 from sparsec.op_view import view
 from sparsec.target import Target
-
-# Rows of activations that share one pass over the codes: their accumulators stay in registers.
-_ROWS_AT_ONCE = 4
-# Inputs of one unrolled step.
-_STEP = 32
 
 
 def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -60,7 +55,8 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     packed = byte_weights.pack(unpacked, low.target, x_group, label)
     ins = [low.get(op.x), *(low.const(array, name) for name, array in packed.arrays)]
     if packed.params["sparse"]:
-        ins.append(low.const(dot.pack_table(low.target).reshape(-1), "pack_bytes"))
+        table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
+        ins.append(low.const(table, "pack_bytes"))
     if (bias := low.constant(op.bias)) is not None:
         padded = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
         padded[: op.rows] = np.broadcast_to(bias.reshape(-1), (op.rows,))
@@ -76,12 +72,6 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     return None
 
 
-def _padded(k: int, p: Mapping[str, Any]) -> int:
-    """Bytes of one row of quantised activations: whole blocks and whole steps of the packing."""
-    unit: int = max(p["block"], _STEP)
-    return ceil(k / unit) * unit
-
-
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: x, the weight's arrays, pack table?, bias?, residual?; out: y; work: quantised activations, scales, sums."""
     w, m = p["w"], p["m"]
@@ -93,16 +83,10 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["residual"]:
         args.append(Arg("residual", "float32", m * w["rows"], "in"))
     args.append(Arg("y", "float32", m * w["rows"], "out"))
-    width = _padded(w["k"], w)
-    blocks = width // w["block"]
-    args.append(Arg("xq", "int8", m * width + 64, "work"))
-    args.append(Arg("xscale", "float32", m * blocks, "work"))
-    args.append(Arg("xsum", "int32", m * blocks, "work"))
-    if w["sparse"]:
-        args.append(Arg("packed", "int8", max(m, 2) * (width + w["block"]) + 64, "work"))
+    args += gemv_inputs.work_arguments(p, target)
     macs = m * w["blocks"] * w["block"] * w["tile"]
     cost = macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=w["tiles"], cost=cost)
+    return Signature(tuple(args), units=ceil(m / rows_of_block(m)) * w["tiles"], cost=cost)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -113,17 +97,11 @@ def build(p: Mapping[str, Any], k: Any) -> None:
 class _Gemv:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.w, self.k, self.T = p, p["w"], k, k.T
-        self.dot = dot.ByteDot(k)
+        self.dot, self.inputs = dot.ByteDot(k), Inputs(p, k)
         self.lanes: int = k.lanes
         self.vectors = self.w["tile"] // k.lanes
-        self.width = _padded(self.w["k"], self.w)
-        self.block: int = self.w["block"]
-        self.blocks = self.width // self.block  # of a row of activations
-        self.grouped = bool(p["x_group"])
-        self.words = ceil(self.w["k"] / 8)  # of a strip's bitmap
-        self.ahead = self.w["sparse"] and p["m"] == 1
-        # strips: signed weights, so that x86 needs the inputs as unsigned bytes
-        self.offset_x = self.w["sparse"] and self.dot.x86
+        self.block, self.blocks = self.inputs.block, self.inputs.blocks
+        self.grouped = self.inputs.grouped
         self.planes = byte_weights.planes(self.w["bits"])
         # 8-bit codes do not fit the 7 bits that byte products allow on x86
         self.split = self.w["bits"] == 8 and self.dot.x86
@@ -131,168 +109,54 @@ class _Gemv:
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
     def write(self) -> None:
-        T, k, p = self.T, self.k, self.p
+        T, k, tiles = self.T, self.k, self.w["tiles"]
         with T.If(k.lo < k.hi), T.Then():
-            with T.serial(0, p["m"]) as row:
-                self._quantise(row)
-            if self.ahead:
-                blocks = k.load(k.arg("starts"), k.lo + 1) - k.load(k.arg("starts"), k.lo)
-                filled = k.local(1, "int32")
-                start = bind(k, self._half(k.lo))
-                k.store(filled, 0, start)
-                with T.serial(0, self.words) as i:
-                    self._pack_word(k.lo, T.int32(0), i, filled)
-                self._fill_up(filled, start + blocks * self.block)
-            with T.serial(k.lo, k.hi) as tile:
-                self._tile(tile)
-
-    # --- activations ---
-
-    def _quantise(self, row: Any) -> None:
-        """xq, xscale, xsum of one row of x."""
-        T, k, w = self.T, self.k, self.w
-        x, xq, start = k.arg("x"), k.arg("xq"), bind(k, row * w["k"])
-        if self.grouped:
-            whole, rest = divmod(w["k"], self.block)
-            with T.serial(0, whole) as g:
-                at = row * self.blocks + g
-                self._block(x, start + g * self.block, self.block, xq, row * self.width + g * self.block, at)
+            whole, rest = divmod(self.p["m"], rows_of_block(self.p["m"]))
+            if whole == 1 and not rest:
+                self._rows_of_block(T.int32(0), rows_of_block(self.p["m"]), k.lo, k.hi)
+                return
+            first, last = bind(k, T.truncdiv(k.lo, tiles)), bind(k, T.truncdiv(k.hi - 1, tiles))
+            with T.serial(first, T.min(last + 1, whole)) as block:
+                lo, hi = T.max(k.lo - block * tiles, 0), T.min(k.hi - block * tiles, tiles)
+                self._rows_of_block(block, rows_of_block(self.p["m"]), bind(k, lo), bind(k, hi))
             if rest:
-                at = row * self.blocks + whole
-                self._block(x, start + whole * self.block, rest, xq, row * self.width + whole * self.block, at)
-            return
-        largest = bind(k, largest_of_run(k, x, start, w["k"]))
-        scale = bind(k, largest * T.float32(1.0 / ACTIVATION_MAX))
-        inverse = bind(k, inverse_scale(k, largest))
-        with T.serial(0, self.blocks) as b:
-            k.store(k.arg("xscale"), row * self.blocks + b, scale)
-            k.store(k.arg("xsum"), row * self.blocks + b, T.int32(0))
-        if w["sparse"]:
-            self._convert(x, start, w["k"], inverse, xq, row * self.width, self.width)
-            return
-        whole, rest = divmod(w["k"], self.block)
-        with T.serial(0, whole) as b:
-            total = self._convert(x, start + b * self.block, self.block, inverse, xq, row * self.width + b * self.block)
-            k.store(k.arg("xsum"), row * self.blocks + b, total)
-        if rest:
-            total = self._convert(
-                x, start + whole * self.block, rest, inverse, xq, row * self.width + whole * self.block, self.block
-            )
-            k.store(k.arg("xsum"), row * self.blocks + whole, total)
+                with T.If(last == whole), T.Then():
+                    lo = T.max(k.lo - whole * tiles, 0)
+                    self._rows_of_block(T.int32(whole), rest, bind(k, lo), bind(k, k.hi - whole * tiles))
 
-    def _block(self, x: Any, source: Any, count: int, xq: Any, dest: Any, at: Any) -> None:
-        """One block of inputs with a scale of its own."""
+    def _rows_of_block(self, block: Any, rows: int, lo: Any, hi: Any) -> None:
+        """Tiles [lo, hi) of one block of rows."""
         T, k = self.T, self.k
-        largest = bind(k, largest_of_run(k, x, source, count))
-        k.store(k.arg("xscale"), at, largest * T.float32(1.0 / ACTIVATION_MAX))
-        inverse = bind(k, inverse_scale(k, largest))
-        k.store(k.arg("xsum"), at, self._convert(x, source, count, inverse, xq, dest, self.block))
-
-    def _convert(self, x: Any, start: Any, count: int, inverse: Any, xq: Any, dest: Any, fill: int = 0) -> Any:
-        """xq[dest:] = round(x[start : start + count] * inverse), zeros up to `fill`; returns the sum of what was written."""
-        T, k, n = self.T, self.k, self.lanes
-        total = k.local(n, "int32")
-        k.store(total, 0, k.i32(0, n), n)
-        offset = self.offset_x
-
-        def one(value: Any, to: Any) -> None:
-            whole = T.Cast(f"int32x{n}", T.nearbyint(value * k.splat(inverse, n)))
-            held = k.local(n, "int32")
-            k.store(held, 0, whole, n)
-            if offset:
-                k.store(held, 0, k.load(held, 0, n) + k.i32(dot.X_OFFSET, n), n)
-            k.store(total, 0, k.load(total, 0, n) + k.load(held, 0, n), n)
-            k.store(xq, to, T.Cast(f"int8x{n}", k.load(held, 0, n)), n)
-
-        if count >= n:
-            with T.serial(0, count // n) as i:
-                one(k.load(x, start + i * n, n), dest + i * n)
-        done = count // n * n
-        if count % n:
-            one(partial_vector(k, x, start + done, count % n), dest + done)
-            done += n
-        if done < fill:
-            zero = T.Cast(f"int8x{n}", k.i32(0, n))
-            with T.serial(0, ceil((fill - done) / n)) as i:
-                k.store(xq, dest + done + i * n, zero, n)
-        return bind(k, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", k.load(total, 0, n)))
-
-    def _pack_strip(self, tile: Any, row: Any, count: Any) -> None:
-        """Bring the inputs the strip stores together, zeros up to whole blocks."""
-        T, k = self.T, self.k
-        base = bind(k, row * (self.width + self.block))
-        filled = k.local(1, "int32")
-        k.store(filled, 0, base)
-        with T.serial(0, self.words) as i:
-            self._pack_word(tile, row, i, filled)
-        self._fill_up(filled, base + count * self.block)
-
-    def _pack_word(self, tile: Any, row: Any, i: Any, filled: Any) -> None:
-        """Eight inputs: those that the strip stores go to `packed` from `filled` on."""
-        T, k = self.T, self.k
-        bits = bind(k, T.Cast("int32", k.load(k.arg("positions"), tile * self.words + i)))
-        control = k.load(k.arg("pack"), bits * 8, 8)
-        eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
-        k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
-        k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
-
-    def _fill_up(self, filled: Any, end: Any) -> None:
-        T, k = self.T, self.k
-        with T.serial(k.load(filled, 0), end) as i:
-            k.store(k.arg("packed"), i, T.int8(0))
-
-    def _each_block(self, tile: Any, count: Any, body: Callable[[Any], None]) -> None:
-        """`body` for every block of the tile. With one row of activations the next strip is packed meanwhile: that keeps the
-        ports of the scalar unit busy, the products those of the vectors."""
-        T, k, w = self.T, self.k, self.w
-        if not self.ahead:
-            with T.serial(0, count) as b:
-                body(b)
-            return
-        each = w["words_a_block"]
-        following = bind(k, T.min(tile + 1, k.hi - 1))
-        start = bind(k, self._half(tile + 1))
-        filled = k.local(1, "int32")
-        k.store(filled, 0, start)
-        both = bind(k, T.min(count, T.int32(self.words // each)))
-        with T.serial(0, both) as b:
-            body(b)
-            for i in range(each):
-                self._pack_word(following, T.int32(0), b * each + i, filled)
-        with T.serial(both, count) as b:
-            body(b)
-        with T.serial(both * each, self.words) as i:
-            self._pack_word(following, T.int32(0), i, filled)
-        blocks = k.load(k.arg("starts"), following + 1) - k.load(k.arg("starts"), following)
-        self._fill_up(filled, start + blocks * self.block)
-
-    def _half(self, tile: Any) -> Any:
-        """Where the packed inputs of a tile start: two tiles take turns."""
-        return (tile % 2) * (self.width + self.block)
+        self.row_base = bind(k, block * rows_of_block(self.p["m"]))
+        with T.serial(0, rows) as row:
+            self.inputs.quantise(self.row_base + row, row)
+        if self.inputs.interleaved:
+            self.inputs.mix(rows)
+        self.inputs.first_ahead()
+        with T.serial(lo, hi) as tile:
+            self._tile(tile, rows)
 
     # --- a tile of outputs ---
 
-    def _tile(self, tile: Any) -> None:
-        T, k, w, m = self.T, self.k, self.w, self.p["m"]
+    def _tile(self, tile: Any, m: int) -> None:
+        T, k, w = self.T, self.k, self.w
         if w["sparse"]:
             first = bind(k, k.load(k.arg("starts"), tile))
             count = bind(k, k.load(k.arg("starts"), tile + 1) - first)
-            if not self.ahead:
-                with T.serial(0, m) as row:
-                    self._pack_strip(tile, row, count)
         else:
             count = w["blocks"] // w["tiles"]
             first = bind(k, tile * count)
-        whole, rest = divmod(m, _ROWS_AT_ONCE)
+        whole, rest = divmod(m, ROWS_AT_ONCE)
         if whole:
             with T.serial(0, whole) as chunk:
-                self._rows(tile, first, count, bind(k, chunk * _ROWS_AT_ONCE), _ROWS_AT_ONCE)
+                self._rows(tile, first, count, bind(k, chunk * ROWS_AT_ONCE), ROWS_AT_ONCE)
         if rest:
-            self._rows(tile, first, count, T.int32(whole * _ROWS_AT_ONCE), rest)
+            self._rows(tile, first, count, T.int32(whole * ROWS_AT_ONCE), rest)
 
     def _rows(self, tile: Any, first: Any, count: Any, row0: Any, rows: int) -> None:
         """`rows` rows of activations, from row0 on, against one tile."""
         T, k, n, w = self.T, self.k, self.lanes, self.w
+        self.inputs.pack(tile, row0, rows, count)
         slots = rows * self.vectors
         total = k.local(slots * n)
         acc = k.local(slots * n, "int32")
@@ -307,7 +171,9 @@ class _Gemv:
             for i in range(slots):
                 k.store(acc, i * n, k.i32(0, n), n)
             # without group scales a dense row is one block, a strip a run of blocks
-            self._each_block(tile, count, lambda b: self._products(first + b, row0, self._start(tile, b), rows, acc))
+            self.inputs.each_block(
+                tile, count, lambda b: self._products(first + b, self._starts(tile, b, row0, rows), acc)
+            )
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
             self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
         else:
@@ -320,19 +186,17 @@ class _Gemv:
                     start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
                     for v in range(self.vectors):
                         k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
-                self._products(first + b, row0, self._start(tile, b), rows, acc)
+                self._products(first + b, self._starts(tile, b, row0, rows), acc)
                 scales = None
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
                 self._scaled(tile, first + b, sums, rows, acc, total, at_end=False, x_scales=scales)
 
-            self._each_block(tile, count, block)
+            self.inputs.each_block(tile, count, block)
         self._finish(tile, row0, rows, total)
 
-    def _start(self, tile: Any, block: Any) -> Any:
-        """Where the inputs of a block lie in their row."""
-        start = block * self.block
-        return start + self._half(tile) if self.ahead else start
+    def _starts(self, tile: Any, block: Any, row0: Any, rows: int) -> list[Any]:
+        return [bind(self.k, self.inputs.start(tile, block, row0, row)) for row in range(rows)]
 
     def _load_table(self, number: Any) -> tuple[Any, Any]:
         k = self.k
@@ -340,27 +204,27 @@ class _Gemv:
         k.store(table, 0, k.load(k.arg("table"), number * self.dot.bytes, self.dot.bytes), self.dot.bytes)
         return table, bind(k, k.load(k.arg("table_scale"), number))
 
-    def _products(self, block: Any, row0: Any, start: Any, rows: int, acc: Any) -> None:
-        """Add the products of one block of the weight (number `block`) to the accumulators; its inputs lie at `start` in their row."""
+    def _products(self, block: Any, starts: list[Any], acc: Any) -> None:
+        """Add the products of one block of the weight (number `block`) to the accumulators; inputs by row at `starts`."""
         T = self.T
-        steps = ceil(self.block / _STEP)
-        if self.block % _STEP == 0 and steps > 2:
+        steps = ceil(self.block / STEP)
+        if self.block % STEP == 0 and steps > 2:
             with T.serial(0, steps) as s:
-                self._step(block, s, row0, start, _STEP // 4, rows, acc)
+                self._step(block, s, starts, STEP // 4, acc)
             return
         for s in range(steps):
-            quads = min(_STEP, self.block - s * _STEP) // 4
-            self._step(block, T.int32(s), row0, start, quads, rows, acc)
+            quads = min(STEP, self.block - s * STEP) // 4
+            self._step(block, T.int32(s), starts, quads, acc)
 
-    def _step(self, block: Any, step: Any, row0: Any, start: Any, quads: int, rows: int, acc: Any) -> None:
+    def _step(self, block: Any, step: Any, starts: list[Any], quads: int, acc: Any) -> None:
         """Up to eight quads: every byte of the planes is loaded once."""
-        T, k, nb = self.T, self.k, self.dot.bytes
-        stride = self.width + self.block if self.w["sparse"] else self.width
-        x0 = [bind(k, (row0 + r) * stride + start + step * _STEP) for r in range(rows)]
+        T, k, nb, rows = self.T, self.k, self.dot.bytes, len(starts)
+        stride = self.inputs.quad_stride
+        x0 = [bind(k, start + step * (STEP // 4 * stride)) for start in starts]
         at = []
         for plane, (width, _) in enumerate(self.planes):
             whole = byte_weights.plane_bytes(self.w, plane) // 4
-            at.append(bind(k, (block * whole + step * (_STEP // 4 * width // 8)) * self.w["tile"] * 4))
+            at.append(bind(k, (block * whole + step * (STEP // 4 * width // 8)) * self.w["tile"] * 4))
         pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
         few = max(8 // self.planes[0][0], 2)  # quads of whole bytes
         if rows == 1 or len(self.planes) > 1 or quads % few or quads == few:
@@ -376,7 +240,7 @@ class _Gemv:
                 bind(k, a + i * (few * width // 8 * self.w["tile"] * 4))
                 for a, (width, _) in zip(at, self.planes, strict=True)
             ]
-            self._quads(bytes_of, [bind(k, x + i * (few * 4)) for x in x0], few, acc, pairs, waits=waits)
+            self._quads(bytes_of, [bind(k, x + i * (few * stride)) for x in x0], few, acc, pairs, waits=waits)
         if waits:
             self._flush(pairs, acc, rows)
 
@@ -390,7 +254,7 @@ class _Gemv:
     def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
         """Products of `quads` quads, codes from `at` (by plane), inputs from `x0` (by row); `waits`: they stay in `pairs`."""
         T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
-        source = k.arg("packed") if self.w["sparse"] else k.arg("xq")
+        source, stride = self.inputs.source, self.inputs.quad_stride
         per_row = self.w["tile"] * 4
         loaded: dict[tuple[int, int, int], Any] = {}
 
@@ -408,7 +272,7 @@ class _Gemv:
 
         held = 0  # products of pairs waiting in 16 bits
         for quad in range(quads):
-            xs = [T.reinterpret("int32", k.load(source, x + quad * 4, 4)) for x in x0]
+            xs = [T.reinterpret("int32", k.load(source, x + quad * stride, 4)) for x in x0]
             for v in range(self.vectors):
                 weights = codes(quad, v)
                 if self.w["kind"] == "table":
@@ -420,7 +284,7 @@ class _Gemv:
                 for r in range(len(x0)):
                     slot = r * self.vectors + v
                     if self.split:
-                        self._wide(acc, slot, weights, source, x0[r] + quad * 4)
+                        self._wide(acc, slot, weights, source, x0[r] + quad * stride)
                     elif pairs is None:
                         x = self.dot.broadcast(xs[r])
                         sums = self.dot.dot(k.load(acc, slot * n, n), weights, x, signed_weights=self.w["sparse"])
@@ -494,7 +358,7 @@ class _Gemv:
                 if w["scales"] == "tensor":
                     common.append(k.load(k.arg("scales"), 0))
                 scale = None if self.grouped else k.load(k.arg("xscale"), (row0 + r) * self.blocks)
-                if scale is not None and not self.offset_x:
+                if scale is not None and not self.inputs.offset:
                     common.append(scale)
                 factor = bind(k, reduce(mul, common)) if common else None
                 for v in range(self.vectors):
@@ -505,12 +369,12 @@ class _Gemv:
                             value = value * k.load(k.arg("scales"), tile * w["tile"] + at, width)
                         if factor is not None:
                             value = value * k.splat(factor, width)
-                        if self.offset_x:
+                        if self.inputs.offset:
                             sums = k.load(k.arg("row_sums"), tile * w["tile"] + at, width)
                             value = (value - sums * k.f32(dot.X_OFFSET, width)) * k.splat(scale, width)
                         if p["bias"]:
                             value = value + k.load(k.arg("bias"), tile * w["tile"] + at, width)
-                        to = (row0 + r) * w["rows"] + tile * w["tile"] + at
+                        to = (self.row_base + row0 + r) * w["rows"] + tile * w["tile"] + at
                         if p["residual"]:
                             value = value + k.load(k.arg("residual"), to, width)
                         k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)

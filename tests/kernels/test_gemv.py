@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsec import int8, ops
-from sparsec.codegen.isa import dot
-from sparsec.codegen.kernels import byte_weights, gemv
+from sparsec.codegen.kernels import byte_weights, gemv, gemv_inputs
 from sparsec.formats import EncodedWeight, Scheme, decode, encode, unpack
 from sparsec.target import NAMED, Target, host_target
 from tests.kernels.harness import run_kernel
@@ -60,9 +59,9 @@ def check(
     bias = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
     bias[:n] = rng.normal(size=n)
     ins = [x, *(array for _, array in packed.arrays)]
-    if packed.params["sparse"]:
-        ins.append(dot.pack_table(target).reshape(-1))
     p = {"m": m, "w": packed.params, "x_group": x_group, "bias": True, "residual": True, "act": act, "act_params": []}
+    if packed.params["sparse"]:
+        ins.append(gemv_inputs.pack_table(p, target))
     (out,) = run_kernel("gemv", p, [*ins, bias, residual], target=target)
     wanted = int8.quantised(x, x_group).astype(np.float64) @ rounded(weight).T.astype(np.float64) + bias[:n] + residual
     wanted = np.maximum(wanted, 0) if act == "relu" else wanted
@@ -75,7 +74,7 @@ def test_scheme(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(1, 1, 4), (5, 131, 193), (9, 33, 1031)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 4), (5, 131, 193), (9, 33, 1031), (37, 50, 67)], ids=str)
 @pytest.mark.parametrize("text", DENSE + STRIPS)
 @pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "arm"])
 def test_sizes_and_targets(name: str, text: str, size: tuple[int, int, int]) -> None:
@@ -118,9 +117,9 @@ def test_largest_products_do_not_overflow() -> None:
         weight = encode(matrix, scheme, mask=mask)
         packed = byte_weights.pack(unpack(weight), target, 0, "w")
         ins = [signs.astype(np.float32).reshape(1, -1), *(a for _, a in packed.arrays)]
-        if packed.params["sparse"]:
-            ins.append(dot.pack_table(target).reshape(-1))
         p = {"m": 1, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+        if packed.params["sparse"]:
+            ins.append(gemv_inputs.pack_table(p, target))
         (out,) = run_kernel("gemv", p, ins, target=target)
         wanted = (signs * rounded(weight).astype(np.float64)).sum(axis=1)
         np.testing.assert_allclose(out, wanted, rtol=1e-6, err_msg=text)

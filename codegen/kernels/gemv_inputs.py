@@ -1,0 +1,285 @@
+"""The activations of int8 products: rounded to bytes, and for strips of a sparse weight packed by the strip's bitmap.
+
+Rounded rows lie side by side in `xq`. What products read then depends on the weight and on the rows of a block:
+
+* dense weights: `xq` itself.
+* strips, one row: `packed` holds the stored inputs of two strips, which take turns: the next strip is packed meanwhile.
+* strips, x86, more rows: four rows are interleaved, `mixed[four rows][k][4]`, so that one permutation of 32-bit lanes packs all
+  four; then every 4 x 4 bytes are transposed: `packed[stored quad][4 rows][4]`.
+* strips, elsewhere: each row is packed for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from sparsec.codegen.isa import dot
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
+from sparsec.codegen.program import Arg
+from sparsec.int8 import ACTIVATION_MAX
+from sparsec.target import Target
+
+Array = np.ndarray[Any, Any]
+# Rows of activations that share one pass over the codes: their accumulators stay in registers.
+ROWS_AT_ONCE = 4
+# Inputs of one unrolled step of the products.
+STEP = 32
+# Rows of a block that a thread rounds for itself.
+_MOST_ROWS = 32
+
+
+def rows_of_block(m: int) -> int:
+    """Rows that are rounded together; more rows make several blocks, shared out among the threads."""
+    return m if m <= 8 else min(_MOST_ROWS, max(8, ceil(m / 16) * ROWS_AT_ONCE))
+
+
+def padded_width(w: Mapping[str, Any]) -> int:
+    """Bytes of one row of rounded activations: whole blocks and whole steps."""
+    unit: int = max(w["block"], STEP)
+    return ceil(w["k"] / unit) * unit
+
+
+def interleaves(p: Mapping[str, Any], target: Target) -> bool:
+    """Whether four rows are packed at once."""
+    return bool(p["w"]["sparse"]) and target.arch == "x86_64" and rows_of_block(p["m"]) > 1
+
+
+def pack_table(p: Mapping[str, Any], target: Target) -> Array:
+    """The constant that packing looks up, uint8 [256 * 8]."""
+    return dot.pack_table(target, lanes=interleaves(p, target)).reshape(-1)
+
+
+def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
+    """Scratch: rounded activations, their scales and sums, packed ones."""
+    w, rows = p["w"], rows_of_block(p["m"])
+    width = padded_width(w)
+    fours = ceil(rows / ROWS_AT_ONCE) * ROWS_AT_ONCE
+    args = [
+        Arg("xq", "int8", fours * width + 64, "work"),
+        Arg("xscale", "float32", rows * (width // w["block"]), "work"),
+        Arg("xsum", "int32", rows * (width // w["block"]), "work"),
+    ]
+    if interleaves(p, target):
+        args.append(Arg("mixed", "int32", fours // ROWS_AT_ONCE * width + 16, "work"))
+        args.append(Arg("packed", "int8", ROWS_AT_ONCE * (width + w["block"]) + 128, "work"))
+    elif w["sparse"]:
+        args.append(Arg("packed", "int8", max(rows, 2) * (width + w["block"]) + 64, "work"))
+    return args
+
+
+class Inputs:
+    """Writes the code that rounds and packs (`k`: KernelBuilder)."""
+
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.w, self.k, self.T = p["w"], k, k.T
+        self.dot = dot.ByteDot(k)
+        self.lanes: int = k.lanes
+        self.width = padded_width(self.w)
+        self.block: int = self.w["block"]
+        self.blocks = self.width // self.block
+        self.grouped = bool(p["x_group"])
+        self.words = ceil(self.w["k"] / 8)  # of a strip's bitmap
+        self.interleaved = interleaves(p, k.target)
+        self.ahead = self.w["sparse"] and rows_of_block(p["m"]) == 1
+        # strips: signed weights, so that x86 needs the inputs as unsigned bytes
+        self.offset = self.w["sparse"] and self.dot.x86
+
+    # --- where products read ---
+
+    @property
+    def source(self) -> Any:
+        """The bytes that products read."""
+        return self.k.arg("packed" if self.w["sparse"] else "xq")
+
+    @property
+    def quad_stride(self) -> int:
+        """Bytes from one quad of a row to the next."""
+        return 4 * ROWS_AT_ONCE if self.interleaved else 4
+
+    def start(self, tile: Any, block: Any, row0: Any, row: int) -> Any:
+        """Where the inputs of a block of the tile begin, for row `row` behind `row0`."""
+        if self.interleaved:
+            return block * (self.block * ROWS_AT_ONCE) + row * 4
+        if self.ahead:
+            return block * self.block + self._half(tile)
+        stride = self.width + self.block if self.w["sparse"] else self.width
+        return (row0 + row) * stride + block * self.block
+
+    # --- rounding ---
+
+    def quantise(self, row: Any, local: Any) -> None:
+        """xq, xscale, xsum number `local` from row `row` of x."""
+        T, k, w = self.T, self.k, self.w
+        x, start, dest = k.arg("x"), bind(k, row * w["k"]), bind(k, local * self.width)
+        whole, rest = divmod(w["k"], self.block)
+        if self.grouped:
+            with T.serial(0, whole) as g:
+                self._group(x, start + g * self.block, self.block, dest + g * self.block, local * self.blocks + g)
+            if rest:
+                at = whole * self.block
+                self._group(x, start + at, rest, dest + at, local * self.blocks + whole)
+            return
+        largest = bind(k, largest_of_run(k, x, start, w["k"]))
+        scale = bind(k, largest * T.float32(1.0 / ACTIVATION_MAX))
+        inverse = bind(k, inverse_scale(k, largest))
+        with T.serial(0, self.blocks) as b:
+            k.store(k.arg("xscale"), local * self.blocks + b, scale)
+            k.store(k.arg("xsum"), local * self.blocks + b, T.int32(0))
+        if w["sparse"]:
+            self._convert(x, start, w["k"], inverse, dest, self.width)
+            return
+        with T.serial(0, whole) as b:
+            total = self._convert(x, start + b * self.block, self.block, inverse, dest + b * self.block)
+            k.store(k.arg("xsum"), local * self.blocks + b, total)
+        if rest:
+            at = whole * self.block
+            total = self._convert(x, start + at, rest, inverse, dest + at, self.block)
+            k.store(k.arg("xsum"), local * self.blocks + whole, total)
+
+    def _group(self, x: Any, source: Any, count: int, dest: Any, at: Any) -> None:
+        """One block of inputs with a scale of its own."""
+        T, k = self.T, self.k
+        largest = bind(k, largest_of_run(k, x, source, count))
+        k.store(k.arg("xscale"), at, largest * T.float32(1.0 / ACTIVATION_MAX))
+        inverse = bind(k, inverse_scale(k, largest))
+        k.store(k.arg("xsum"), at, self._convert(x, source, count, inverse, dest, self.block))
+
+    def _convert(self, x: Any, start: Any, count: int, inverse: Any, dest: Any, fill: int = 0) -> Any:
+        """xq[dest:] = round(x[start : start + count] * inverse), zeros up to `fill`; returns the sum of what was written."""
+        T, k, n, xq = self.T, self.k, self.lanes, self.k.arg("xq")
+        total = k.local(n, "int32")
+        k.store(total, 0, k.i32(0, n), n)
+
+        def one(value: Any, to: Any) -> None:
+            held = k.local(n, "int32")
+            k.store(held, 0, T.Cast(f"int32x{n}", T.nearbyint(value * k.splat(inverse, n))), n)
+            if self.offset:
+                k.store(held, 0, k.load(held, 0, n) + k.i32(dot.X_OFFSET, n), n)
+            k.store(total, 0, k.load(total, 0, n) + k.load(held, 0, n), n)
+            k.store(xq, to, T.Cast(f"int8x{n}", k.load(held, 0, n)), n)
+
+        if count >= n:
+            with T.serial(0, count // n) as i:
+                one(k.load(x, start + i * n, n), dest + i * n)
+        done = count // n * n
+        if count % n:
+            one(partial_vector(k, x, start + done, count % n), dest + done)
+            done += n
+        if done < fill:
+            zero = T.Cast(f"int8x{n}", k.i32(0, n))
+            with T.serial(0, ceil((fill - done) / n)) as i:
+                k.store(xq, dest + done + i * n, zero, n)
+        return bind(k, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", k.load(total, 0, n)))
+
+    # --- packing ---
+
+    def mix(self, rows: int) -> None:
+        """xq of `rows` rows -> `mixed`, four rows at a time."""
+        T, k = self.T, self.k
+        at_once = 16
+        order = [T.int32(at_once * r + i) for i in range(at_once) for r in range(ROWS_AT_ONCE)]
+        with T.serial(0, ceil(rows / ROWS_AT_ONCE)) as four, T.serial(0, self.width // at_once) as i:
+            base = bind(k, four * (ROWS_AT_ONCE * self.width) + i * at_once)
+            parts = [k.load(k.arg("xq"), base + r * self.width, at_once) for r in range(ROWS_AT_ONCE)]
+            bytes_of = T.Shuffle(parts, order)
+            k.store(k.arg("mixed"), four * self.width + i * at_once, T.reinterpret("int32x16", bytes_of), at_once)
+
+    def pack(self, tile: Any, row0: Any, rows: int, count: Any) -> None:
+        """What the strip stores of `rows` rows, zeros up to `count` blocks; nothing where strips are packed ahead."""
+        T, k = self.T, self.k
+        if self.interleaved:
+            self._pack_four(tile, row0, count)
+        elif self.w["sparse"] and not self.ahead:
+            with T.serial(row0, row0 + rows) as row:
+                base = bind(k, row * (self.width + self.block))
+                filled = k.local(1, "int32")
+                k.store(filled, 0, base)
+                with T.serial(0, self.words) as i:
+                    self._pack_word(tile, row, i, filled)
+                self._fill_up(filled, base + count * self.block)
+
+    def _bits(self, tile: Any, i: Any) -> Any:
+        k = self.k
+        return bind(k, self.T.Cast("int32", k.load(k.arg("positions"), tile * self.words + i)))
+
+    def _pack_word(self, tile: Any, row: Any, i: Any, filled: Any) -> None:
+        """Eight inputs of one row: those that the strip stores go to `packed` from `filled` on."""
+        T, k = self.T, self.k
+        bits = self._bits(tile, i)
+        control = k.load(k.arg("pack"), bits * 8, 8)
+        eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
+        k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
+        k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
+
+    def _fill_up(self, filled: Any, end: Any) -> None:
+        T, k = self.T, self.k
+        with T.serial(k.load(filled, 0), end) as i:
+            k.store(k.arg("packed"), i, T.int8(0))
+
+    def _pack_four(self, tile: Any, row0: Any, count: Any) -> None:
+        """`packed` of the four rows from `row0` on: first [stored][4 rows], then its 4 x 4 bytes transposed."""
+        T, k = self.T, self.k
+        packed, filled = k.arg("packed"), k.local(1, "int32")
+        k.store(filled, 0, T.int32(0))
+        base = bind(k, T.truncdiv(row0, ROWS_AT_ONCE) * self.width)
+        with T.serial(0, self.words) as i:
+            bits = self._bits(tile, i)
+            control = k.load(k.arg("pack"), bits * 8, 8)
+            eight = dot.pack_lanes(k, k.load(k.arg("mixed"), base + i * 8, 8), control)
+            k.store(packed, k.load(filled, 0), T.reinterpret("int8x32", eight), 32)
+            k.store(filled, 0, k.load(filled, 0) + T.popcount(bits) * 4)
+        end = bind(k, count * (self.block * ROWS_AT_ONCE))
+        with T.serial(0, T.truncdiv(end - k.load(filled, 0), 4)) as i:
+            k.store(packed, k.load(filled, 0) + i * 4, T.Cast("int8x4", k.i32(0, 4)), 4)
+        nb = self.dot.bytes
+        order = [T.int32(part * 16 + 4 * i + r) for part in range(nb // 16) for r in range(4) for i in range(4)]
+        with T.serial(0, T.truncdiv(end + (nb - 1), nb)) as i:
+            k.store(packed, i * nb, T.Shuffle([k.load(packed, i * nb, nb)], order), nb)
+
+    def first_ahead(self) -> None:
+        """Pack the first strip of this thread, where strips are packed ahead."""
+        T, k = self.T, self.k
+        if not self.ahead:
+            return
+        filled, start = k.local(1, "int32"), bind(k, self._half(k.lo))
+        k.store(filled, 0, start)
+        with T.serial(0, self.words) as i:
+            self._pack_word(k.lo, T.int32(0), i, filled)
+        self._fill_up(filled, start + self._stored_blocks(k.lo) * self.block)
+
+    def each_block(self, tile: Any, count: Any, body: Callable[[Any], None]) -> None:
+        """`body` for every block of the tile. Where strips are packed ahead, the next one is packed meanwhile: that keeps the
+        ports of the scalar unit busy, the products those of the vectors."""
+        T, k, w = self.T, self.k, self.w
+        if not self.ahead:
+            with T.serial(0, count) as b:
+                body(b)
+            return
+        each = w["words_a_block"]
+        following = bind(k, T.min(tile + 1, k.hi - 1))
+        start = bind(k, self._half(tile + 1))
+        filled = k.local(1, "int32")
+        k.store(filled, 0, start)
+        both = bind(k, T.min(count, T.int32(self.words // each)))
+        with T.serial(0, both) as b:
+            body(b)
+            for i in range(each):
+                self._pack_word(following, T.int32(0), b * each + i, filled)
+        with T.serial(both, count) as b:
+            body(b)
+        with T.serial(both * each, self.words) as i:
+            self._pack_word(following, T.int32(0), i, filled)
+        self._fill_up(filled, start + self._stored_blocks(following) * self.block)
+
+    def _stored_blocks(self, tile: Any) -> Any:
+        starts = self.k.arg("starts")
+        return self.k.load(starts, tile + 1) - self.k.load(starts, tile)
+
+    def _half(self, tile: Any) -> Any:
+        """Where the packed inputs of a tile start: two tiles take turns."""
+        return (tile % 2) * (self.width + self.block)
