@@ -40,8 +40,8 @@ def rows_of_block(m: int) -> int:
 
 def padded_width(w: Mapping[str, Any]) -> int:
     """Bytes of one row of rounded activations: whole blocks and whole steps."""
-    unit: int = max(w["block"], STEP)
-    return ceil(w["k"] / unit) * unit
+    unit, cols = max(int(w["block"]), STEP), int(w["k"])
+    return ceil(cols / unit) * unit
 
 
 def interleaves(p: Mapping[str, Any], target: Target) -> bool:
