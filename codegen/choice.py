@@ -156,10 +156,11 @@ def _runs_here(target: Target) -> bool:
 
 
 def _decoded(node: ir.Node) -> ir.Node | None:
-    """The node on its decoded weight, scheme fp32, outside of the graph; None when the weight is plain already."""
+    """The node on its decoded weight, scheme fp32, outside of the graph; None when the weight is plain already, or meant to be
+    multiplied in bytes."""
     op = view(node)
     weight = op.weight()
-    if not isinstance(weight, EncodedWeight):
+    if not isinstance(weight, EncodedWeight) or op.activations:
         return None
     name = op.weight_inputs.values[0].name
     plain = ir.Value(
