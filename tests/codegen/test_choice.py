@@ -68,10 +68,13 @@ def test_speed_decodes_where_dense_is_faster_and_size_never(monkeypatch: pytest.
     says(monkeypatch, dense=0.5, coded=1.0)
     fast = lower(model, host_target(), "t", policy=Policy("speed", tuned))
     assert coded_steps(fast) == 0
-    assert all(d.decoded and len(d.options) >= 2 for d in fast.decisions.values())
-    assert len(fast.decisions) == coded_steps(lower(model, host_target(), "t"))
+    # plain weights have choices too: dense.py or gemm.py
+    made = [d for d in fast.decisions.values() if any("cb4" in option.label for option in d.options)]
+    assert made
+    assert all(d.decoded and len(d.options) >= 2 for d in made)
+    assert len(made) == coded_steps(lower(model, host_target(), "t"))
     small = lower(model, host_target(), "t", policy=Policy("size", tuned))
-    assert coded_steps(small) == len(fast.decisions)
+    assert coded_steps(small) == len(made)
 
 
 def _of(steps: list[Step]) -> Program:
@@ -104,7 +107,7 @@ def test_whatever_is_chosen_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
     wanted = Reference(onnx_bytes(mlp(scheme))).run(program.sample)
     for name, array in program.run(program.sample).items():
         np.testing.assert_allclose(array, wanted[name], atol=1e-3 * float(np.abs(wanted[name]).max()))
-    rows = [row for row in program.report.layers if row.choice]
+    rows = [row for row in program.report.layers if row.choice and row.record.rule is not None]
     assert rows
     for row in rows:
         assert "ms measured" in row.choice
