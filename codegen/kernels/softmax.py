@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.isa.vecmath import bind, exp, log
+from sparsec.codegen.isa.vecmath import bind, exp_negative, log
 from sparsec.codegen.kernels.rows import for_run, reduce_run
 from sparsec.codegen.layouts import FOLLOWS, Choice
 from sparsec.codegen.program import Arg, Signature
@@ -51,7 +51,7 @@ def _row(p: Mapping[str, Any], k: Any, base: Any) -> None:
     peak = bind(k, k.load(top, 0))
 
     def weight(i: Any, lanes: int) -> Any:
-        value = bind(k, exp(k, bind(k, k.load(x, base + i, lanes) - k.splat(peak, lanes)), lanes))
+        value = bind(k, exp_negative(k, k.load(x, base + i, lanes) - k.splat(peak, lanes), lanes))
         if not p["log"]:
             k.store(y, base + i, value, lanes)
         return value
@@ -84,7 +84,7 @@ def _column(p: Mapping[str, Any], k: Any, base: Any, lanes: int) -> None:
     with T.serial(0, n) as i:
         k.store(state, 0, T.max(k.load(state, 0, lanes), k.load(x, base + i * inner, lanes)), lanes)
     with T.serial(0, n) as i:
-        value = bind(k, exp(k, bind(k, k.load(x, base + i * inner, lanes) - k.load(state, 0, lanes)), lanes))
+        value = bind(k, exp_negative(k, k.load(x, base + i * inner, lanes) - k.load(state, 0, lanes), lanes))
         if not p["log"]:
             k.store(y, base + i * inner, value, lanes)
         k.store(state, lanes, k.load(state, lanes, lanes) + value, lanes)

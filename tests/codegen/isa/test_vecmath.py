@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sparsec.codegen.build import build_kernels
+from sparsec.codegen.isa.vecmath import exp_negative
 from sparsec.codegen.program import KernelSpec
 from sparsec.target import NAMED, Target, host_target
+from tests.codegen.isa.harness import Snippet, run
 from tests.kernels.harness import run_kernel
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +36,25 @@ UNARY: dict[str, tuple[Callable[[Array], Array], float, float]] = {
     "Sqrt": (np.sqrt, 40.0, 1e-7),
     "Tanh": (np.tanh, 3.0, 4e-7),
 }
+
+
+NEGATIVE = 1008
+
+
+def SNIPPETS(target: Target) -> dict[str, Snippet]:
+    def negative(k: Any, lanes: int, x: Sequence[Any]) -> Any:
+        return exp_negative(k, x[0], lanes)
+
+    return {"exp_negative": Snippet(("float32",), "float32", NEGATIVE, negative)}
+
+
+def test_exp_of_what_is_not_positive() -> None:
+    rng = np.random.default_rng(13)
+    x = np.concatenate(
+        [[0.0, -0.0, -np.inf, np.nan, -87.2, -88, -1e30, -3.4e38], -np.abs(rng.normal(size=NEGATIVE - 8)) * 30]
+    )
+    found = run(__name__, "exp_negative", x.astype(np.float32))
+    _close(found, np.exp(x.astype(np.float32).astype(np.float64)), 2e-7)
 
 
 def _params(op: str, inputs: int, count: int) -> dict[str, Any]:
