@@ -62,7 +62,7 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 #define SPIN_YIELD 64
 /* Most pieces of a thread's share, and fewest units of a piece of a share that is cut. */
 #define PIECES 4
-#define PIECE_UNITS 2
+#define PIECE_UNITS 1
 
 /* Pieces of a share as one word: bits 32..63 the job, 16..31 the number of pieces, 0..15 the next one. */
 typedef _Atomic uint64_t claim_word;
