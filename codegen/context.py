@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.intern import Interned
-from sparsec.codegen.program import Buffer, KernelSpec, Program, Ref, Signature, Step
+from sparsec.codegen.places import Place
+from sparsec.codegen.program import ITEMSIZE, Buffer, KernelSpec, Program, Ref, Signature, Step
 from sparsec.errors import ShapeError
 from sparsec.target import Target
 
@@ -102,6 +103,9 @@ class Lowering:
         self.plan: dict[ir.Node, Layout] = {}
         # What a family keeps for its later nodes, such as an operand in another order.
         self.notes: dict[Any, Tensor] = {}
+        # Values that are produced where a Concat wants them (see places.py), and those that were, with a pitch.
+        self.places: dict[ir.Value, Place] = {}
+        self.in_place: set[ir.Value] = set()
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: Interned[Tensor] = Interned()
@@ -214,10 +218,31 @@ class Lowering:
         return Tensor(buffer, dtype, shape, layout)
 
     def new(self, value: ir.Value, layout: Layout = "row") -> Tensor:
-        """The arena tensor a rule writes a node's output to."""
-        tensor = self.temp(self.dtype(value), self.shape(value), layout, name=value.name or "value")
+        """The arena tensor a rule writes a node's output to: a part of another one's where a Concat wants it there."""
+        place = self.places.get(value)
+        if place is not None and place.layout == layout and not place.pitch:
+            whole = self.result_of(place)
+            offset = whole.offset + place.offset * ITEMSIZE[whole.dtype]
+            tensor = Tensor(whole.buffer, whole.dtype, self.shape(value), layout, offset)
+        else:
+            tensor = self.temp(self.dtype(value), self.shape(value), layout, name=value.name or "value")
         self.bind(value, tensor)
         return tensor
+
+    def strided(self, value: ir.Value, layout: Layout) -> tuple[Tensor, int]:
+        """Like `new`, for kernels that can leave a distance between pixels: (where to write, elements from pixel to pixel)."""
+        place = self.places.get(value)
+        if place is None or place.layout != layout or not place.pitch:
+            return self.new(value, layout), self.shape(value)[1]
+        whole = self.result_of(place)
+        self.in_place.add(value)
+        offset = whole.offset + place.offset * ITEMSIZE[whole.dtype]
+        return Tensor(whole.buffer, whole.dtype, self.shape(value), layout, offset), place.pitch
+
+    def result_of(self, place: Place) -> Tensor:
+        """The tensor of a Concat's result, made when the first of its inputs is."""
+        key = (place.out, place.layout)
+        return self._tensors[key] if key in self._tensors else self.new(place.out, place.layout)
 
     def bind(self, value: ir.Value, tensor: Tensor) -> None:
         """Say that `value` lives at `tensor` (a fresh buffer, or a view of another tensor's memory)."""

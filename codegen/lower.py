@@ -12,6 +12,7 @@ from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels.table import choice_of, rules_for
 from sparsec.codegen.layouts import plan_layouts
+from sparsec.codegen.places import concat_places
 from sparsec.codegen.program import ITEMSIZE, Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
@@ -50,6 +51,7 @@ def lower(
     ]
     low.deferred = deferred_nodes(low)
     low.plan = plan_layouts(low, choice_of) if layouts is None else dict(layouts)
+    low.places = concat_places(low)
     for node in graph:
         if node in low.deferred:
             continue

@@ -73,10 +73,11 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
     window = _flatten(window) if _is_pointwise(op) else window
     shape, out_shape, weight = low.shape(op.x), low.shape(op.output), op.weight()
     assert isinstance(weight, np.ndarray)
+    out, pitch = (low.new(op.output, "cl"), op.rows) if op.residual is not None else low.strided(op.output, "cl")
     planes = shape[1] <= direct.MOST_PLANES and low.layout(op.x) == "row"
     params = {
         **window.params(), "x": "row" if planes else "cl", "batch": shape[0], "channels": shape[1], "filters": op.rows,
-        "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
+        "pitch": pitch, "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
         "act_params": list(op.act_params),
     }  # fmt: skip
     ins = [low.get(op.x, "row" if planes else "cl")]
@@ -88,7 +89,7 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
         ins.append(low.get(op.residual, "cl"))
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{window.strides[1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
-    low.call("direct", params, ins, [low.new(op.output, "cl")], node=node.name or "", op="Conv", note=note)
+    low.call("direct", params, ins, [out], node=node.name or "", op="Conv", note=note)
     return None
 
 
@@ -124,6 +125,8 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     b, weights = pack_weight(op, low, nr, groups=groups, taps=taps)
     bias = pack_bias(op, low, nr, groups=groups)
     residual = [] if op.residual is None else [low.get(op.residual, "cl")]
+    # A residual lies like the result, so that it keeps a result from being produced with gaps.
+    out, pitch = (low.new(op.output, "cl"), op.rows) if residual else low.strided(op.output, "cl")
     a = {"kind": "rows", "lda": channels, "batch_stride": c, "size": prod(shape)}
     if not pointwise:
         a = {
@@ -133,12 +136,11 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
         }  # fmt: skip
     params = {
         "m": m, "n": n, "k": op.cols, "batch": groups, "batch_b": groups, "a": a, "b": b,
-        "c": {"ldc": op.rows, "batch_stride": n, "size": prod(out_shape)},
+        "c": {"ldc": pitch, "batch_stride": n, "size": (m - 1) * pitch + op.rows},
         "bias": bool(bias), "residual": bool(residual), "act": op.activation, "act_params": list(op.act_params),
     }  # fmt: skip
     x = low.get(op.x, "cl")
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{strides[-1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
-    out = low.new(op.output, "cl")
     low.call("gemm", params, [x, *weights, *bias, *residual], [out], node=node.name or "", op="Conv", note=note)
     return None

@@ -125,10 +125,14 @@ def pack(weight: Array, p: Mapping[str, Any], target: Target) -> Array:
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """in: x, b (see pack), bias? [N], residual? like out; out: out [batch, OH, OW, N]; work: padded rows of the image."""
+    """in: x, b (see pack), bias? [N], residual? like out; out: out [batch, OH, OW, N]; work: padded rows of the image.
+
+    `pitch` is the distance of output pixels, N or more.
+    """
     t, w = blocking(p, target), Window.of(p)
     n, c, taps = p["filters"], p["channels"], w.kernel[0] * w.kernel[1]
-    results = p["batch"] * w.out[0] * w.out[1] * n
+    pixels = p["batch"] * w.out[0] * w.out[1]
+    results = (pixels - 1) * p["pitch"] + n
     args = [Arg("x", "float32", p["batch"] * w.size[0] * w.size[1] * c, "in")]
     args.append(Arg("b", "float32", t.panels * t.nr * taps * c, "in"))
     if p["bias"]:
@@ -138,7 +142,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("out", "float32", results, "out"))
     if t.padded:
         args.append(Arg("scratch", "float32", t.lines * t.line, "work"))
-    cost = results * (2 * taps * c + 2 + activation_cost(p["act"]))
+    cost = pixels * n * (2 * taps * c + 2 + activation_cost(p["act"]))
     return Signature(tuple(args), units=p["batch"] * t.parts * t.panels, cost=cost)
 
 
@@ -235,17 +239,17 @@ class _Direct:
         with T.serial(0, t.runs // t.together) as chunk, T.serial(row0, row1) as y:
             base = 0 if t.padded else image * (w.size[0] * t.line)
             line = bind(k, (y - (row0 if t.padded else 0)) * (w.strides[0] * t.line) + base)
-            out = bind(k, ((image * w.out[0] + y) * w.out[1]) * self.p["filters"] + panel * t.nr)
+            out = bind(k, ((image * w.out[0] + y) * w.out[1]) * self.p["pitch"] + panel * t.nr)
             for first, count, size in ((0, t.wide, t.mr), (t.wide * t.mr, narrow, t.mr - 1)):
                 if count:
                     with T.serial(0, count) as i:
                         x = bind(k, i * size + first)
                         at = bind(k, line + x * (w.strides[1] * t.pixel))
-                        self._tile(source, chunk, panel, at, bind(k, out + x * self.p["filters"]), size, columns)
+                        self._tile(source, chunk, panel, at, bind(k, out + x * self.p["pitch"]), size, columns)
 
     def _tile(self, source: Any, chunk: Any, panel: Any, at: Any, out: Any, pixels: int, columns: int) -> None:
         T, k, p, t, lanes = self.T, self.k, self.p, self.t, self.lanes
-        c, n, chunks = k.arg("out"), p["filters"], t.runs // t.together
+        c, n, chunks = k.arg("out"), p["pitch"], t.runs // t.together
         vectors = ceil(columns / lanes)
         acc = k.local(pixels * vectors * lanes)
         pieces = [

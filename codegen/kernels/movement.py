@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, same_memory
 from sparsec.codegen.layouts import Choice
+from sparsec.codegen.places import Place
+from sparsec.codegen.program import ITEMSIZE
 from sparsec.codegen.strided import keep_layout, native, optional_input, put, strides_of
 
 
@@ -16,7 +18,7 @@ def concat_choice(node: ir.Node, low: Lowering) -> Choice | None:
 
 
 def lower_concat(node: ir.Node, low: Lowering) -> Refusal | None:
-    """Concat: every input is copied to its place; channels last when an input is."""
+    """Concat: every input that was not produced in its place is copied there."""
     out = node.outputs[0]
     values = [v for v in node.inputs if v is not None]
     shape = low.shape(out)
@@ -25,16 +27,23 @@ def lower_concat(node: ir.Node, low: Lowering) -> Refusal | None:
         low.bind(out, native(low, values[0]))
         return None
     some_cl = any(low.layout(v) == "cl" and not same_memory(low.shape(v)) for v in values)
-    layout = low.plan.get(node) or ("cl" if some_cl else "row")
-    dest = low.new(out, layout)
+    planned = [p.layout for v in values if (p := low.places.get(v)) is not None and p.out is out]
+    layout = planned[0] if planned else low.plan.get(node) or ("cl" if some_cl else "row")
+    dest = low.result_of(Place(out, layout, 0, 0))
     strides = strides_of(dest)
     at = 0
     for index, value in enumerate(values):
+        start = at
+        at += low.shape(value)[axis]
+        if value in low.in_place:
+            continue
         # A constant or another layout is read as it lies: the copy converts on the way.
         source = native(low, value)
+        offset = dest.offset + start * strides[axis] * ITEMSIZE[dest.dtype]
+        if source.buffer is dest.buffer and source.offset == offset and source.layout == layout:
+            continue
         note = f"input {index} of {len(values)}, axis {axis}"
-        put(low, node, source, dest, source.shape, strides_of(source), 0, strides, at * strides[axis], note)
-        at += source.shape[axis]
+        put(low, node, source, dest, source.shape, strides_of(source), 0, strides, start * strides[axis], note)
     return None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparsec.codegen.context import Layout
+from sparsec.target import NAMED, Target
 from tests.kernels.nodes import node_check
 from tests.kernels.programs import lower_and_run, one_node_model, reference, refusals
 
@@ -17,11 +18,11 @@ RNG = np.random.default_rng()
 LAYOUTS = pytest.mark.parametrize("layout", ["cl", "row"])
 
 
-def _check(op: str, shape: tuple[int, ...], layout: Layout, **attributes: Any) -> None:
+def _check(op: str, shape: tuple[int, ...], layout: Layout, target: Target | None = None, **attributes: Any) -> None:
     feed = {"x": RNG.normal(size=shape).astype(np.float32)}
     model = one_node_model(op, feed, [], attributes)
     (wanted,) = reference(model, feed)
-    (found,) = lower_and_run(model, feed, layout=layout)
+    (found,) = lower_and_run(model, feed, target, layout)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-6)
 
 
@@ -44,6 +45,13 @@ WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 def test_windows(op: str, shape: tuple[int, ...], attributes: dict[str, Any], layout: Layout) -> None:
     extra = {"count_include_pad": 1} if op.endswith("+pads") else {}
     _check(op.removesuffix("+pads"), shape, layout, **attributes, **extra)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("target", ["x86-avx2", "arm"])
+def test_other_targets(target: str, layout: Layout) -> None:
+    _check("MaxPool", (1, 5, 13, 21), layout, NAMED[target], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    _check("AveragePool", (1, 9, 6, 7), layout, NAMED[target], kernel_shape=[2, 3], pads=[1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
