@@ -116,6 +116,8 @@ class Chooser:
         if self.policy.keep == "speed" and (twin := _decoded(node)) is not None:
             if node in self.low.plan:
                 self.low.plan[twin] = self.low.plan[node]
+            if (place := self.low.places.get(node.outputs[0])) is not None:
+                self.low.places[twin.outputs[0]] = place
             yield twin, True
             for index in range(len(twin.inputs)):  # the graph's values forget a node that is not in it
                 twin.replace_input_with(index, None)

@@ -87,6 +87,7 @@ class State:
     native: dict[ir.Value, Layout]
     consts: Interned[Tensor]
     names: dict[str, int]
+    in_place: frozenset[ir.Value]
 
 
 class Lowering:
@@ -141,7 +142,7 @@ class Lowering:
         """What `restore` needs to undo, or to redo, everything that rules do from here on."""
         return State(
             list(self.program.buffers), list(self.program.steps), dict(self._tensors), dict(self._native),
-            self._consts.copy(), dict(self._names),
+            self._consts.copy(), dict(self._names), frozenset(self.in_place),
         )  # fmt: skip
 
     def restore(self, state: State) -> None:
@@ -149,9 +150,14 @@ class Lowering:
         self.program.buffers[:], self.program.steps[:] = state.buffers, state.steps
         self._tensors, self._native = dict(state.tensors), dict(state.native)
         self._consts, self._names = state.consts.copy(), dict(state.names)
+        self.in_place = set(state.in_place)
 
     def rename(self, old: ir.Value, new: ir.Value) -> None:
         """What was made as `old` is `new`."""
+        if old in self.in_place:
+            self.in_place.remove(old)
+            self.in_place.add(new)
+            return
         self._native[new] = self._native.pop(old)
         for key in [key for key in self._tensors if key[0] is old]:
             self._tensors[(new, key[1])] = self._tensors.pop(key)

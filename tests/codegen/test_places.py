@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsec import ops
+from sparsec.codegen.choice import Policy
 from sparsec.codegen.lower import lower
 from sparsec.codegen.program import Program
 from sparsec.formats import Scheme, encode
@@ -96,3 +97,14 @@ def test_twice_the_same_value() -> None:
     net = Net(1, 3, 6, 7)
     a = net.node("Relu", [net.x], 3)
     net.check(net.node("Concat", [a, a], 6, axis=1), copies=1)
+
+
+def test_chosen_kernels_write_in_place_too() -> None:
+    net = Net(1, 16, 9, 11)
+    left, right = net.conv(net.x, 19, 1, "int8"), net.conv(net.x, 40, 3, "int8")
+    out = net.conv(net.node("Concat", [left, right], 59, axis=1), 7)
+    net.graph.outputs.append(out)
+    program = lower(net.model, host_target(), "net", policy=Policy(keep="speed"))
+    assert not any(s.op == "Concat" for s in program.steps)
+    (wanted,) = reference(net.model, net.feed)
+    np.testing.assert_allclose(run_program(program, net.feed)[0], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
