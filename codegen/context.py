@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.intern import Interned
-from sparsec.codegen.places import Place
 from sparsec.codegen.program import ITEMSIZE, Buffer, KernelSpec, Program, Ref, Signature, Step
 from sparsec.errors import ShapeError
 from sparsec.target import Target
@@ -75,6 +74,16 @@ def row_strides(shape: Sequence[int]) -> list[int]:
 def same_memory(shape: Sequence[int]) -> bool:
     """Whether row and channels-last order coincide for this shape (one channel, or one pixel)."""
     return len(shape) < 3 or shape[1] == 1 or int(np.prod(shape[2:], dtype=np.int64)) == 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a Concat wants an input (places.py): `offset` elements into the result `out` of a Concat, which lies in `layout`; `pitch` 0: dense, else channels of a pixel."""
+
+    out: ir.Value
+    layout: Layout
+    offset: int
+    pitch: int
 
 
 @dataclass(frozen=True)

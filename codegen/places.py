@@ -7,24 +7,11 @@ input lie between those of others: kernels that can write with a distance betwee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-if TYPE_CHECKING:
-    from sparsec.codegen.context import Layout, Lowering
-
-
-@dataclass(frozen=True)
-class Place:
-    """`offset` elements into the result `out` of a Concat, which lies in `layout`; `pitch` 0: dense, else channels of a pixel."""
-
-    out: ir.Value
-    layout: Layout
-    offset: int
-    pitch: int
+from sparsec.codegen.context import Lowering, Place
 
 
 def concat_places(low: Lowering) -> dict[ir.Value, Place]:

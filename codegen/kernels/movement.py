@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal, same_memory
+from sparsec.codegen.context import Lowering, Place, Refusal, same_memory
 from sparsec.codegen.layouts import Choice
-from sparsec.codegen.places import Place
 from sparsec.codegen.program import ITEMSIZE
 from sparsec.codegen.strided import keep_layout, native, optional_input, put, strides_of
 
