@@ -78,7 +78,10 @@ def same_memory(shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a Concat wants an input (places.py): `offset` elements into the result `out` of a Concat, which lies in `layout`; `pitch` 0: dense, else channels of a pixel."""
+    """Where a Concat wants an input (places.py): `offset` elements into its result `out`, which lies in `layout`.
+
+    A `pitch` of 0 is a dense part of the result, else it is the number of channels from one pixel to the next.
+    """
 
     out: ir.Value
     layout: Layout
