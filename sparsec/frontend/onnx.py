@@ -35,7 +35,9 @@ def read_onnx(source: Any) -> ir.Model:
     if isinstance(source, ir.Model):
         model, where = source.clone(), source.graph.name or "onnx_ir.Model"
     elif isinstance(source, onnx.ModelProto):
-        model, where = _from_proto(source, "onnx.ModelProto"), "onnx.ModelProto"
+        own = onnx.ModelProto()
+        own.CopyFrom(source)  # renaming a value renames the tensor in the proto it was read from
+        model, where = _from_proto(own, "onnx.ModelProto"), "onnx.ModelProto"
     elif isinstance(source, bytes | bytearray | memoryview):
         model, where = _from_proto(_parse(bytes(source), "bytes"), "bytes"), "bytes"
     elif isinstance(source, str | PathLike):

@@ -67,3 +67,14 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         load_model(DIGITS)
     with pytest.raises(SparsecError, match="example"):
         load_model(torch.nn.Linear(2, 2))
+
+
+def test_the_callers_proto_stays_as_it_was() -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", [2, 4]), ("y", [2, 3])))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    before = proto.SerializeToString()
+    model = load_model(proto)
+    model.graph.initializers["w"].name = "renamed"
+    assert proto.SerializeToString() == before
