@@ -20,7 +20,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, pieces, stage_shape, transpose
-from sparsec.codegen.kernels.spmm_plan import TileKind, pitch, tile_kinds, tiles
+from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_values import SLACK
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
@@ -35,6 +35,11 @@ def _input_size(p: Mapping[str, Any]) -> int:
 def _keeps_sums(p: Mapping[str, Any]) -> bool:
     """Whether sums pass through scratch: between chunks, and before they are transposed."""
     return bool(p["chunks"] > 1 or p["dest"] == "tokens")
+
+
+def _sums_pitch(p: Mapping[str, Any], lanes: int) -> int:
+    """Floats between two rows of sums; a distance that is no power of two spreads a column of them over the cache's sets."""
+    return pitch(p, lanes) + (lanes if p["dest"] == "tokens" else 0)
 
 
 def padded_rows(p: Mapping[str, Any]) -> int:
@@ -53,9 +58,11 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["residual"]:
         args.append(Arg("residual", "float32", out_size, "in"))
     args.append(Arg("y", "float32", out_size, "out"))
-    args.append(Arg("panel", "float32", p["chunk"] * width + panel_slack(p, lanes), "work"))
+    columns = p["k"] if p["whole"] else p["chunk"]
+    args.append(Arg("panel", "float32", columns * width + panel_slack(p, lanes), "work"))
     if _keeps_sums(p):
-        args.append(Arg("sums", "float32", (p["band_strips"] * strip + lanes) * width, "work"))
+        strips = p["range_strips"] if p["whole"] else p["band_strips"]
+        args.append(Arg("sums", "float32", (strips * strip + lanes) * _sums_pitch(p, lanes), "work"))
     if not spmm_values.is_plain(p["values"]):
         args.append(Arg("decoded", "float32", p["band_entries"] * strip + SLACK, "work"))
     if p["source"] == "window":
@@ -73,6 +80,7 @@ class _Spmm:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T, self.lanes = p, k, k.T, k.lanes
         self.pitch = pitch(p, k.lanes)
+        self.sums_pitch = _sums_pitch(p, k.lanes)
         self.kinds = tile_kinds(p, k.lanes)
         self.tiles = tiles(p, k.lanes)
         self.pack = Packer(p, k, self.pitch)
@@ -169,14 +177,37 @@ class _Spmm:
     def _tile(self, kind: TileKind, band: Any, image: Any, tile: Any, first: Any, end: Any) -> None:
         T, p, k, lanes = self.T, self.p, self.k, self.lanes
         pixel = bind(k, (tile - kind.first) * (kind.vectors * lanes) + kind.pixel)
+        if p["whole"]:
+            with T.serial(0, p["chunks"]) as chunk:
+                self._pack(kind, image, pixel, chunk)
+            with T.serial(first, end) as index:
+                if _keeps_sums(p):
+                    self.strip_base = bind(k, k.load(k.arg("bounds"), band * p["ranges"] + index))
+                with T.serial(0, p["chunks"]) as chunk:
+                    self._products(kind, band, image, pixel, chunk, index, index + 1)
+                self._finish(kind, band, pixel, index, index + 1)
+            return
         with T.serial(0, p["chunks"]) as chunk:
-            column = bind(k, chunk * p["chunk"])
-            self.pack.write(image, pixel, kind, column, bind(k, T.min(p["chunk"], p["k"] - column)))
-            self._runs(band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, s, c, at))
+            self._pack(kind, image, pixel, chunk)
+            self._products(kind, band, image, pixel, chunk, first, end)
+        self._finish(kind, band, pixel, first, end)
+
+    def _pack(self, kind: TileKind, image: Any, pixel: Any, chunk: Any) -> None:
+        p, k = self.p, self.k
+        column = bind(k, chunk * p["chunk"])
+        columns = bind(k, self.T.min(p["chunk"], p["k"] - column))
+        self.pack.write(image, pixel, kind, column, columns, column * self.pitch if p["whole"] else self.T.int32(0))
+
+    def _products(self, kind: TileKind, band: Any, image: Any, pixel: Any, chunk: Any, first: Any, end: Any) -> None:
+        self._runs(band, chunk, first, end, lambda _, s, c, at: self._run(kind, image, pixel, chunk, s, c, at))
+
+    def _finish(self, kind: TileKind, band: Any, pixel: Any, first: Any, end: Any) -> None:
+        """Store the rows of ranges [first, end) that still lie in scratch."""
+        p, k = self.p, self.k
         if p["dest"] == "tokens":
             bounds = k.arg("bounds")
             row0 = bind(k, k.load(bounds, band * p["ranges"] + first) * self.strip)
-            row1 = bind(k, T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
+            row1 = bind(k, self.T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
             self._store_tokens(kind, pixel, row0, row1)
 
     def _run(self, kind: TileKind, image: Any, pixel: Any, chunk: Any, strip: Any, count: Any, at: Any) -> None:
@@ -186,7 +217,7 @@ class _Spmm:
         acc = k.local(height * vectors * lanes)
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
         resumes = p["chunks"] > 1
-        base: Any = bind(k, (strip - self.strip_base) * (height * self.pitch)) if _keeps_sums(p) else None
+        base: Any = bind(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
             for _, _, slot in slots:
@@ -196,26 +227,45 @@ class _Spmm:
             with T.If(chunk > 0):
                 with T.Then():
                     for s, v, slot in slots:
-                        k.store(acc, slot, k.load(k.arg("sums"), base + s * self.pitch + v * lanes, lanes), lanes)
+                        k.store(acc, slot, k.load(k.arg("sums"), base + s * self.sums_pitch + v * lanes, lanes), lanes)
                 with T.Else():
                     zero()
         else:
             zero()
         start = bind(k, (at - self.entry_base) * height) if not self.plain else bind(k, at * height)
-        with T.serial(0, count) as e:
+        origin = bind(k, chunk * (p["chunk"] * self.pitch)) if p["whole"] and resumes else 0
+        sets = accumulator_sets(height, vectors)
+        other = k.local(height * vectors * lanes) if sets == 2 else acc
+
+        def add(e: Any, into: Any) -> None:
             column = bind(k, T.Cast("int32", k.load(offsets, at + e)) * 2)
             weights = [bind(k, k.splat(k.load(values, start + e * height + s), lanes)) for s in range(height)]
             for v in range(vectors):
-                x = k.load(panel, column + v * lanes, lanes)
+                x = k.load(panel, origin + column + v * lanes, lanes)
                 if height > 1:
                     x = bind(k, x)
                 for s in range(height):
                     slot = (s * vectors + v) * lanes
-                    k.store(acc, slot, k.load(acc, slot, lanes) + x * weights[s], lanes)
+                    k.store(into, slot, k.load(into, slot, lanes) + x * weights[s], lanes)
+
+        if sets == 1:
+            with T.serial(0, count) as e:
+                add(e, acc)
+        else:
+            for _, _, slot in slots:
+                k.store(other, slot, k.f32(0.0, lanes), lanes)
+            pairs = bind(k, count >> 1)
+            with T.serial(0, pairs) as pair:
+                add(bind(k, pair * 2), acc)
+                add(bind(k, pair * 2 + 1), other)
+            with T.If((count & 1) == 1), T.Then():
+                add(bind(k, count - 1), acc)
+            for _, _, slot in slots:
+                k.store(acc, slot, k.load(acc, slot, lanes) + k.load(other, slot, lanes), lanes)
 
         def keep() -> None:
             for s, v, slot in slots:
-                k.store(k.arg("sums"), base + s * self.pitch + v * lanes, k.load(acc, slot, lanes), lanes)
+                k.store(k.arg("sums"), base + s * self.sums_pitch + v * lanes, k.load(acc, slot, lanes), lanes)
 
         if p["dest"] == "tokens":
             keep()
@@ -263,49 +313,49 @@ class _Spmm:
                 k.store(k.arg("y"), to + v * lanes + at, part, width)
 
     def _store_tokens(self, kind: TileKind, pixel: Any, row0: Any, row1: Any) -> None:
-        """y[pixel][row] for the tile's pixels and rows [row0, row1), transposed from the sums."""
+        """y[pixel][row] for the tile's pixels and rows [row0, row1), transposed from the sums, four pixels at a time."""
         T, k, lanes = self.T, self.k, self.lanes
         whole = bind(k, T.truncdiv(row1 - row0, lanes))
-        with T.serial(0, whole) as block:
-            self._token_block(kind, pixel, bind(k, row0 + block * lanes), lanes)
         rest = (self.p["n"] - 1) % lanes + 1
-        if rest < lanes:  # only the last range ends inside a block
-            at = bind(k, row0 + whole * lanes)
-            with T.If(at < row1), T.Then():
-                self._token_block(kind, pixel, at, rest)
-
-    def _token_block(self, kind: TileKind, pixel: Any, row: Any, rows: int) -> None:
-        p, k, lanes = self.p, self.k, self.lanes
-        y, sums = k.arg("y"), k.arg("sums")
-        scale: list[Any] = []
-        bias: list[Any] = []
-        cuts = pieces(rows, lanes)
-        if self.scaled:
-            scale = [bind(k, k.load(k.arg("row_scales"), row + at, width)) for at, width in cuts]
-        if p["bias"]:
-            bias = [bind(k, k.load(k.arg("bias"), row + at, width)) for at, width in cuts]
-        base = bind(k, (row - self.strip_base * self.strip) * self.pitch)
         last = (kind.vectors - 1) * lanes + (kind.tail or lanes)
 
         def four(quad: Any, tokens: int) -> None:
-            columns = transpose(k, lambda r: k.load(sums, base + r * self.pitch + quad, 4))
-            for c in range(tokens):
-                to = bind(k, (pixel + quad + c) * p["n"] + row)
-                whole = None
-                if rows < lanes:
-                    whole = k.local(lanes)
-                    k.store(whole, 0, columns[c], lanes)
-                for index, (at, width) in enumerate(cuts):
-                    part = columns[c] if whole is None else k.load(whole, at, width)
-                    if scale:
-                        part = part * scale[index]
-                    if bias:
-                        part = part + bias[index]
-                    if p["residual"]:
-                        part = part + k.load(k.arg("residual"), to + at, width)
-                    k.store(y, to + at, apply_activation(k, p["act"], p["act_params"], part, width), width)
+            with T.serial(0, whole) as block:
+                self._token_block(pixel, quad, tokens, bind(k, row0 + block * lanes), lanes)
+            if rest < lanes:  # only the last range ends inside a block
+                at = bind(k, row0 + whole * lanes)
+                with T.If(at < row1), T.Then():
+                    self._token_block(pixel, quad, tokens, at, rest)
 
-        with self.T.serial(0, last // 4) as quad:
+        with T.serial(0, last // 4) as quad:
             four(bind(k, quad * 4), 4)
         if last % 4:
-            four(self.T.int32(last // 4 * 4), last % 4)
+            four(T.int32(last // 4 * 4), last % 4)
+
+    def _token_block(self, pixel: Any, quad: Any, tokens: int, row: Any, rows: int) -> None:
+        """Pixels [quad, quad + tokens) of the tile, outputs [row, row + rows)."""
+        p, k, lanes = self.p, self.k, self.lanes
+        y, sums = k.arg("y"), k.arg("sums")
+        cuts = pieces(rows, lanes)
+
+        def constants(name: str, wanted: bool) -> list[Any]:
+            return [bind(k, k.load(k.arg(name), row + at, width)) for at, width in cuts] if wanted else []
+
+        scale, bias = constants("row_scales", self.scaled), constants("bias", p["bias"])
+        base = bind(k, (row - self.strip_base * self.strip) * self.sums_pitch + quad)
+        columns = transpose(k, lambda r: k.load(sums, base + r * self.sums_pitch, 4))
+        for c in range(tokens):
+            to = bind(k, (pixel + quad + c) * p["n"] + row)
+            whole = None
+            if rows < lanes:
+                whole = k.local(lanes)
+                k.store(whole, 0, columns[c], lanes)
+            for index, (at, width) in enumerate(cuts):
+                part = columns[c] if whole is None else k.load(whole, at, width)
+                if scale:
+                    part = part * scale[index]
+                if bias:
+                    part = part + bias[index]
+                if p["residual"]:
+                    part = part + k.load(k.arg("residual"), to + at, width)
+                k.store(y, to + at, apply_activation(k, p["act"], p["act_params"], part, width), width)

@@ -57,9 +57,11 @@ class Packer:
 
     def __init__(self, p: Mapping[str, Any], k: Any, pitch: int) -> None:
         self.p, self.k, self.T, self.pitch, self.lanes = p, k, k.T, pitch, k.lanes
+        self.origin: Any = 0
 
-    def write(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any) -> None:
-        """Columns [first, first + columns) of the tile of `kind` at `pixel` of image number `image`."""
+    def write(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any, origin: Any) -> None:
+        """Columns [first, first + columns) of the tile of `kind` at `pixel` of image number `image`, from panel[origin] on."""
+        self.origin = bind(self.k, origin)
         {"planes": self._planes, "tokens": self._tokens, "window": self._window}[self.p["source"]](
             image, pixel, kind, first, columns
         )
@@ -69,7 +71,7 @@ class Packer:
         x, panel, size = k.arg("x"), k.arg("panel"), p["pixels"]
         start = bind(k, (image * p["k"] + first) * size + pixel)
         with T.serial(0, columns) as c:
-            source, dest = bind(k, start + c * size), bind(k, c * self.pitch)
+            source, dest = bind(k, start + c * size), bind(k, self.origin + c * self.pitch)
             for v in range(kind.vectors):
                 count = kind.tail if kind.tail and v == kind.vectors - 1 else lanes
                 if count < lanes:
@@ -91,7 +93,7 @@ class Packer:
             start = bind(k, pixel * depth + first)
             with T.serial(0, T.truncdiv(columns, 4)) as block:
                 source = bind(k, start + block * 4)
-                dest = bind(k, block * (4 * self.pitch) + v * lanes)
+                dest = bind(k, self.origin + block * (4 * self.pitch) + v * lanes)
 
                 def load4(row: int, source: Any = source, v: int = v) -> Any:
                     return k.load(x, source + token(v, row), 4)
@@ -100,7 +102,7 @@ class Packer:
                     k.store(panel, dest + c * self.pitch, value, lanes)
             with T.serial(T.truncdiv(columns, 4) * 4, columns) as c:
                 for row in range(lanes):
-                    k.store(panel, c * self.pitch + v * lanes + row, k.load(x, start + c + token(v, row)))
+                    k.store(panel, self.origin + c * self.pitch + v * lanes + row, k.load(x, start + c + token(v, row)))
 
     # --- convolution ---
 
@@ -135,7 +137,7 @@ class Packer:
             for kx in range(w["kw"]):
                 shift = kx * w["dw"] // w["sw"]
                 phase = g.phases.index(kx * w["dw"] % w["sw"])
-                dest = bind(k, ((c * w["kh"] + ky) * w["kw"] + kx) * self.pitch)
+                dest = bind(k, self.origin + ((c * w["kh"] + ky) * w["kw"] + kx) * self.pitch)
                 source = bind(k, base + phase * g.phase + shift + ox0)
                 for j in range(count):  # the first image row starts inside; what is copied too much is overwritten
                     k.store(panel, dest + j * lanes, k.load(stage, source + j * lanes, lanes), lanes)

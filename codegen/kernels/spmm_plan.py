@@ -12,12 +12,16 @@ from sparsec.target import Target
 # Floats of the activation panel (chunk x tile): what of a 32 KB level-1 cache is left beside weights and partial sums. Very
 # sparse weights take larger chunks, because a run of few entries costs more than reading activations from level 2.
 _PANEL_FLOATS = 6144
-_PANEL_FLOATS_MOST = 20480
-_RUN_ENTRIES = 8
+_PANEL_FLOATS_MOST = 24576
+_RUN_ENTRIES = 18
+# Sums of all rows that no longer fit level 2 beside the panel; then a panel of all columns and the sums of one range should.
+_SUMS_FLOATS = 96 * 1024
+_WHOLE_PANEL_FLOATS = 72 * 1024
+_RANGE_FLOATS = 48 * 1024
 # Stored elements whose decoded values a thread keeps.
 _BAND_ELEMENTS = 1 << 18
-# Pieces a product is cut into, so that up to 8 threads share it evenly, if they are at least _UNIT_MACS multiplications.
-_WANTED_UNITS = 16
+# Pieces a product is cut into, so that up to 8 threads share it, if they are at least _UNIT_MACS multiplications.
+_WANTED_UNITS = 8
 _UNIT_MACS = 40_000
 
 
@@ -36,6 +40,11 @@ def most_vectors(strip: int, target: Target) -> int:
     """Widest register tile: strip x vectors accumulators, the strip's weights and one vector of activations fit."""
     room = target.vector_registers - strip - 2
     return max(1, min(8, room // strip))
+
+
+def accumulator_sets(strip: int, vectors: int) -> int:
+    """Sets of accumulators consecutive entries alternate between: sums depend on one another for the latency of an addition."""
+    return 2 if strip * vectors <= 4 else 1
 
 
 def max_strip(target: Target) -> int:
@@ -79,7 +88,11 @@ def pitch(p: Mapping[str, Any], lanes: int) -> int:
 def choose(
     n: int, k: int, pixels: int, images: int, stored: int, strip: int, quantum: int, plain: bool, target: Target
 ) -> dict[str, int]:
-    """vectors, chunk, chunks, ranges and bands for W[n, k] with `stored` elements; chunks are multiples of `quantum` columns."""
+    """Sizes for W[n, k] with `stored` elements; chunks are multiples of `quantum` columns.
+
+    vectors: most vectors of a tile. chunk, chunks, ranges, bands: see spmm_weights.py. whole: 1 when all columns of a tile are
+    packed first and ranges of rows then finished one by one, because the sums of all rows would not stay in the cache.
+    """
     lanes = target.lanes
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     width = pitch(p, lanes)
@@ -94,4 +107,9 @@ def choose(
     strips = ceil(n / strip)
     bands = min(bands, strips)
     ranges = max(1, min(ceil(wanted / (count * bands)), strips // bands))
-    return {"vectors": p["vectors"], "chunk": chunk, "chunks": chunks, "ranges": ranges, "bands": bands}
+    whole = int(n * width > _SUMS_FLOATS and k * width <= _WHOLE_PANEL_FLOATS)
+    if whole:
+        ranges = max(ranges, min(ceil(n * width / (_RANGE_FLOATS * bands)), strips // bands))
+    return {
+        "vectors": p["vectors"], "chunk": chunk, "chunks": chunks, "ranges": ranges, "bands": bands, "whole": whole,
+    }  # fmt: skip

@@ -49,7 +49,7 @@ class Entries:
     ranks: Array  # int32 [runs]: entries of the run's strip in earlier chunks
 
     def params(self, bands: int) -> dict[str, int]:
-        """Sizes the kernel needs: entries and runs in all, `band_entries` and `band_strips` of the largest band."""
+        """Sizes the kernel needs: entries and runs in all, and the largest band's and range's."""
         ranges = (len(self.bounds) - 1) // bands
         chunks = (len(self.starts) - 1) // (bands * ranges)
         firsts = self.starts[:: chunks * ranges, 1]
@@ -58,6 +58,7 @@ class Entries:
             "runs": len(self.runs),
             "band_entries": int(np.diff(firsts).max(initial=0)),
             "band_strips": int(np.diff(self.bounds[::ranges]).max(initial=0)),
+            "range_strips": int(np.diff(self.bounds).max(initial=0)),
         }
 
     def arrays(self) -> list[tuple[str, Array]]:
