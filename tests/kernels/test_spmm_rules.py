@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,13 @@ import onnx_ir as ir
 import pytest
 
 from sparsec import ops
+from sparsec.codegen.bundle import write_bundle
 from sparsec.codegen.context import Lowering
 from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul
+from sparsec.codegen.lower import lower
 from sparsec.formats import Scheme, encode
 from sparsec.op_view import view
-from sparsec.target import host_target
+from sparsec.target import NAMED, host_target
 from tests.kernels.programs import lower_and_run, reference
 from tests.kernels.test_conv import build, check_conv, constant
 from tests.kernels.test_decode import keep_mask
@@ -83,4 +88,19 @@ def test_refusals_say_why() -> None:
     assert "tokens" in _asked(_linear("s70", (1, 37), 45)[0], lower_sparse_matmul)
     assert "dense kernel is faster" in _asked(_linear("s3:4", (32, 36), 45)[0], lower_sparse_matmul)
     assert "dense" in _asked(_linear("int8", (32, 36), 45)[0], lower_sparse_matmul)
-    assert lower_sparse_conv is not lower_sparse_matmul
+
+
+@pytest.mark.skipif(
+    host_target().arch == "x86_64" and shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed"
+)
+@pytest.mark.parametrize("scheme", ["s70", "s4x1@70-cb4-g8", "s70-uint4"])
+def test_linear_on_arm(scheme: str, tmp_path: Path) -> None:
+    model, feed = _linear(scheme, (2, 19, 37), 45)
+    (want,) = reference(model, feed)
+    bundle = write_bundle(lower(model, NAMED["arm"], "sparse"), tmp_path / "sparse")
+    for name, array in feed.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    emulator = [] if host_target().arch == "aarch64" else ["qemu-aarch64"]
+    inputs = [str(tmp_path / f"{name}.npy") for name in feed]
+    subprocess.check_call([*emulator, str(bundle / "bin" / "sparse"), *inputs, str(tmp_path / "y.npy")])
+    assert np.abs(np.load(tmp_path / "y.npy") - want).max() <= 3e-6 * np.abs(want).max()

@@ -1,0 +1,41 @@
+"""The inner loop of sparse products, per instruction set: accumulators stay in registers, few instructions beside the multiplies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsec.codegen.kernels.spmm_rules import prepare
+from sparsec.formats import Scheme, encode, unpack
+from sparsec.target import NAMED
+from tests.kernels.assembly import assembly, innermost_loops, multiplies, uses_stack
+from tests.kernels.test_decode import keep_mask
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "multiplied", "beside"),
+    [
+        # offset, broadcast, counter, compare and jump; an activation is an operand of its multiply on x86 (single weights)
+        ("x86-avx512", "s90", 8, 4), ("x86-avx512", "s2x1@90", 16, 16), ("x86-avx2", "s90", 8, 4), ("x86-avx2", "s4x1@90", 8, 15),
+        # offset, address, broadcast, count, jump and a pair of activations a load
+        ("arm", "s90", 8, 10), ("arm", "s2x1@90", 16, 14),
+    ],
+)  # fmt: skip
+def test_inner_loop(name: str, text: str, multiplied: int, beside: int, tmp_path: Path) -> None:
+    target, scheme, rng = NAMED[name], Scheme.parse(text), np.random.default_rng(1)
+    pixels = 16 * target.lanes
+    weight = encode(rng.normal(size=(32, 48)).astype(np.float32), scheme, mask=keep_mask(scheme, 32, 48, rng, 0.1))
+    geometry = {"pixels": pixels, "images": 1, "source": "planes", "dest": "planes"}
+    p, _ = prepare(unpack(weight), geometry, target)
+    p |= {"bias": True, "residual": False, "act": "relu", "act_params": []}
+    loops = [body for body in innermost_loops(assembly("spmm", p, target, tmp_path)) if multiplies(body)]
+    assert loops
+    for body in loops:
+        assert not uses_stack(body), body
+    # unrolled loops keep the ratio
+    best = max(loops, key=multiplies)
+    times = multiplies(best) // multiplied
+    assert times >= 1, best
+    assert len(best) - multiplies(best) <= beside * times, best
