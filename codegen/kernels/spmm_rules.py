@@ -20,8 +20,10 @@ from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
 
-# Largest share of stored weights at which skipping zeros beats the dense kernel: (single weights, blocks of two rows and more).
-_BREAK_EVEN = {"x86-512": (0.5, 0.6), "x86-256": (0.5, 0.6), "aarch64": (0.5, 0.6)}
+# Measured, in vector multiplications of the dense kernel: one by a single stored weight, one by a weight of a block of two rows
+# or more, and bringing a vector of activations into or out of the pixel layout. (aarch64: as AVX2, not measured.)
+_COSTS = {"x86-512": (1.7, 1.3, 16.0), "x86-256": (1.35, 1.1, 10.0), "aarch64": (1.35, 1.1, 8.0)}
+_DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
 _FEWEST_PIXELS = 16
 
 
@@ -72,20 +74,26 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
     return None
 
 
-def _too_dense(weight: Unpacked, target: Target) -> Refusal | None:
+def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target) -> Refusal | None:
+    """A refusal when the dense kernel, which decodes all weights, is predicted to be as fast as skipping zeros."""
     isa = "aarch64" if target.arch == "aarch64" else f"x86-{target.vector_bits}"
-    limit = _BREAK_EVEN[isa][weight.scheme.block[0] > 1]
+    single, blocked, moved = _COSTS[isa]
+    n, k, lanes = weight.rows, weight.cols, target.lanes
     share = float(spmm_weights.element_mask(weight).mean())
-    if share > limit:
-        return Refusal(f"{share:.0%} of the weights are stored: the dense kernel is faster above {limit:.0%}")
-    return None
+    vectors = -(-pixels // lanes) * images
+    sparse = vectors * (n * k * share * (blocked if weight.scheme.block[0] > 1 else single) + (n + k) * moved)
+    dense = n * k * (pixels * images + _DECODE_LANES) / lanes
+    if sparse < dense:
+        return None
+    times = f"predicted {sparse / dense:.2f} times"
+    return Refusal(f"{share:.0%} of the weights of [{n}, {k}] are stored: the dense kernel is faster ({times})")
 
 
 def _lower(
     op: SparsecNode, low: Lowering, geometry: dict[str, Any], source: Callable[[], Tensor], layout: Any, note: str
 ) -> Refusal | None:
     weight = unpacked_weight(op)
-    refusal = _too_dense(weight, low.target)
+    refusal = dense_wins(weight, geometry["pixels"], geometry["images"], low.target)
     if refusal is not None:
         return refusal
     label = op.node.name or "weight"
@@ -126,7 +134,7 @@ def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
     if len(shape) not in (3, 4) or op.group != 1 or _refusal(op, low, prod(low.shape(op.output)[2:])) is not None:
         return None
     weight = unpacked_weight(op)
-    if _too_dense(weight, low.target) is not None:
+    if dense_wins(weight, prod(low.shape(op.output)[2:]), shape[0], low.target) is not None:
         return None
     stored = results * op.cols * float(spmm_weights.element_mask(weight).mean())
     row = multiply_time(low, stored, 0.4)

@@ -14,9 +14,10 @@ import pytest
 from sparsec import ops
 from sparsec.codegen.bundle import write_bundle
 from sparsec.codegen.context import Lowering
-from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul
+from sparsec.codegen.kernels import spmm_rules
+from sparsec.codegen.kernels.spmm_rules import dense_wins, lower_sparse_matmul
 from sparsec.codegen.lower import lower
-from sparsec.formats import Scheme, encode
+from sparsec.formats import Scheme, encode, unpack
 from sparsec.op_view import view
 from sparsec.target import NAMED, host_target
 from tests.kernels.programs import lower_and_run, reference
@@ -26,6 +27,13 @@ from tests.kernels.test_decode import keep_mask
 Array = np.ndarray[Any, Any]
 
 
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products are worth it here."""
+    monkeypatch.setattr(spmm_rules, "dense_wins", lambda *_: None)
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("scheme", ["s75", "s2x1@75-int8"])
 def test_convolutions(scheme: str) -> None:
     check_conv(scheme, (1, 6, 17, 19), 5, (3, 3), pads=[1, 1, 1, 1])
@@ -33,6 +41,7 @@ def test_convolutions(scheme: str) -> None:
     check_conv(scheme, (1, 9, 15, 14), 12, (3, 3), pads=[1, 1, 1, 1], strides=[2, 2], residual=True, act="relu6")
 
 
+@pytest.mark.usefixtures("always")
 def test_geometries() -> None:
     check_conv("s75", (1, 4, 33, 37), 6, (5, 2), strides=[2, 3], pads=[2, 0, 1, 3])
     check_conv("s75", (1, 4, 12, 12), 6, (3, 3), dilations=[2, 3], pads=[2, 3, 2, 3])
@@ -65,6 +74,7 @@ def _linear(scheme: str, shape: tuple[int, ...], n: int) -> tuple[ir.Model, dict
     return model, feed
 
 
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("scheme", ["s70", "s16x1@70-cb4-g32", "s1:4-int8"])
 def test_linear(scheme: str) -> None:
     model, feed = _linear(scheme, (2, 19, 37), 45)
@@ -84,15 +94,30 @@ def _asked(model: ir.Model, rule: Any) -> str:
 
 
 def test_refusals_say_why() -> None:
-    assert _asked(_linear("s70", (2, 19, 37), 45)[0], lower_sparse_matmul) == ""
-    assert "tokens" in _asked(_linear("s70", (1, 37), 45)[0], lower_sparse_matmul)
-    assert "dense kernel is faster" in _asked(_linear("s3:4", (32, 36), 45)[0], lower_sparse_matmul)
-    assert "dense" in _asked(_linear("int8", (32, 36), 45)[0], lower_sparse_matmul)
+    assert _asked(_linear("s70", (128, 150), 150)[0], lower_sparse_matmul) == ""
+    assert "tokens" in _asked(_linear("s70", (1, 150), 150)[0], lower_sparse_matmul)
+    assert "dense kernel is faster" in _asked(_linear("s9:10", (128, 150), 150)[0], lower_sparse_matmul)
+    assert "is dense" in _asked(_linear("int8", (128, 36), 45)[0], lower_sparse_matmul)
+
+
+@pytest.mark.parametrize("name", ["x86-avx512", "x86-avx2", "arm"])
+def test_sparser_and_larger_products_are_worth_it(name: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def refused(n: int, k: int, share: float, pixels: int) -> bool:
+        scheme = Scheme.parse("s50")
+        weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=rng.random((n, k)) < share)
+        return dense_wins(unpack(weight), pixels, 1, NAMED[name]) is not None
+
+    assert not refused(384, 384, 0.1, 128)
+    assert refused(384, 384, 0.95, 1024)
+    assert refused(8, 8, 0.3, 4096)  # moving activations costs more than all multiplications
 
 
 @pytest.mark.skipif(
     host_target().arch == "x86_64" and shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed"
 )
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("scheme", ["s70", "s4x1@70-cb4-g8", "s70-uint4"])
 def test_linear_on_arm(scheme: str, tmp_path: Path) -> None:
     model, feed = _linear(scheme, (2, 19, 37), 45)
