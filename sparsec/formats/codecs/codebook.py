@@ -17,6 +17,9 @@ from sparsec.formats.scales import NO_SCALES, Scales
 
 __all__ = ["Codebook"]
 
+# Times the codebook and the scales are fitted in turn.
+_ROUNDS = 3
+
 
 @register
 @dataclass(frozen=True)
@@ -52,18 +55,38 @@ class Codebook(Codec):
         return TableValue(self.bits, None, Scope(self.scope, self.span))
 
     def encode(self, stream: RowStream) -> Coded:
-        scales, values = None, stream.values
-        weights: np.ndarray | None = None if stream.valid is None else stream.valid.astype(np.float32)
-        if stream.scales.kind != "none":
+        if stream.scales.kind == "none":
+            codes, codebook, _ = self._fit(stream, stream.values, None)
+            return Coded(codes, None, None, codebook)
+        shared = stream.shared(stream.values)
+        scales = stream.stored_scales(np.abs(shared).max(2))
+        best, best_error = None, np.inf
+        for _ in range(_ROUNDS):
             # Values are fitted relative to their scale, so an error counts scale**2 times in the weight itself.
-            shared = stream.shared(values)
-            scales = stream.stored_scales(np.abs(shared).max(2))
-            values = stream.unshared(divide(shared, scales))
-            if stream.scales.kind != "tensor":
-                square = np.square(scales.astype(np.float32) / max(float(scales.max(initial=0)), 1e-38))
-                spread = stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
-                weights = spread if weights is None else spread * weights
-        codes = np.zeros(values.shape, np.uint8)
+            square = np.square(scales.astype(np.float32) / max(float(np.abs(scales).max(initial=0)), 1e-38))
+            mass = stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
+            codes, codebook, levels = self._fit(stream, stream.unshared(divide(shared, scales)), mass)
+            level = stream.shared(levels).astype(np.float64)
+            error = float(np.square(level * scales.astype(np.float64)[:, :, None] - shared).sum())
+            if not error < best_error and best is not None:
+                break
+            best, best_error = Coded(codes, scales, None, codebook), error
+            # With the levels fixed, least squares gives better scales than the largest value.
+            norms = np.square(level).sum(2)
+            found = np.where(norms > 0, (level * shared).sum(2) / np.where(norms > 0, norms, 1), scales)
+            scales = stream.stored_scales(np.clip(found, -65504, 65504) if stream.scales.kind == "group" else found)
+        assert best is not None
+        return best
+
+    def _fit(
+        self, stream: RowStream, values: np.ndarray, mass: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes, codebook [S, 2**bits] and levels (codebook[code], 0 where nothing is stored) of weighted values [rows, L]."""
+        weights = mass
+        if stream.valid is not None:
+            valid = stream.valid.astype(np.float32)
+            weights = valid if mass is None else mass * valid
+        codes, levels = np.zeros(values.shape, np.uint8), np.zeros(values.shape, np.float32)
         count = self.scope_count(stream.rows, stream.cols)
         codebook = np.zeros((count, 1 << self.bits), np.float32)
         columns = np.broadcast_to(stream.columns, values.shape) if self.scope == "inputs" else None
@@ -80,7 +103,10 @@ class Codebook(Codec):
                 chosen.reshape(-1), 1 << self.bits, None if weights is None else weights[part].reshape(-1)
             )
             codes[part] = assign(chosen, codebook[index])
-        return Coded(codes, scales, None, codebook)
+            levels[part] = codebook[index][codes[part]]
+        if stream.valid is not None:
+            levels[~stream.valid] = 0
+        return codes, codebook, levels
 
     def __str__(self) -> str:
         return f"cb{self.bits}{Scope(self.scope, self.span)}"
