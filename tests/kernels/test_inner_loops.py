@@ -1,0 +1,75 @@
+"""The loops of products keep their accumulators in registers: their assembly does not touch the stack, on any target."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsec.target import NAMED
+
+# A loop of this many multiply-adds, most of its instructions, is the loop of a product.
+_LEAST, _SHARE = 24, 0.55
+
+
+def _dense(m: int, n: int, k: int, act: str = "") -> tuple[str, dict[str, Any]]:
+    return "dense", {
+        "m": m, "n": n, "k": k, "bias": True, "residual": not act, "act": act, "act_params": [],
+    }  # fmt: skip
+
+
+def _attention(t: int, s: int, d: int) -> tuple[str, dict[str, Any]]:
+    rows = {"batch": 0, "head": d, "row": 2 * d, "size": 2 * max(t, s) * d}
+    return "attention", {
+        "batch": 1, "heads": 2, "groups": 1, "t": t, "s": s, "d": d, "dv": d, "scale": 0.1, "causal": True,
+        "mask": {"batch": 0, "head": 0, "row": 0, "key": 1, "size": s}, "q": rows, "k": rows, "v": rows, "out": rows,
+    }  # fmt: skip
+
+
+def _assembly(family: str, params: dict[str, Any], target: str, folder: Path) -> str:
+    """The kernel's assembly, by a worker process (TVM stays out of this one)."""
+    path = folder / "kernel.s"
+    job = {
+        "family": family, "params": params, "target": NAMED[target].describe(), "symbol": "kernel",
+        "object": str(folder / "kernel.o"), "assembly": str(path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsec.codegen.worker"], input=json.dumps(job) + "\n", text=True, capture_output=True
+    )
+    assert json.loads(done.stdout)["ok"], done.stdout
+    return path.read_text()
+
+
+def _product_loops(assembly: str) -> list[list[str]]:
+    """Bodies of the innermost loops that are mostly multiply-adds."""
+    lines = [line.strip() for line in assembly.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+    jumps = [(re.match(r"(?:j|b\.|cb|tb|b\s).*?(\.LBB\w+)$", line), i) for i, line in enumerate(lines)]
+    loops = [(labels[jump[1]], i) for jump, i in jumps if jump and labels.get(jump[1], len(lines)) < i]
+    found = []
+    for start, end in loops:
+        if any((a, b) != (start, end) and start <= a and b <= end for a, b in loops):
+            continue
+        body = [line for line in lines[start:end] if line and line[0] != "." and not line.endswith(":")]
+        products = sum("fmadd" in line or line.startswith("fmla") for line in body)
+        if products >= max(_LEAST, _SHARE * len(body)):
+            found.append(body)
+    return found
+
+
+@pytest.mark.parametrize("target", ["arm", "x86-avx2", "x86-avx512"])
+@pytest.mark.parametrize(
+    "kernel",
+    [_dense(128, 1536, 384, "gelu"), _dense(128, 384, 1536), _attention(128, 128, 32)],
+    ids=["up", "down", "attention"],
+)
+def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]], target: str, tmp_path: Path) -> None:
+    loops = _product_loops(_assembly(*kernel, target, tmp_path))
+    assert loops
+    for body in loops:
+        assert not [line for line in body if re.search(r"\(%rsp[,)]|\[sp", line)]
