@@ -28,6 +28,7 @@ from sparsec.codegen.kernels.movement import (
 )
 from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm
 from sparsec.codegen.kernels.onehot import lower_onehot
+from sparsec.codegen.kernels.pixel import as_matmul
 from sparsec.codegen.kernels.pool import global_pool_choice, lower_global_pool, lower_pool, pool_choice
 from sparsec.codegen.kernels.recurrent import lower_recurrent
 from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce, reduce_choice
@@ -56,6 +57,8 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
     """The rules to ask for this node, in order."""
     return TABLE.get((node.domain, node.op_type), ())
 
+
+_PRODUCTS: tuple[Rule, ...] = (lower_dense, lower_gemv, lower_sparse_matmul, lower_fused_matmul)
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     **{("", op): (lower_elementwise,) for op in sorted(OPS)},
@@ -121,9 +124,9 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
     ("sparsec", "Attention"): (lower_attention,),
-    ("sparsec", "Conv"): (lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
+    ("sparsec", "Conv"): (as_matmul(_PRODUCTS), lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
-    ("sparsec", "MatMul"): (lower_dense, lower_gemv, lower_sparse_matmul, lower_fused_matmul),
+    ("sparsec", "MatMul"): _PRODUCTS,
 }
 
 # The layouts a node can compute in: the first answer counts. What is not listed computes in row order.

@@ -113,6 +113,12 @@ def test_dense_of_every_shape(target: str) -> None:
     check_conv("fp32", (1, 20, 61, 16), 20, (1, 1), target=machine)
 
 
+@pytest.mark.parametrize("scheme", ["fp32", "int8", "cb4-g32", "s50", "s16x1@50-cb4-g32"])
+def test_images_of_one_pixel_are_matrix_products(scheme: str) -> None:
+    check_conv(scheme, (1, 96, 1, 1), 35, (1, 1), act="relu")
+    check_conv(scheme, (3, 64, 1, 1), 48, (1, 1), residual=True)
+
+
 def test_groups() -> None:
     check_conv("fp32", (1, 12, 9, 9), 8, (3, 3), group=4, pads=[1, 1, 1, 1])
     check_conv("fp32", (1, 12, 9, 9), 24, (1, 1), group=3)
