@@ -168,6 +168,22 @@ class Packer:
                 done = lo + whole * lanes
                 for at, width in pieces(hi - done, lanes):
                     k.store(stage, out + done + at, k.load(x, offset + done + at, width), width)
+            elif w["sw"] == 2:
+                # every other element of two vectors; the element after the last one used must still be in the row
+                safe = max(lo, min(hi, (w["iw"] + w["pl"] - phase) // 2))
+                whole = (safe - lo) // lanes * lanes
+                cuts = [(at, lanes) for at in range(0, whole, lanes)]
+                cuts += [(whole + at, width) for at, width in pieces(safe - lo - whole, lanes)]
+                for at, width in cuts:
+                    first = offset + (lo + at) * 2
+                    if width == 1:
+                        k.store(stage, out + lo + at, k.load(x, first))
+                        continue
+                    both = [k.load(x, first, width), k.load(x, first + width, width)]
+                    even = T.Shuffle(both, [T.int32(2 * i) for i in range(width)])
+                    k.store(stage, out + lo + at, even, width)
+                for u in range(safe, hi):
+                    k.store(stage, out + u, k.load(x, offset + u * 2))
             else:
                 with T.serial(lo, hi) as u:
                     k.store(stage, out + u, k.load(x, offset + u * w["sw"]))
