@@ -1,6 +1,7 @@
 """Convolution with constant weights of any scheme as matrix multiplication on channels-last images.
 
-Plain float32 weights go to direct.py, all others (and groups, and images of a few pixels) to gemm.py.
+Plain float32 weights go to direct.py (small images under 1x1 windows to dense.py), all others, groups and images of a few
+pixels to gemm.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels import direct
+from sparsec.codegen.kernels import dense, direct
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.weights import pack_bias, pack_weight
 from sparsec.codegen.kernels.window import Window, read_window
@@ -82,8 +83,13 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
         "pitch": pitch, "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
         "act_params": list(op.act_params),
     }  # fmt: skip
+    family, pack = "direct", direct.pack
+    if _is_pointwise(op) and window.out[0] == 1 and pitch == op.rows and not planes:  # a matrix of pixels
+        family, pack = "dense", dense.pack
+        epilogue = {name: params[name] for name in ("bias", "residual", "act", "act_params")}
+        params = {"m": shape[0] * window.out[1], "n": op.rows, "k": op.cols, **epilogue}
     ins = [low.get(op.x, "row" if planes else "cl")]
-    ins.append(low.const(direct.pack(weight, params, low.target), f"{node.name}.weight"))
+    ins.append(low.const(pack(weight, params, low.target), f"{node.name}.weight"))
     if bias is not None:
         flat = np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32)
         ins.append(low.const(flat, f"{node.name}.bias"))
@@ -91,7 +97,7 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
         ins.append(low.get(op.residual, "cl"))
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{window.strides[1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
-    low.call("direct", params, ins, [out], node=node.name or "", op="Conv", note=note)
+    low.call(family, params, ins, [out], node=node.name or "", op="Conv", note=note)
     return None
 
 
