@@ -2,16 +2,16 @@
 
 The activations are rounded first, a block of rows by every thread that works on it (gemv_inputs.py): int8 with one scale per
 row, or per row and block of inputs, as the node's `activations` says (see sparsec/int8.py). Then each tile of R outputs streams
-its codes: bytes are looked up or masked, multiplied by four broadcast inputs a lane, and summed in int32 over a block, then
-scaled into float32 (byte_weights.py has the layout). For strips of a sparse weight the activations are packed by the strip's
-bitmap, so that what is not stored costs nothing.
+its codes: bytes are looked up or masked (once for all rows of a block), multiplied by four broadcast inputs a lane, and summed
+in int32 over a block, then scaled into float32 (byte_weights.py has the layout). For strips of a sparse weight the activations
+are packed by the strip's bitmap, so that what is not stored costs nothing.
 
 A unit is a tile of one block of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from math import ceil, prod
 from operator import mul
@@ -72,6 +72,11 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     return None
 
 
+def decodes_once(p: Mapping[str, Any], target: Target) -> bool:
+    """Whether a tile's weights are decoded into scratch, for several passes of rows over them."""
+    return rows_of_block(p["m"]) > ROWS_AT_ONCE and not (p["w"]["bits"] == 8 and p["w"]["kind"] == "affine")
+
+
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: x, the weight's arrays, pack table?, bias?, residual?; out: y; work: quantised activations, scales, sums."""
     w, m = p["w"], p["m"]
@@ -84,6 +89,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("residual", "float32", m * w["rows"], "in"))
     args.append(Arg("y", "float32", m * w["rows"], "out"))
     args += gemv_inputs.work_arguments(p, target)
+    if decodes_once(p, target):
+        args.append(Arg("decoded", "uint8", w["tile"] * (gemv_inputs.padded_width(w) + w["block"]), "work"))
     macs = m * w["blocks"] * w["block"] * w["tile"]
     cost = macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"]))
     return Signature(tuple(args), units=ceil(m / rows_of_block(m)) * w["tiles"], cost=cost)
@@ -146,12 +153,31 @@ class _Gemv:
         else:
             count = w["blocks"] // w["tiles"]
             first = bind(k, tile * count)
+        self.decoded = decodes_once(self.p, self.k.target)
+        if self.decoded:
+            self._decode(tile, first, count)
         whole, rest = divmod(m, ROWS_AT_ONCE)
         if whole:
             with T.serial(0, whole) as chunk:
                 self._rows(tile, first, count, bind(k, chunk * ROWS_AT_ONCE), ROWS_AT_ONCE)
         if rest:
             self._rows(tile, first, count, T.int32(whole * ROWS_AT_ONCE), rest)
+
+    def _decode(self, tile: Any, first: Any, count: Any) -> None:
+        """The weights of a tile as bytes, in the order in which products read them."""
+        T, k, nb = self.T, self.k, self.dot.bytes
+        self._set_table(tile)
+        quads = self.block // 4
+        with T.serial(0, count) as b:
+            self._set_table_of_block(b)
+            for step in range(ceil(quads / 8)):
+                few = min(8, quads - 8 * step)
+                at = self._code_offsets(first + b, T.int32(step))
+                to = bind(k, (b * quads + 8 * step) * (self.vectors * nb))
+                reader = self._reader(at)
+                for quad in range(few):
+                    for v in range(self.vectors):
+                        k.store(k.arg("decoded"), to + (quad * self.vectors + v) * nb, reader(quad, v), nb)
 
     def _rows(self, tile: Any, first: Any, count: Any, row0: Any, rows: int) -> None:
         """`rows` rows of activations, from row0 on, against one tile."""
@@ -162,31 +188,26 @@ class _Gemv:
         acc = k.local(slots * n, "int32")
         for i in range(slots):
             k.store(total, i * n, k.f32(0.0, n), n)
-        self.table = (
-            self._load_table(T.truncdiv(tile, w["span"]) if w["scope"] == "rows" else T.int32(0))
-            if w["kind"] == "table" and w["scope"] != "inputs"
-            else None
-        )
+        self._set_table(tile)
         if w["one_block"]:
             for i in range(slots):
                 k.store(acc, i * n, k.i32(0, n), n)
             # without group scales a dense row is one block, a strip a run of blocks
             self.inputs.each_block(
-                tile, count, lambda b: self._products(first + b, self._starts(tile, b, row0, rows), acc)
+                tile, count, lambda b: self._products(first, b, self._starts(tile, b, row0, rows), acc)
             )
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
             self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
         else:
 
             def block(b: Any) -> None:
-                if w["scope"] == "inputs":
-                    self.table = self._load_table(T.truncdiv(b, w["span"]))
+                self._set_table_of_block(b)
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
                 for row in range(rows):
                     start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
                     for v in range(self.vectors):
                         k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
-                self._products(first + b, self._starts(tile, b, row0, rows), acc)
+                self._products(first, b, self._starts(tile, b, row0, rows), acc)
                 scales = None
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
@@ -198,36 +219,56 @@ class _Gemv:
     def _starts(self, tile: Any, block: Any, row0: Any, rows: int) -> list[Any]:
         return [bind(self.k, self.inputs.start(tile, block, row0, row)) for row in range(rows)]
 
+    def _set_table(self, tile: Any) -> None:
+        T, w = self.T, self.w
+        self.table = None
+        if w["kind"] == "table" and w["scope"] != "inputs":
+            self.table = self._load_table(T.truncdiv(tile, w["span"]) if w["scope"] == "rows" else T.int32(0))
+
+    def _set_table_of_block(self, block: Any) -> None:
+        if self.w["scope"] == "inputs":
+            self.table = self._load_table(self.T.truncdiv(block, self.w["span"]))
+
     def _load_table(self, number: Any) -> tuple[Any, Any]:
         k = self.k
         table = k.local(self.dot.bytes, "uint8")
         k.store(table, 0, k.load(k.arg("table"), number * self.dot.bytes, self.dot.bytes), self.dot.bytes)
         return table, bind(k, k.load(k.arg("table_scale"), number))
 
-    def _products(self, block: Any, starts: list[Any], acc: Any) -> None:
-        """Add the products of one block of the weight (number `block`) to the accumulators; inputs by row at `starts`."""
+    def _products(self, first: Any, block: Any, starts: list[Any], acc: Any) -> None:
+        """Add the products of one block of the tile to the accumulators. first: number of the tile's first block; starts: where
+        the inputs of each row lie."""
         T = self.T
         steps = ceil(self.block / STEP)
         if self.block % STEP == 0 and steps > 2:
             with T.serial(0, steps) as s:
-                self._step(block, s, starts, STEP // 4, acc)
+                self._step(first, block, s, starts, STEP // 4, acc)
             return
         for s in range(steps):
             quads = min(STEP, self.block - s * STEP) // 4
-            self._step(block, T.int32(s), starts, quads, acc)
+            self._step(first, block, T.int32(s), starts, quads, acc)
 
-    def _step(self, block: Any, step: Any, starts: list[Any], quads: int, acc: Any) -> None:
+    def _code_offsets(self, block: Any, step: Any) -> list[Any]:
+        """Where the codes of a step begin, by plane."""
+        offsets = []
+        for plane, (width, _) in enumerate(self.planes):
+            whole = byte_weights.plane_bytes(self.w, plane) // 4
+            offsets.append(bind(self.k, (block * whole + step * (STEP // 4 * width // 8)) * self.w["tile"] * 4))
+        return offsets
+
+    def _step(self, first: Any, block: Any, step: Any, starts: list[Any], quads: int, acc: Any) -> None:
         """Up to eight quads: every byte of the planes is loaded once."""
         T, k, nb, rows = self.T, self.k, self.dot.bytes, len(starts)
         stride = self.inputs.quad_stride
         x0 = [bind(k, start + step * (STEP // 4 * stride)) for start in starts]
-        at = []
-        for plane, (width, _) in enumerate(self.planes):
-            whole = byte_weights.plane_bytes(self.w, plane) // 4
-            at.append(bind(k, (block * whole + step * (STEP // 4 * width // 8)) * self.w["tile"] * 4))
+        widths = [width for width, _ in self.planes]
+        if self.decoded:
+            at, widths = [bind(k, (block * (self.block // 4) + step * (STEP // 4)) * (self.vectors * nb))], [8]
+        else:
+            at = self._code_offsets(first + block, step)
         pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
-        few = max(8 // self.planes[0][0], 2)  # quads of whole bytes
-        if rows == 1 or len(self.planes) > 1 or quads % few or quads == few:
+        few = max(8 // widths[0], 2)  # quads of whole bytes
+        if rows == 1 or len(widths) > 1 or quads % few or quads == few:
             self._quads(at, x0, quads, acc, pairs)
             return
         # A loop of few quads: of a longer run of code the compiler makes one that does not fit the registers.
@@ -237,8 +278,7 @@ class _Gemv:
                 k.store(pairs, slot * nb // 2, k.splat(T.int16(0), nb // 2), nb // 2)
         with T.serial(0, quads // few) as i:
             bytes_of = [
-                bind(k, a + i * (few * width // 8 * self.w["tile"] * 4))
-                for a, (width, _) in zip(at, self.planes, strict=True)
+                bind(k, a + i * (few * width // 8 * self.w["tile"] * 4)) for a, width in zip(at, widths, strict=True)
             ]
             self._quads(bytes_of, [bind(k, x + i * (few * stride)) for x in x0], few, acc, pairs, waits=waits)
         if waits:
@@ -251,14 +291,13 @@ class _Gemv:
             wide = self.dot.widen(k.load(pairs, slot * nb // 2, nb // 2))
             k.store(acc, slot * n, k.load(acc, slot * n, n) + wide, n)
 
-    def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
-        """Products of `quads` quads, codes from `at` (by plane), inputs from `x0` (by row); `waits`: they stay in `pairs`."""
-        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
-        source, stride = self.inputs.source, self.inputs.quad_stride
+    def _reader(self, at: list[Any]) -> Callable[[int, int], Any]:
+        """(quad, vector) -> its weights as bytes; codes from `at` on (by plane), or decoded weights."""
+        k, nb = self.k, self.dot.bytes
         per_row = self.w["tile"] * 4
         loaded: dict[tuple[int, int, int], Any] = {}
 
-        def codes(quad: int, v: int) -> Any:
+        def read(quad: int, v: int) -> Any:
             value = None
             for plane, (width, shift) in enumerate(self.planes):
                 byte, bit = quad * width // 8, quad * width % 8
@@ -268,19 +307,33 @@ class _Gemv:
                     loaded[plane, byte, v] = held
                 part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
                 value = part if value is None else value | part
-            return value
+            if self.w["kind"] == "table":
+                assert self.table is not None
+                value = self.dot.lookup(k.load(self.table[0], 0, nb), value)
+            held = k.local(nb, "uint8")
+            k.store(held, 0, value, nb)
+            return k.load(held, 0, nb)
+
+        return read
+
+    def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
+        """Products of `quads` quads, weights from `at`, inputs from `x0` (by row); `waits`: they stay in `pairs`."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        source, stride = self.inputs.source, self.inputs.quad_stride
+        reader = self._reader(at)
+
+        def weights_of(quad: int, v: int) -> Any:
+            if not self.decoded:
+                return reader(quad, v)
+            held = k.local(nb, "uint8")
+            k.store(held, 0, k.load(k.arg("decoded"), at[0] + (quad * self.vectors + v) * nb, nb), nb)
+            return k.load(held, 0, nb)
 
         held = 0  # products of pairs waiting in 16 bits
         for quad in range(quads):
             xs = [T.reinterpret("int32", k.load(source, x + quad * stride, 4)) for x in x0]
             for v in range(self.vectors):
-                weights = codes(quad, v)
-                if self.w["kind"] == "table":
-                    assert self.table is not None
-                    weights = self.dot.lookup(k.load(self.table[0], 0, nb), weights)
-                byte = k.local(nb, "uint8")
-                k.store(byte, 0, weights, nb)
-                weights = k.load(byte, 0, nb)
+                weights = weights_of(quad, v)
                 for r in range(len(x0)):
                     slot = r * self.vectors + v
                     if self.split:

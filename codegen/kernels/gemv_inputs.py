@@ -218,7 +218,7 @@ class Inputs:
 
     def _fill_up(self, filled: Any, end: Any) -> None:
         T, k = self.T, self.k
-        with T.serial(k.load(filled, 0), end) as i:
+        with T.serial(bind(k, k.load(filled, 0)), end) as i:
             k.store(k.arg("packed"), i, T.int8(0))
 
     def _pack_four(self, tile: Any, row0: Any, count: Any) -> None:
@@ -272,7 +272,7 @@ class Inputs:
                 self._pack_word(following, T.int32(0), b * each + i, filled)
         with T.serial(both, count) as b:
             body(b)
-        with T.serial(both * each, self.words) as i:
+        with T.serial(bind(k, both * each), self.words) as i:
             self._pack_word(following, T.int32(0), i, filled)
         self._fill_up(filled, start + self._stored_blocks(following) * self.block)
 
