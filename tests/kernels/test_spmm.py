@@ -11,7 +11,8 @@ from sparsec.codegen.kernels.spmm_rules import prepare
 from sparsec.formats import Scheme, decode, encode, unpack
 from sparsec.target import NAMED, Target, host_target
 from tests.kernels.harness import run_kernel
-from tests.kernels.test_decode import CODECS, keep_mask
+from tests.kernels.test_decode import CODECS as ALL_CODECS
+from tests.kernels.test_decode import keep_mask
 
 Array = np.ndarray[Any, Any]
 
@@ -72,6 +73,8 @@ def test_structures(text: str, layout: str, name: str) -> None:
     check(text, 64, 40, 130, target_of(name), layout=layout, chunk=12, ranges=3)
 
 
+# Codes for several inputs are not for these kernels: test_spmm_rules.py has the refusal.
+CODECS = [codec for codec in ALL_CODECS if not codec.startswith("vq")]
 STRUCTURES = ["s60", "s2:4", "s3:7", "s16x1@50", "s8x1@60", "s4x4@50", "s1x16@50", "s3x2@50", "s5x1@60"]
 
 
