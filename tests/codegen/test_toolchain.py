@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +53,12 @@ def test_system_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(session.run([x])["y"], x.transpose(2, 1, 0))
 
 
-def test_loadable_is_cached_and_quick() -> None:
+def test_loadable_is_cached() -> None:
     program = transpose_program(shape=(4, 5, 6))
     compiled = compile_program(program)
     first = build_loadable(compiled)
     first.library.unlink()
-    start = time.perf_counter()
     assert build_loadable(compiled).library == first.library
-    assert time.perf_counter() - start < 10  # 0.3 s on a quiet machine: one compilation, one link
     changed = first.library.stat().st_mtime_ns
     assert build_loadable(program).library.stat().st_mtime_ns == changed
 
