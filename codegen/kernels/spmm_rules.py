@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 _COSTS = {"x86-512": (1.7, 1.3, 16.0), "x86-256": (1.35, 1.1, 10.0), "aarch64": (1.35, 1.1, 8.0)}
 _DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
 _FEWEST_PIXELS = 16
+# A window of 256 taps makes half a megabyte of code and takes a minute to compile.
+_MOST_TAPS = 64
 
 
 def prepare(
@@ -69,6 +71,8 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
         return Refusal("the residual has not the shape of the result")
     if pixels < _FEWEST_PIXELS:
         return Refusal(f"{pixels} pixels or tokens: sparse products vectorise over at least {_FEWEST_PIXELS}")
+    if prod(op.kernel_shape) > _MOST_TAPS:
+        return Refusal(f"windows of {prod(op.kernel_shape)} taps: the code that gathers them is written out tap by tap")
     if max(op.rows, op.cols) >= 1 << 16:
         return Refusal("more than 65535 rows or columns")
     return None
