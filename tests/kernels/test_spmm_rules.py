@@ -129,3 +129,15 @@ def test_linear_on_arm(scheme: str, tmp_path: Path) -> None:
     inputs = [str(tmp_path / f"{name}.npy") for name in feed]
     subprocess.check_call([*emulator, str(bundle / "bin" / "sparse"), *inputs, str(tmp_path / "y.npy")])
     assert np.abs(np.load(tmp_path / "y.npy") - want).max() <= 3e-6 * np.abs(want).max()
+
+
+def test_wide_windows_are_refused() -> None:
+    """Their gathering code would be written out tap by tap."""
+    rng = np.random.default_rng(5)
+    weight = encode(rng.normal(size=(8, 100)).astype(np.float32), Scheme.parse("s90"), mask=rng.random((8, 100)) < 0.1)
+    feed = {"x": rng.normal(size=(1, 1, 40, 40)).astype(np.float32)}
+
+    def make(values: dict[str, ir.Value]) -> Any:
+        return ops.conv(values["x"], ops.weight_inputs(weight, "w"), kernel_shape=(10, 10))
+
+    assert "100 taps" in _asked(build(make, feed, (1, 8, 31, 31)), spmm_rules.lower_sparse_conv)
