@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
 from sparsec.codegen.isa.vecmath import bind, exp_negative
 from sparsec.codegen.kernels import attention_few
@@ -96,17 +97,6 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         attention_few.build(p, k)
     else:
         _Attention(p, k).write()
-
-
-def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
-    """(start, width) that cover `count` elements: whole vectors, then ever smaller powers of two."""
-    found, at, width = [], 0, lanes
-    while at < count:
-        while width > count - at:
-            width //= 2
-        found.append((at, width))
-        at += width
-    return found
 
 
 class _Attention:

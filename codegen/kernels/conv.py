@@ -15,7 +15,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.kernels import dense, direct
 from sparsec.codegen.kernels.gemm import panel_width
-from sparsec.codegen.kernels.weights import pack_bias, pack_weight
+from sparsec.codegen.kernels.weights import pack_bias, pack_weight, refused_epilogue
 from sparsec.codegen.kernels.window import Window, read_window
 from sparsec.codegen.layouts import Choice, multiply_time
 from sparsec.op_view import SparsecNode, view
@@ -66,10 +66,8 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
     if not _is_direct(op, low):
         return Refusal("only plain weights, one group and more than a few pixels a row")
     bias = low.constant(op.bias)
-    if op.bias is not None and bias is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     window = read_window(node, low, op.kernel_shape)
     if isinstance(window, Refusal):
         return window
@@ -110,10 +108,8 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(f"{len(shape) - 2}-D convolution is not supported (1-D and 2-D are)")
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
-    if op.bias is not None and low.constant(op.bias) is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     if 0 in (*shape, *out_shape):
         return Refusal("the image is empty")
     rank = len(shape) - 2

@@ -23,7 +23,9 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.op_view import view
 from sparsec.target import Target
@@ -202,7 +204,7 @@ class _Dense:
             (i, j * lanes + at, (i * vectors + j) * lanes + at, width)
             for i in range(rows)
             for j in range(vectors)
-            for at, width in _pieces(columns - j * lanes, lanes)
+            for at, width in pieces(min(columns - j * lanes, lanes), lanes)
         ]
         if chunk.starts:
             for slot in range(rows * vectors):
@@ -258,17 +260,6 @@ class _Dense:
             step(T.int32(kk))
 
 
-def _pieces(left: int, lanes: int) -> list[tuple[int, int]]:
-    """(offset, width) of the vectors that cover min(left, lanes) columns exactly."""
-    pieces, at, width, left = [], 0, lanes, min(left, lanes)
-    while at < left:
-        while width > left - at:
-            width //= 2
-        pieces.append((at, width))
-        at += width
-    return pieces
-
-
 def lower_dense(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with a plain float32 weight."""
     op = view(node)
@@ -277,10 +268,8 @@ def lower_dense(node: ir.Node, low: Lowering) -> Refusal | None:
     if not isinstance(weight, np.ndarray):
         return Refusal(f"scheme {op.scheme} is not plain float32")
     bias = low.constant(op.bias)
-    if op.bias is not None and bias is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
     m, n, k = prod(low.shape(op.x)[:-1]), op.rows, op.cols

@@ -21,6 +21,7 @@ import numpy as np
 
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.planes import copy_run, fill_run
 from sparsec.codegen.kernels.window import Window
@@ -256,7 +257,7 @@ class _Direct:
             (i, j * lanes + start, (i * vectors + j) * lanes + start, width)
             for i in range(pixels)
             for j in range(vectors)
-            for start, width in _pieces(columns - j * lanes, lanes)
+            for start, width in pieces(min(columns - j * lanes, lanes), lanes)
         ]
 
         def zero() -> None:
@@ -338,14 +339,3 @@ class _Direct:
         else:
             with T.serial(0, t.together) as r:
                 run(bind(k, chunk * t.together + r), bind(k, b0 + r * (t.run * t.nr)))
-
-
-def _pieces(left: int, lanes: int) -> list[tuple[int, int]]:
-    """(offset, width) of the vectors that cover min(left, lanes) columns exactly."""
-    pieces, at, width, left = [], 0, lanes, min(left, lanes)
-    while at < left:
-        while width > left - at:
-            width //= 2
-        pieces.append((at, width))
-        at += width
-    return pieces

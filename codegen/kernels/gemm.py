@@ -19,6 +19,7 @@ from math import ceil, prod
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import decode
 from sparsec.codegen.program import Arg, Signature
@@ -196,13 +197,8 @@ class _Gemm:
 
     def _chunks(self, count: int) -> list[tuple[int, int]]:
         """(start, lanes) pieces of a contiguous run that are left after the whole vectors."""
-        pieces, at, width = [], count // self.lanes * self.lanes, self.lanes // 2
-        while at < count:
-            while width > count - at:
-                width //= 2
-            pieces.append((at, width))
-            at += width
-        return pieces
+        whole = count // self.lanes * self.lanes
+        return [(whole + at, width) for at, width in pieces(count - whole, self.lanes)]
 
     def _copy(self, src: Any, s: Any, dst: Any, d: Any, count: int) -> None:
         whole = count // self.lanes
@@ -300,11 +296,11 @@ class _Gemm:
         c = k.arg("c")
         out0 = bind(k, tile * (self.t.mr * p["c"]["ldc"]) + batch * p["c"]["batch_stride"] + panel * self.t.nr)
         for j in range(vectors):
-            pieces = self._store_pieces(columns - j * lanes)
+            parts = self._store_pieces(columns - j * lanes)
             for i in range(rows):
                 slot = (i * vectors + j) * lanes
                 to = out0 + i * p["c"]["ldc"] + j * lanes
-                for offset, width in pieces:
+                for offset, width in parts:
                     value = k.load(acc, slot + offset, width)
                     if p["bias"]:
                         value = value + k.load(k.arg("bias"), packed * self.t.nr + j * lanes + offset, width)
@@ -315,9 +311,7 @@ class _Gemm:
 
     def _store_pieces(self, left: int) -> list[tuple[int, int]]:
         """(offset, lanes) of the stores that write min(left, lanes) elements exactly."""
-        if left >= self.lanes:
-            return [(0, self.lanes)]
-        return [(at, width) for at, width in self._chunks(left)]
+        return pieces(min(left, self.lanes), self.lanes)
 
 
 def product_size(shape: tuple[int, ...]) -> int:

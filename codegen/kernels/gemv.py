@@ -23,9 +23,11 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import byte_weights, gemv_inputs
 from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
+from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, unpack
 from sparsec.int8 import activation_group
@@ -44,10 +46,8 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     unpacked, x_group = unpack(weight), activation_group(op.activations, op.cols)
     if why := byte_weights.refusal(unpacked, low.target, x_group):
         return Refusal(why)
-    if op.bias is not None and low.constant(op.bias) is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     m = prod(low.shape(op.x)[:-1])
     if m == 0:
         return Refusal("the product has no rows")
@@ -415,7 +415,7 @@ class _Gemv:
                     common.append(scale)
                 factor = bind(k, reduce(mul, common)) if common else None
                 for v in range(self.vectors):
-                    for offset, width in _pieces(columns - v * self.lanes, self.lanes):
+                    for offset, width in pieces(min(columns - v * self.lanes, self.lanes), self.lanes):
                         at = v * self.lanes + offset
                         value = k.load(total, (r * self.vectors) * self.lanes + at, width)
                         if w["scales"] == "channel":
@@ -441,14 +441,3 @@ class _Gemv:
                 store(w["tile"])
             with T.Else():
                 store(last)
-
-
-def _pieces(left: int, lanes: int) -> list[tuple[int, int]]:
-    """(offset, lanes) of the stores that write min(left, lanes) elements exactly."""
-    pieces, at, width = [], 0, lanes
-    while at < min(left, lanes):
-        while width > min(left, lanes) - at:
-            width //= 2
-        pieces.append((at, width))
-        at += width
-    return pieces

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsec.codegen.kernels.window import channel_pieces
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -97,18 +97,18 @@ def _planes(p: Mapping[str, Any], k: Any) -> None:
 
 def _chunk(p: Mapping[str, Any], k: Any, source: Any, target: Any, width: int) -> None:
     T, channels, pixels = k.T, p["channels"], p["pixels"]
-    pieces = channel_pieces(width, k.lanes)
+    parts = pieces(width, k.lanes)
     start = float("-inf") if p["op"] == "max" else 0.0
-    acc = [k.local(n) for _, n in pieces]
+    acc = [k.local(n) for _, n in parts]
 
     def join(a: Any, b: Any) -> Any:
         return T.max(a, b) if p["op"] == "max" else a + b
 
-    for (_, n), a in zip(pieces, acc, strict=True):
+    for (_, n), a in zip(parts, acc, strict=True):
         k.store(a, 0, k.f32(start, n), n)
     with T.serial(0, pixels) as i:
-        for (c, n), a in zip(pieces, acc, strict=True):
+        for (c, n), a in zip(parts, acc, strict=True):
             k.store(a, 0, join(k.load(a, 0, n), k.load(k.arg("x"), source + i * channels + c, n)), n)
-    for (c, n), a in zip(pieces, acc, strict=True):
+    for (c, n), a in zip(parts, acc, strict=True):
         value = k.load(a, 0, n)
         k.store(k.arg("out"), target + c, value if p["op"] == "max" else value * k.f32(1.0 / pixels, n), n)

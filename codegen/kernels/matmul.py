@@ -11,7 +11,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal, Tensor, row_strides
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
-from sparsec.codegen.kernels.weights import pack_bias, pack_weight
+from sparsec.codegen.kernels.weights import pack_bias, pack_weight, refused_epilogue
 from sparsec.op_view import view
 
 
@@ -19,10 +19,8 @@ def lower_fused_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul: act(x @ W^T + bias + residual), W constant in any scheme."""
     op = view(node)
     assert op.x is not None
-    if op.bias is not None and low.constant(op.bias) is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
     shape = low.shape(op.x)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels.window import channel_pieces
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
@@ -74,7 +74,7 @@ def build(p: Mapping[str, Any], k: Any) -> None:
                 k.store(k.arg("out"), target + at, value, n)
 
             if c < k.lanes:
-                for at, n in channel_pieces(c, k.lanes):
+                for at, n in pieces(c, k.lanes):
                     channels(at, n)
             else:
                 with T.serial(0, -(-c // k.lanes)) as v:

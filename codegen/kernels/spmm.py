@@ -17,9 +17,10 @@ from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import spmm_values, spmm_weights
-from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, pieces, stage_shape, transpose
+from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape, transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_values import SLACK
 from sparsec.codegen.program import Arg, Signature

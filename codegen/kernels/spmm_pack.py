@@ -11,21 +11,11 @@ from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_plan import TileKind
 
 Loader = Callable[[int], Any]
-
-
-def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
-    """(start, width) of the power-of-two vectors that cover `count` <= lanes elements."""
-    found, at, width = [], 0, lanes
-    while at < count:
-        while width > count - at:
-            width //= 2
-        found.append((at, width))
-        at += width
-    return found
 
 
 def transpose(k: Any, load4: Loader) -> list[Any]:

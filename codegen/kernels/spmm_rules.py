@@ -12,7 +12,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import spmm_plan, spmm_values, spmm_weights
 from sparsec.codegen.kernels.quantise import product_input
-from sparsec.codegen.kernels.weights import unpacked_weight
+from sparsec.codegen.kernels.weights import refused_epilogue, unpacked_weight
 from sparsec.codegen.layouts import Choice, move_time, multiply_time
 from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
@@ -65,10 +65,8 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
         return Refusal(f"codec {op.scheme.codec} has one code for {op.scheme.codec.meaning.dim} inputs")
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
-    if op.bias is not None and low.constant(op.bias) is None:
-        return Refusal("the bias is not a constant")
-    if op.residual is not None and low.shape(op.residual) != low.shape(op.output):
-        return Refusal("the residual has not the shape of the result")
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
     if pixels < _FEWEST_PIXELS:
         return Refusal(f"{pixels} pixels or tokens: sparse products vectorise over at least {_FEWEST_PIXELS}")
     if prod(op.kernel_shape) > _MOST_TAPS:

@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.context import Lowering, Tensor
+from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import decode
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.int8 import rounded_table
 from sparsec.op_view import SparsecNode
 
 Array = np.ndarray[Any, Any]
+
+
+def refused_epilogue(view: SparsecNode, low: Lowering) -> Refusal | None:
+    """Why no kernel can add this node's bias and residual to its product, None if it can."""
+    if view.bias is not None and low.constant(view.bias) is None:
+        return Refusal("the bias is not a constant")
+    if view.residual is not None and low.shape(view.residual) != low.shape(view.output):
+        return Refusal("the residual has not the shape of the result")
+    return None
 
 
 def panel_rows(rows: int, groups: int, nr: int) -> Array:

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.layouts import Choice, multiply_time
 from sparsec.target import Target
 
@@ -161,16 +162,6 @@ def segments(w: Window, batch: int, tiles: int) -> int:
     return 1 if rows >= ROW_SPLIT // 2 else min(tiles, -(-ROW_SPLIT // rows))
 
 
-def channel_pieces(channels: int, lanes: int) -> list[tuple[int, int]]:
-    """(first channel, lanes) of vectors that cover fewer channels than a whole vector has: powers of two."""
-    pieces, at = [], 0
-    while at < channels:
-        size = min(lanes, 1 << ((channels - at).bit_length() - 1))
-        pieces.append((at, size))
-        at += size
-    return pieces
-
-
 @dataclass(frozen=True)
 class Row:
     """Run-time values of one output row: its image, the input row of its first tap, the range of taps inside the image."""
@@ -258,7 +249,7 @@ class _Nest:
         self.segments = segments(w, batch, self.tiles)
         border = sum(g[3] * w.kernel[1] for g in self.groups if not g[4])
         self.written_out = border <= MAX_EDGE_TAPS and w.kernel[1] <= MAX_TAP_UNROLL
-        self.pieces = [] if channels >= k.lanes else channel_pieces(channels, k.lanes)
+        self.pieces = [] if channels >= k.lanes else pieces(channels, k.lanes)
         # One buffer a vector width: LLVM keeps a buffer in registers only if it is always accessed alike.
         widths = sorted({n for _, n in self.pieces} or {k.lanes})
         self.acc = {n: k.local(tiling.pixels * tiling.vectors * n) for n in widths}
