@@ -200,7 +200,7 @@ class _Dense:
         acc = k.local(rows * vectors * lanes)
         out0 = bind(k, tile * (t.mr * n) + panel * t.nr)
         # (row, column, position in acc, width) of every store: whole vectors, then pieces that fit the last columns exactly
-        pieces = [
+        stores = [
             (i, j * lanes + at, (i * vectors + j) * lanes + at, width)
             for i in range(rows)
             for j in range(vectors)
@@ -210,12 +210,12 @@ class _Dense:
             for slot in range(rows * vectors):
                 k.store(acc, slot * lanes, k.f32(0.0, lanes), lanes)
         else:
-            for i, j, slot, width in pieces:
+            for i, j, slot, width in stores:
                 k.store(acc, slot, k.load(c, out0 + (i * n + j), width), width)
         self._multiply(chunk, panel, tile, acc, rows, vectors)
         cheap = activation_cost(p["act"]) <= _CHEAP_ACTIVATION
         column0 = bind(k, panel * t.nr)
-        for i, j, slot, width in pieces:
+        for i, j, slot, width in stores:
             value, at = k.load(acc, slot, width), out0 + (i * n + j)
             if chunk.ends and p["bias"]:
                 value = value + k.load(k.arg("bias"), column0 + j, width)
@@ -226,7 +226,7 @@ class _Dense:
             k.store(c, at, value, width)
         if chunk.ends and not cheap:
             with self.T.serial(0, rows) as row:
-                for i, j, _, width in pieces:
+                for i, j, _, width in stores:
                     if i == 0:
                         at = out0 + row * n + j
                         value = apply_activation(k, p["act"], p["act_params"], k.load(c, at, width), width)

@@ -253,7 +253,7 @@ class _Direct:
         c, n, chunks = k.arg("out"), p["pitch"], t.runs // t.together
         vectors = ceil(columns / lanes)
         acc = k.local(pixels * vectors * lanes)
-        pieces = [
+        stores = [
             (i, j * lanes + start, (i * vectors + j) * lanes + start, width)
             for i in range(pixels)
             for j in range(vectors)
@@ -266,7 +266,7 @@ class _Direct:
 
         def finish() -> None:
             cheap = activation_cost(p["act"]) <= _CHEAP_ACTIVATION
-            for i, j, slot, width in pieces:
+            for i, j, slot, width in stores:
                 value, to = k.load(acc, slot, width), out + (i * n + j)
                 if p["bias"]:
                     value = value + k.load(k.arg("bias"), panel * t.nr + j, width)
@@ -277,7 +277,7 @@ class _Direct:
                 k.store(c, to, value, width)
             if not cheap:
                 with T.serial(0, pixels) as i:
-                    for _, j, _, width in [piece for piece in pieces if piece[0] == 0]:
+                    for _, j, _, width in [piece for piece in stores if piece[0] == 0]:
                         to = out + i * n + j
                         value = apply_activation(k, p["act"], p["act_params"], k.load(c, to, width), width)
                         k.store(c, to, value, width)
@@ -291,14 +291,14 @@ class _Direct:
             with T.Then():
                 zero()
             with T.Else():
-                for i, j, slot, width in pieces:
+                for i, j, slot, width in stores:
                     k.store(acc, slot, k.load(c, out + (i * n + j), width), width)
         self._multiply(source, chunk, panel, at, acc, pixels, vectors)
         with T.If(chunk == chunks - 1):
             with T.Then():
                 finish()
             with T.Else():
-                for i, j, slot, width in pieces:
+                for i, j, slot, width in stores:
                     k.store(c, out + (i * n + j), k.load(acc, slot, width), width)
 
     def _multiply(self, source: Any, chunk: Any, panel: Any, at: Any, acc: Any, pixels: int, vectors: int) -> None:
