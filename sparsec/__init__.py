@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sparsec import lazy_imports
+
 if TYPE_CHECKING:
     from sparsec.api import compile, compress, load
     from sparsec.errors import SparsecError
 
 __version__ = "0.1.0"
 __all__ = ["SparsecError", "__version__", "compile", "compress", "load"]
+
+lazy_imports.install()
 
 
 def __getattr__(name: str) -> Any:

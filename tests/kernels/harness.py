@@ -65,10 +65,11 @@ def run_kernel(
 
 @cache
 def _library(object_path: Path) -> ctypes.CDLL:
-    lib = Path(tempfile.mkdtemp(prefix="sparsec-test-")) / "k.so"
-    # the bare linker: a kernel needs no C library of its own, and the full driver is ten times slower
-    subprocess.check_call([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(lib), str(object_path)])
-    return ctypes.CDLL(str(lib))
+    with tempfile.TemporaryDirectory(prefix="sparsec-test-") as folder:
+        lib = f"{folder}/k.so"
+        # the bare linker: a kernel needs no C library of its own, and the full driver is ten times slower
+        subprocess.check_call([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", lib, str(object_path)])
+        return ctypes.CDLL(lib)  # stays mapped when the file is gone
 
 
 class _Guarded:
@@ -115,9 +116,15 @@ def _run_here(
 
 
 @cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sparsec-test-")
+
+
+@cache
 def _program(target: Target, object_path: Path, symbol: str, pointers: int) -> Path:
     """tests/kernels/driver.c linked with the kernel."""
-    folder = Path(tempfile.mkdtemp(prefix="sparsec-test-"))
+    folder = Path(_scratch().name) / f"{symbol}-{pointers}"
+    folder.mkdir()
     chain = Toolchain(target)
     source = folder / "driver.c"
     defines = {

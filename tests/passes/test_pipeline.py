@@ -14,7 +14,8 @@ import torch
 from sparsec.formats import decode
 from sparsec.frontend import load_model
 from sparsec.op_view import is_sparsec, view
-from sparsec.passes import canonicalise, compress
+from sparsec.passes import compress
+from sparsec.passes.canonicalise import canonicalise
 from tests.models import DIGITS
 
 Array = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,11 @@ def run(module: str, name: str, *arrays: Array, target: Target | None = None) ->
 @cache
 def _library(module: str, target: Target) -> ctypes.CDLL | str:
     """The compiled snippets, or why they do not compile (found once, not by every test)."""
-    folder = Path(mkdtemp(prefix="sparsec-isa-"))
+    with TemporaryDirectory(prefix="sparsec-isa-") as folder:
+        return _linked(module, target, Path(folder))
+
+
+def _linked(module: str, target: Target, folder: Path) -> ctypes.CDLL | str:
     command = [sys.executable, "-m", "tests.codegen.isa.harness", module, json.dumps(asdict(target)), str(folder / "o")]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     if done.returncode:
