@@ -99,6 +99,10 @@ def _bytes_of(arrays: Mapping[str, Array]) -> int:
 def _graph_bytes(model: ir.Model, without: frozenset[str]) -> tuple[bytes, list[str]]:
     """The serialised model with names in place of the data of `without`, and those names in the order of the numbers."""
     work, names = model.clone(), sorted(without)
+    for graph in work.graphs():
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor) and not (graph is work.graph and name in without):
+                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
     for index, name in enumerate(names):
         value = work.graph.initializers[name]
         tensor = value.const_value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -90,6 +91,23 @@ def test_changes_of_weights_and_of_shapes_are_told_apart() -> None:
     np.testing.assert_allclose(Reference(made).run(feed)["y"], expected / 2, rtol=1e-6)
     canonical(load_model(DIGITS, input_shapes={"N": 1}))
     assert not is_cached(canonical(load_model(DIGITS, input_shapes={"N": 2}))[1])
+
+
+def test_external_data_counts_whatever_its_size(tmp_path: Path) -> None:
+    for n, seed in enumerate((0, 0, 1)):
+        path = tmp_path / str(n) / "m.onnx"
+        path.parent.mkdir()
+        model = ir.to_proto(small(seed=seed))
+        model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.float32(0.5 + seed), "half"))
+        onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    _, one = canonical(load_model(tmp_path / "0" / "m.onnx"))
+    (tmp_path / "0" / "m.data").unlink()
+    second, two = canonical(load_model(tmp_path / "1" / "m.onnx"))
+    _, other = canonical(load_model(tmp_path / "2" / "m.onnx"))
+    assert (is_cached(one), is_cached(two), is_cached(other)) == (False, True, False)
+    feed = {"x": np.ones((3, 31), np.float32)}
+    expected = Reference(canonical(small())[0]).run(feed)["y"]
+    np.testing.assert_array_equal(Reference(second).run(feed)["y"], expected)
 
 
 def test_unchanged_weights_are_not_stored_again() -> None:
