@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +72,7 @@ class Toolchain:
     def _compiler(self, triple: str) -> list[str]:
         if self.cc:
             return [self.cc]
-        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-fno-sanitize=all"]
+        return [*zig.command("cc"), "-target", triple, "-fno-sanitize=all"]
 
     def compile(self, source: Path, output: Path, *, includes: Sequence[Path] = (), static: bool = False) -> None:
         """C file -> position-independent object; `static` for the C library of the demo program."""
@@ -118,7 +117,7 @@ class Toolchain:
             for name, path in members:
                 shutil.copyfile(path, Path(scratch) / name)
                 names.append(name)
-            _run([sys.executable, "-m", "ziglang", "ar", "rcsD", str(output.resolve()), *names], cwd=Path(scratch))
+            _run([*zig.command("ar"), "rcsD", str(output.resolve()), *names], cwd=Path(scratch))
 
     def runtime_objects(self, *, static: bool = False, demo: bool = False) -> list[Path]:
         """Objects of the runtime (and of the demo program), compiled once for each C library and kept in the cache."""

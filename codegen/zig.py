@@ -16,6 +16,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from sparsec.errors import ToolchainError
+
 
 @cache
 def _installation() -> str:
@@ -25,6 +27,20 @@ def _installation() -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
+@cache
+def command(tool: str) -> tuple[str, ...]:
+    """How to call one of zig's tools (cc, ar, ld.lld): its binary itself, `python -m ziglang` takes three times as long.
+
+    Raises ToolchainError where ziglang is not installed.
+    """
+    spec = find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise ToolchainError(
+            "the package ziglang is not installed; install it (pip install ziglang), or name a C compiler in SPARSEC_CC"
+        )
+    return (str(Path(spec.origin).with_name("zig")), tool)
+
+
 def environment() -> dict[str, str]:
     """Variables that give this installation a cache of its own; those the user has set win."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -32,7 +48,7 @@ def environment() -> dict[str, str]:
     return {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder, **os.environ}
 
 
-def run(command: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(words: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a compiler or linker with its output captured; zig's first successful link of a kind (target, static or shared)
     waits for others and keeps others waiting.
 
@@ -40,9 +56,9 @@ def run(command: Sequence[str], cwd: Path | None = None) -> subprocess.Completed
     """
 
     def start() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment())
+        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=environment())
 
-    flags = command[command.index("cc") + 1 :] if "ziglang" in command and "cc" in command else ["-c"]
+    flags = words[2:] if Path(words[0]).stem == "zig" and words[1] == "cc" else ["-c"]
     if "-c" in flags:
         return start()
     target = flags[flags.index("-target") + 1] if "-target" in flags else "native"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsec.codegen import zig
 from sparsec.codegen.toolchain import DEMO_SOURCES, RUNTIME_SOURCES, Toolchain, runtime_folder
 from sparsec.target import resolve_target
 from tests.dependencies import Graph, c_includes, c_symbol_uses, contract, cycles, python_files, python_imports
@@ -205,7 +206,7 @@ def test_a_circle_of_c_files_is_found(tmp_path: Path) -> None:
     objects = []
     for name in ("one", "two", "user"):
         objects.append(tmp_path / f"{name}.o")
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu", "-c", f"{name}.c"]
+        command = [*zig.command("cc"), "-target", "x86_64-linux-gnu", "-c", f"{name}.c"]
         subprocess.run([*command, "-o", str(objects[-1])], check=True, cwd=tmp_path)
     assert c_symbol_uses(objects) == {"one.c": {"two.c"}, "two.c": {"one.c"}, "user.c": {"one.c"}}
     assert cycles(c_symbol_uses(objects)) == [["one.c", "two.c"]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from sparsec.codegen import zig
 from sparsec.codegen.emit_c import C_TYPES, emit_c, identifier, unique_identifiers
 from sparsec.codegen.plan import make_plan
 from sparsec.codegen.program import ITEMSIZE, Program
@@ -33,7 +33,7 @@ def _check_compiles(program: Program, folder: Path, extra: str = "") -> None:
     (folder / f"{source.identifier}.h").write_text(source.header)
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wcast-qual", "-Wwrite-strings", "-Wcomment", "-Werror"]
     done = subprocess.run(
-        [sys.executable, "-m", "ziglang", "cc", *flags, f"-I{runtime_folder()}", f"-I{folder}", "-c",
+        [*zig.command("cc"), *flags, f"-I{runtime_folder()}", f"-I{folder}", "-c",
          str(folder / "model.c"), "-o", str(folder / "model.o")],
         capture_output=True, text=True,
     )  # fmt: skip

@@ -23,7 +23,7 @@ def test_error_shows_command_and_output(tmp_path: Path) -> None:
         Toolchain(NAMED["arm"]).compile(source, tmp_path / "bad.o")
     assert "bad.c" in str(caught.value)
     assert "undeclared_name" in str(caught.value)
-    assert "ziglang cc" in str(caught.value)
+    assert "zig cc" in str(caught.value)
     assert not (tmp_path / "bad.o").exists()
 
 

@@ -13,7 +13,7 @@ from sparsec.codegen import zig
 # Stands for zig: notes when it starts and ends, and fails when it is told to.
 FAKE = """
 import sys, time
-log = open(sys.argv[1], "a")
+log = open(sys.argv[-1], "a")
 print("start", time.monotonic(), file=log, flush=True)
 time.sleep(0.3)
 print("end", time.monotonic(), file=log, flush=True)
@@ -28,7 +28,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(log: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-c", FAKE, str(log), "ziglang", "cc", "-target", "some-machine", *flags]
+    fake = log.parent / "fake" / "zig"
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text(f"#!{sys.executable}\n{FAKE}")
+    fake.chmod(0o755)
+    return [str(fake), "cc", "-target", "some-machine", *flags, str(log)]
 
 
 def overlap(log: Path, count: int) -> bool:

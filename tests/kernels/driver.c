@@ -2,23 +2,68 @@
  *
  * Input: uint32 count of pointers; for each: uint32 role (0 in, 1 out, 2 work), uint32 bytes, and the bytes unless it is work;
  * uint32 count of ranges; for each: int32 lo, hi. Output: the bytes of every out, in order. Each in ends where a page without
- * access begins, so that reading past its end is a fault; outs are followed by 64 bytes that must stay as they are. */
-#define _DEFAULT_SOURCE
+ * access begins, so that reading past its end is a fault; outs are followed by 64 bytes that must stay as they are.
+ *
+ * Without a C library: a program is then one call of the linker. What kernels call of it (memcpy, memset) is defined here. */
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
-/* KERNEL: the symbol; TYPES: void *, ..., int32_t, int32_t; POINTERS: p[0], p[1], ... */
-int32_t KERNEL(TYPES);
+/* COUNT pointers; TYPES: void *, ..., int32_t, int32_t; POINTERS: p[0], p[1], ... The linker binds `kernel`. */
+int32_t kernel(TYPES);
 
-enum { MOST = 24, GUARD = 64, FILLER = 0xA5 };
+enum { GUARD = 64, FILLER = 0xA5 };
 
-static void get(void *to, size_t bytes) {
-    if (bytes && fread(to, 1, bytes, stdin) != bytes) {
-        fprintf(stderr, "input ends early\n");
-        exit(2);
+#if defined(__aarch64__)
+enum { READ = 63, WRITE = 64, EXIT = 93, MMAP = 222, MPROTECT = 226 };
+static long call(long number, long a, long b, long c, long d) {
+    register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c,
+                  x3 __asm__("x3") = d, x4 __asm__("x4") = -1, x5 __asm__("x5") = 0;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+#elif defined(__x86_64__)
+enum { READ = 0, WRITE = 1, EXIT = 60, MMAP = 9, MPROTECT = 10 };
+static long call(long number, long a, long b, long c, long d) {
+    register long r10 __asm__("r10") = d, r8 __asm__("r8") = -1, r9 __asm__("r9") = 0;
+    __asm__ volatile("syscall" : "+a"(number) : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+    return number;
+}
+#else
+#error "no system calls for this architecture"
+#endif
+
+void *memset(void *to, int value, unsigned long bytes) {
+    for (volatile uint8_t *p = to; bytes; bytes--) *p++ = (uint8_t)value;
+    return to;
+}
+
+void *memcpy(void *restrict to, const void *restrict from, unsigned long bytes) {
+    const uint8_t *f = from;
+    for (volatile uint8_t *p = to; bytes; bytes--) *p++ = *f++;
+    return to;
+}
+
+static void stop(const char *why) {
+    unsigned long length = 0;
+    while (why[length]) length++;
+    call(WRITE, 2, (long)why, (long)length, 0);
+    call(EXIT, 1, 0, 0, 0);
+}
+
+static void get(void *to, uint64_t bytes) {
+    while (bytes) {
+        long got = call(READ, 0, (long)to, (long)bytes, 0);
+        if (got <= 0) stop("input ends early");
+        to = (uint8_t *)to + got;
+        bytes -= (uint64_t)got;
+    }
+}
+
+static void put(const void *from, uint64_t bytes) {
+    while (bytes) {
+        long done = call(WRITE, 1, (long)from, (long)bytes, 0);
+        if (done <= 0) stop("the outputs cannot be written");
+        from = (const uint8_t *)from + done;
+        bytes -= (uint64_t)done;
     }
 }
 
@@ -28,45 +73,41 @@ static uint32_t number(void) {
     return value;
 }
 
-static uint8_t *guarded(size_t bytes) {
-    size_t page = 65536, whole = (bytes + page - 1) / page * page;
-    uint8_t *base = mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED || mprotect(base + whole, page, PROT_NONE)) {
-        perror("mmap");
-        exit(2);
-    }
-    return base + whole - bytes;
+static uint8_t *guarded(uint64_t bytes) {
+    uint64_t page = 65536, whole = (bytes + page - 1) / page * page;
+    long base = call(MMAP, 0, (long)(whole + page), 3, 0x22); /* read and write; private, anonymous */
+    if (base < 0 && base > -4096) stop("no memory");
+    if (call(MPROTECT, base + (long)whole, (long)page, 0, 0)) stop("no guard page");
+    return (uint8_t *)base + whole - bytes;
 }
 
-int main(void) {
-    uint8_t *p[MOST] = {0};
-    uint32_t bytes[MOST], roles[MOST], count = number();
-    if (count > MOST) return 2;
-    for (uint32_t i = 0; i < count; i++) {
+/* The stack is aligned to 16 bytes at the entry of a program, and a C function expects it as after a call. */
+#if defined(__x86_64__)
+__attribute__((force_align_arg_pointer))
+#endif
+void _start(void) {
+    uint8_t *p[COUNT];
+    uint32_t bytes[COUNT], roles[COUNT];
+    if (number() != COUNT) stop("another number of pointers");
+    for (uint32_t i = 0; i < COUNT; i++) {
         roles[i] = number();
         bytes[i] = number();
-        p[i] = guarded(bytes[i] + (roles[i] == 1 ? GUARD : 0));
-        memset(p[i], FILLER, bytes[i] + (roles[i] == 1 ? GUARD : 0));
+        uint64_t all = bytes[i] + (roles[i] == 1 ? GUARD : 0);
+        p[i] = guarded(all);
+        memset(p[i], FILLER, all);
         if (roles[i] != 2) get(p[i], bytes[i]);
     }
     uint32_t ranges = number();
     for (uint32_t r = 0; r < ranges; r++) {
         int32_t lo = (int32_t)number(), hi = (int32_t)number();
-        int32_t status = KERNEL(POINTERS, lo, hi);
-        if (status) {
-            fprintf(stderr, "the kernel returned %d\n", status);
-            return 3;
-        }
+        if (kernel(POINTERS, lo, hi)) stop("the kernel did not return 0");
     }
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < COUNT; i++) {
         if (roles[i] != 1) continue;
         for (int j = 0; j < GUARD; j++) {
-            if (p[i][bytes[i] + j] != FILLER) {
-                fprintf(stderr, "the kernel wrote past the end of an output\n");
-                return 4;
-            }
+            if (p[i][bytes[i] + j] != FILLER) stop("the kernel wrote past the end of an output");
         }
-        if (fwrite(p[i], 1, bytes[i], stdout) != bytes[i]) return 2;
+        put(p[i], bytes[i]);
     }
-    return 0;
+    call(EXIT, 0, 0, 0, 0);
 }

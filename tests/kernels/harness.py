@@ -8,7 +8,6 @@ import itertools
 import mmap
 import struct
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparsec.codegen import zig
 from sparsec.codegen.build import build_kernels
 from sparsec.codegen.program import KernelSpec, Signature
-from sparsec.codegen.toolchain import Toolchain
 from sparsec.emulate import emulator, runs_here
 from sparsec.target import Target, host_target
 
@@ -68,7 +67,7 @@ def _library(object_path: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(prefix="sparsec-test-") as folder:
         lib = f"{folder}/k.so"
         # the bare linker: a kernel needs no C library of its own, and the full driver is ten times slower
-        subprocess.check_call([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", lib, str(object_path)])
+        subprocess.check_call([*zig.command("ld.lld"), "-shared", "-o", lib, str(object_path)])
         return ctypes.CDLL(lib)  # stays mapped when the file is gone
 
 
@@ -121,22 +120,28 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _program(target: Target, object_path: Path, symbol: str, pointers: int) -> Path:
-    """tests/kernels/driver.c linked with the kernel."""
-    folder = Path(_scratch().name) / f"{symbol}-{pointers}"
-    folder.mkdir()
-    chain = Toolchain(target)
-    source = folder / "driver.c"
+def _driver(triple: str, pointers: int) -> Path:
+    """tests/kernels/driver.c for kernels of so many pointers."""
+    made = Path(_scratch().name) / f"{triple}-{pointers}.o"
     defines = {
-        "KERNEL": symbol,
+        "COUNT": str(pointers),
         "TYPES": "void *, " * pointers + "int32_t, int32_t",
         "POINTERS": ", ".join(f"p[{i}]" for i in range(pointers)),
     }
-    text = Path(__file__).with_name("driver.c").read_text()
-    source.write_text("".join(f"#define {name} {value}\n" for name, value in defines.items()) + text)
-    chain.compile(source, folder / "driver.o", static=True)
-    chain.executable([folder / "driver.o", object_path], folder / "driver")
-    return folder / "driver"
+    flags = ["-O2", "-ffreestanding", "-fno-stack-protector", "-fno-sanitize=all", "-Wall", "-Wextra", "-Werror"]
+    command = [*zig.command("cc"), "-target", triple, *flags, *(f"-D{name}={value}" for name, value in defines.items())]
+    subprocess.check_call([*command, "-c", str(Path(__file__).with_name("driver.c")), "-o", str(made)])
+    return made
+
+
+@cache
+def _program(target: Target, object_path: Path, symbol: str, pointers: int) -> Path:
+    """The driver linked with the kernel."""
+    made = Path(_scratch().name) / f"{object_path.stem}-{pointers}"
+    driver = _driver(target.zig_triple, pointers)
+    link = [*zig.command("ld.lld"), "-static", f"--defsym=kernel={symbol}", "-o", str(made)]
+    subprocess.check_call([*link, str(driver), str(object_path)])
+    return made
 
 
 def _run_emulated(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from sparsec.codegen import zig
 from sparsec.codegen.toolchain import RUNTIME_SOURCES, Toolchain, runtime_folder
 from sparsec.target import NAMED
 from tests.elf import read_elf
@@ -16,7 +16,7 @@ from tests.elf import read_elf
 SOURCES = runtime_folder()
 C_TEST = Path(__file__).with_name("test_runtime.c")
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{SOURCES}"]
-ZIG = [sys.executable, "-m", "ziglang", "cc"]
+ZIG = list(zig.command("cc"))
 
 
 def _system_cc(*flags: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.codegen import zig
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target, host_target
 
@@ -92,7 +93,7 @@ def _linked(module: str, target: Target, folder: Path) -> ctypes.CDLL | str:
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     if done.returncode:
         return done.stderr
-    link = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(folder / "k.so"), str(folder / "o")]
+    link = [*zig.command("ld.lld"), "-shared", "-o", str(folder / "k.so"), str(folder / "o")]
     subprocess.run(link, check=True)
     return ctypes.CDLL(str(folder / "k.so"))
 
