@@ -27,7 +27,8 @@ RELAX_HEADERS = ("model", "scheme", "largest", "share %", "all Relax steps %", "
 # Convolutions but the first (it sees three channels) and the depthwise ones; the last layer stays as it is.
 _CONVOLUTIONS = {"targets": "Conv", "ignore": ["@first"]}
 _POINTWISE = {"targets": "Conv", "ignore": ["@first", "DepthwiseConv"]}
-_LINEAR = {"targets": ["MatMul", "Gemm"], "optional": True}
+# Inputs of coded weights are rounded while running, as the int8 rivals do; float32 weights know no such products.
+_LINEAR = {"targets": ["MatMul", "Gemm"], "optional": True, "activations": "int8"}
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a value lies inside another one (places.py): `offset` elements into `source`, `pitch` elements from row to row."""
+
+    source: ir.Value
+    offset: int
+    pitch: int
+
+
+@dataclass(frozen=True)
 class State:
     """A state of a Lowering (`Lowering.save`)."""
 
@@ -119,6 +128,8 @@ class Lowering:
         # Values that are produced where a Concat wants them (see places.py), and those that were, with a pitch.
         self.places: dict[ir.Value, Place] = {}
         self.in_place: set[ir.Value] = set()
+        # Values that are read inside another one (see places.py).
+        self.parts: dict[ir.Value, Part] = {}
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: Interned[Tensor] = Interned()
@@ -214,6 +225,15 @@ class Lowering:
             op="Layout",
             note=f"{source.layout} -> {dest.layout}",
         )
+
+    def part(self, value: ir.Value) -> tuple[Tensor, int]:
+        """Where a value [..., positions, heads, elements] lies, in row order: (tensor, elements from position to position)."""
+        part, shape = self.parts.get(value), self.shape(value)
+        if part is None:
+            return self.get(value), int(np.prod(shape[-2:], dtype=np.int64))
+        whole = self.get(part.source)
+        offset = whole.offset + part.offset * ITEMSIZE[whole.dtype]
+        return Tensor(whole.buffer, whole.dtype, shape, "row", offset), part.pitch
 
     def planned(self, node: ir.Node, allowed: Sequence[Layout]) -> Layout:
         """The layout the plan wants `node` to compute in; the first of `allowed` where it says nothing or none of them."""

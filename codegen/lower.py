@@ -12,7 +12,7 @@ from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels.table import choice_of, rules_for
 from sparsec.codegen.layouts import plan_layouts
-from sparsec.codegen.places import concat_places
+from sparsec.codegen.places import concat_places, split_parts
 from sparsec.codegen.program import ITEMSIZE, Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
@@ -52,8 +52,9 @@ def lower(
     low.deferred = deferred_nodes(low)
     low.plan = plan_layouts(low, choice_of) if layouts is None else dict(layouts)
     low.places = concat_places(low)
+    low.parts, left_out = split_parts(low)
     for node in graph:
-        if node in low.deferred:
+        if node in low.deferred or node in left_out:
             continue
         odd = _odd_type([*node.inputs, *node.outputs])
         refusals = chooser.lower(node, rules_for(node)) if odd is None else [odd]

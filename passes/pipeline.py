@@ -14,6 +14,7 @@ from sparsec.passes.attention import FuseAttention
 from sparsec.passes.canonical_cache import canonical
 from sparsec.passes.compression import EncodeWeights, Job, QuantiseActivations, SelectSchemes, Sparsify
 from sparsec.passes.fuse import Fuse
+from sparsec.passes.join_products import JoinProducts
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.stages import PassRecord, Stage, run_stages
 from sparsec.recipe import load_recipe
@@ -28,6 +29,8 @@ def compression(job: Job) -> tuple[Stage, ...]:
         Stage("fuse", Fuse),
         Stage("quantise-activations", lambda: QuantiseActivations(job)),
         Stage("fuse-attention", FuseAttention),
+        Stage("remove-what-fusion-left", common.RemoveUnusedNodesPass),
+        Stage("join-products", JoinProducts),
         Stage("remove-unused-weights", common.RemoveUnusedNodesPass),
         Stage("remove-unused-functions", common.RemoveUnusedFunctionsPass),
         Stage("final-names", common.NameFixPass),

@@ -303,15 +303,16 @@ class _Attention:
 def lower_attention(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::Attention."""
     swapped = node.attributes.get_ints("swapped")
-    q, k, v = (_heads(low, node.inputs[i], bool(swapped[i])) for i in range(3))
+    operands = [_heads(low, value, bool(swap)) for value, swap in zip(node.inputs[:3], swapped, strict=False)]
+    (q, k, v), ins = [operand[:2] for operand in operands], [operand[2] for operand in operands]
     (batch, heads, t, d), (_, kv_heads, s, _), dv = q[0], k[0], v[0][3]
     out = low.new(node.outputs[0])
+    shape = (batch, heads, t, dv)
     p: dict[str, Any] = {
         "batch": batch, "heads": heads, "groups": heads // kv_heads, "t": t, "s": s, "d": d, "dv": dv,
         "scale": node.attributes.get_float("scale"), "causal": False, "mask": None,
-        "q": q[1], "k": k[1], "v": v[1], "out": _strides((batch, heads, t, dv), bool(swapped[3])),
+        "q": q[1], "k": k[1], "v": v[1], "out": _strides(shape, bool(swapped[3]), heads * dv),
     }  # fmt: skip
-    ins = [low.get(value) for value in node.inputs[:3] if value is not None]
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         p["causal"], p["mask"], tensor = _mask(low, node.inputs[3], p)
         ins += [tensor] if tensor is not None else []
@@ -320,18 +321,22 @@ def lower_attention(node: ir.Node, low: Lowering) -> Refusal | None:
     return None
 
 
-def _strides(shape: tuple[int, ...], swapped: bool) -> dict[str, int]:
-    """Strides of (batch, head, row) of a tensor [B, H, T, D], or in memory [B, T, H, D]."""
+def _strides(shape: tuple[int, ...], swapped: bool, pitch: int) -> dict[str, int]:
+    """Strides of (batch, head, row) of a tensor [B, H, T, D], or in memory [B, T, H, D] with `pitch` from row to row."""
     b, h, t, d = shape
-    head, row = (d, h * d) if swapped else (t * d, d)
-    return {"batch": h * t * d, "head": head, "row": row, "size": b * h * t * d}
+    if not swapped:
+        return {"batch": h * t * d, "head": t * d, "row": d, "size": b * h * t * d}
+    return {"batch": t * pitch, "head": d, "row": pitch, "size": (b * t - 1) * pitch + h * d}
 
 
-def _heads(low: Lowering, value: ir.Value | None, swapped: bool) -> tuple[tuple[int, ...], dict[str, int]]:
+def _heads(low: Lowering, value: ir.Value | None, swapped: bool) -> tuple[tuple[int, ...], dict[str, int], Tensor]:
+    """(shape [B, H, T, D], strides, tensor) of an operand."""
     assert value is not None
     b, h, t, d = low.shape(value)
-    shape = (b, t, h, d) if swapped else (b, h, t, d)
-    return shape, _strides(shape, swapped)
+    if not swapped:
+        return (b, h, t, d), _strides((b, h, t, d), False, 0), low.get(value)
+    tensor, pitch = low.part(value)
+    return (b, t, h, d), _strides((b, t, h, d), True, pitch), tensor
 
 
 def _mask(low: Lowering, value: ir.Value, p: Mapping[str, Any]) -> tuple[bool, dict[str, int] | None, Tensor | None]:

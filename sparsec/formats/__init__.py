@@ -15,6 +15,7 @@ from sparsec.formats.encoded import (
     expand_block_mask,
     unpack,
 )
+from sparsec.formats.joined import join_rows
 from sparsec.formats.scales import CHANNEL, NO_SCALES, TENSOR, Scales, group
 from sparsec.formats.scheme import GRAMMAR, Scheme
 from sparsec.formats.structure import DENSE, NM, STRUCTURES, Block, Dense, FanIn, Structure, Unstructured
@@ -47,5 +48,6 @@ __all__ = [
     "encode",
     "expand_block_mask",
     "group",
+    "join_rows",
     "unpack",
 ]
