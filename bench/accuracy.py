@@ -29,13 +29,7 @@ def run(names: Sequence[str], recipes: Sequence[str], examples: int | None, json
         for recipe in (None, *recipes):
             print(f"{name}, {recipe or 'dense'} ...", file=sys.stderr, flush=True)
             try:
-                compiled = sparsec.compile(
-                    model.onnx_file(),
-                    recipe=recipe,
-                    verify=False,
-                    input_shapes=model.input_shapes,
-                    input_values=model.input_values,
-                )
+                compiled = model.compile(recipe)
             except sparsec.SparsecError as error:
                 problems.append(f"{name}, {recipe or 'dense'}: {str(error).splitlines()[0]}")
                 continue

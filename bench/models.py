@@ -225,16 +225,7 @@ def recipe_of(rule: Mapping[str, Any], scheme: str) -> Any:
 
 def _compile(name: str, recipe: Any, path: Path) -> tuple[Path, int]:
     """(bundle, bytes of its weights)."""
-    import sparsec
-
-    model = get(name)
-    made = sparsec.compile(
-        model.onnx_file(),
-        recipe=recipe,
-        verify=False,
-        input_shapes=model.input_shapes,
-        input_values=model.input_values,
-    )
+    made = get(name).compile(recipe)
     return made.save(path), made.weights_bytes
 
 

@@ -16,18 +16,11 @@ HEADERS = ("step", "op", "kernel family", "us", "share %", "GFLOP/s", "what")
 
 def measure(name: str, recipe: Any, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Each step of the compiled model with its time in microseconds and its share of all steps' time, the slowest first."""
-    import sparsec
     from sparsec.codegen.bundle import build_loadable, compile_program
     from sparsec.runtime import Session
 
     model = get(name)
-    compiled = sparsec.compile(
-        model.onnx_file(),
-        recipe=recipe,
-        verify=False,
-        input_shapes=model.input_shapes,
-        input_values=model.input_values,
-    )
+    compiled = model.compile(recipe)
     program = compiled.program
     loadable = build_loadable(compile_program(program))
     feed = model.random_inputs()

@@ -43,8 +43,7 @@ model = get(sys.argv[1])
 path = model.onnx_file()
 recipe = sys.argv[2] or None
 start = time.perf_counter()
-compiled = sparsec.compile(path, recipe=recipe, verify=False, input_shapes=model.input_shapes,
-                           input_values=model.input_values)
+compiled = model.compile(recipe)
 compiled.run(model.random_inputs())
 print(time.perf_counter() - start)
 """
@@ -112,7 +111,6 @@ def _import_s() -> float:
 def _bundle(name: str, recipe: str | None) -> dict[str, Any]:
     import numpy as np
 
-    import sparsec
     from bench.zoo import get
 
     model = get(name)
@@ -120,13 +118,7 @@ def _bundle(name: str, recipe: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sparsec-bench-") as scratch:
         cold = _child(_COMPILE, name, recipe or "", cache=f"{scratch}/cache")
         warm = _child(_COMPILE, name, recipe or "", cache=f"{scratch}/cache")
-        compiled = sparsec.compile(
-            model.onnx_file(),
-            recipe=recipe,
-            verify=False,
-            input_shapes=model.input_shapes,
-            input_values=model.input_values,
-        )
+        compiled = model.compile(recipe)
         folder = compiled.save(Path(scratch) / "bundle")
         weights = (folder / json.loads((folder / "manifest.json").read_text())["weights"]).stat().st_size
         np.savez(f"{scratch}/inputs.npz", allow_pickle=False, **model.random_inputs())

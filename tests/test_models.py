@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import sparsec
 from bench.zoo import MODELS, MissingData, ZooModel, get
 from sparsec.compiled import CompiledModel
 
@@ -35,16 +34,7 @@ def model(name: str) -> ZooModel:
 
 def compiled(zoo: ZooModel, scheme: str, target: str) -> CompiledModel:
     """Compiled from the ONNX file, verified on random inputs that fit the model."""
-    feed = zoo.random_inputs(1)
-    return sparsec.compile(
-        zoo.onnx_file(),
-        target,
-        scheme,
-        input_shapes=zoo.input_shapes,
-        input_values=zoo.input_values,
-        inputs=feed,
-        jobs=2,
-    )
+    return zoo.compile(scheme, target, verify=True, inputs=zoo.random_inputs(1), jobs=2)
 
 
 def relative(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:

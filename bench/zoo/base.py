@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from sparsec.compiled import CompiledModel
+
 Array = NDArray[Any]
 Feed = dict[str, Array]
 Run = Callable[[Mapping[str, Array]], Sequence[Array] | Mapping[str, Array]]
@@ -128,6 +130,13 @@ class ZooModel:
             ir.save(export(self), partial)
             partial.replace(path)
         return path
+
+    def compile(self, recipe: Any = None, target: str = "cpu", **options: Any) -> CompiledModel:
+        """`sparsec.compile` of the ONNX file with its inputs bound; not verified unless `options` say so."""
+        import sparsec
+
+        bound = {"input_shapes": self.input_shapes, "input_values": self.input_values, "verify": False}
+        return sparsec.compile(self.onnx_file(), target, recipe, **(bound | options))
 
     def onnx(self) -> ir.Model:
         """The uncompressed model, a new object at every call."""

@@ -99,7 +99,6 @@ def lower_gather_elements(node: ir.Node, low: Lowering) -> Refusal | None:
     """GatherElements along any axis."""
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
-    assert node.inputs[1] is not None
     indices = index_tensor(low, node.inputs[1])
     if isinstance(indices, Refusal):
         return indices

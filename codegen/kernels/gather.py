@@ -64,8 +64,9 @@ def copy_run(k: Any, src: Any, s: Any, dst: Any, d: Any, n: int, dtype: str) -> 
         at += width
 
 
-def index_tensor(low: Lowering, value: ir.Value) -> Tensor | Refusal:
+def index_tensor(low: Lowering, value: ir.Value | None) -> Tensor | Refusal:
     """Indices in row order, or why they cannot be used."""
+    assert value is not None
     if low.dtype(value) not in INDEX_TYPES:
         return Refusal(f"indices of type {low.dtype(value)}; int32 and int64 are supported")
     return low.get(value, "row")
@@ -96,7 +97,6 @@ def lower_gather(node: ir.Node, low: Lowering) -> Refusal | None:
     """Gather along any axis."""
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
-    assert node.inputs[1] is not None
     indices = index_tensor(low, node.inputs[1])
     if isinstance(indices, Refusal):
         return indices
@@ -116,7 +116,6 @@ def lower_gather_nd(node: ir.Node, low: Lowering) -> Refusal | None:
     """GatherND with any number of batch dimensions."""
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
-    assert node.inputs[1] is not None
     indices = index_tensor(low, node.inputs[1])
     if isinstance(indices, Refusal):
         return indices

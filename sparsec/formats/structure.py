@@ -80,13 +80,10 @@ class Dense(Structure):
 
 
 @dataclass(frozen=True)
-class Unstructured(Structure):
-    """Any positions; `percent` of them zero (a target for pruning, the mask is what counts)."""
+class _Share(Structure):
+    """A structure told by its share of zeros alone."""
 
     percent: float
-    pattern: ClassVar[re.Pattern[str]] = re.compile(r"s(\d+(?:\.\d+)?)")
-    form: ClassVar[str] = "sP (P percent zeros anywhere)"
-    example: ClassVar[str] = "s90"
 
     def __post_init__(self) -> None:
         _percent(f"{self.percent:g}")
@@ -94,6 +91,15 @@ class Unstructured(Structure):
     @classmethod
     def from_match(cls, match: re.Match[str]) -> Self:
         return cls(_percent(match[1]))
+
+
+@dataclass(frozen=True)
+class Unstructured(_Share):
+    """Any positions; `percent` of them zero (a target for pruning, the mask is what counts)."""
+
+    pattern: ClassVar[re.Pattern[str]] = re.compile(r"s(\d+(?:\.\d+)?)")
+    form: ClassVar[str] = "sP (P percent zeros anywhere)"
+    example: ClassVar[str] = "s90"
 
     def __str__(self) -> str:
         return f"s{self.percent:g}"
@@ -137,23 +143,15 @@ class NM(Structure):
 
 
 @dataclass(frozen=True)
-class FanIn(Structure):
+class FanIn(_Share):
     """The same number of values in every row, anywhere in it; `percent` of them zero.
 
     Constant fan-in: M. Lasby et al., "Dynamic Sparse Training with Structured Sparsity" (SRigL), 2023.
     """
 
-    percent: float
     pattern: ClassVar[re.Pattern[str]] = re.compile(r"sf(\d+(?:\.\d+)?)")
     form: ClassVar[str] = "sfP (constant fan-in: P percent zeros in every row)"
     example: ClassVar[str] = "sf90"
-
-    def __post_init__(self) -> None:
-        _percent(f"{self.percent:g}")
-
-    @classmethod
-    def from_match(cls, match: re.Match[str]) -> Self:
-        return cls(_percent(match[1]))
 
     def kept(self, cols: int) -> int:
         """Values of a row that pruning keeps, at least one."""
