@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.intern import Interned
-from sparsec.codegen.program import ITEMSIZE, Buffer, KernelSpec, Program, Ref, Signature, Step
+from sparsec.codegen.program import FROM_DATA, ITEMSIZE, Buffer, KernelSpec, Program, Ref, Signature, Step
 from sparsec.errors import ShapeError
 from sparsec.target import Target
 
@@ -312,8 +312,13 @@ class Lowering:
         node: str,
         op: str,
         note: str = "",
+        scratch: Mapping[str, int] | None = None,
+        cost: int | None = None,
     ) -> None:
-        """Append one kernel call. `ins` and `outs` follow the in and out arguments of the family's signature."""
+        """Append one kernel call. `ins` and `outs` follow the in and out arguments of the family's signature.
+
+        `scratch` and `cost` are for kernels that leave sizes to their data (`Signature.bound`).
+        """
         module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
         signature: Signature = module.signature(params, self.target)
         wanted = [a for a in signature.args if a.role != "work"]
@@ -321,6 +326,11 @@ class Lowering:
         assert len(wanted) == len(given), f"{family}: {len(given)} tensors for {len(wanted)} arguments"
         for arg, tensor in zip(wanted, given, strict=True):
             assert arg.dtype == tensor.dtype, f"{family}.{arg.name} wants {arg.dtype}, got {tensor.dtype} ({node})"
+            # what the kernel reads there is found by its other constants, so it must be one, and whole
+            assert arg.size != FROM_DATA or (tensor.buffer.kind == "const" and tensor.size == tensor.buffer.size), (
+                arg.name
+            )
+        signature = signature.bound([tensor.size for tensor in given], scratch or {}, cost)
         self.program.steps.append(
             Step(KernelSpec(family, dict(params)), signature, tuple(t.ref for t in given), node, op, note)
         )

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,9 +47,13 @@ class Ref:
     byte_offset: int = 0
 
 
+FROM_DATA = -1
+"""`Arg.size` where the size does not change the code: it follows from the data bound to the argument (`Signature.bound`)."""
+
+
 @dataclass(frozen=True)
 class Arg:
-    """One pointer parameter of a kernel: `size` elements of `dtype`; a work argument is per-thread scratch."""
+    """One pointer parameter of a kernel: `size` elements of `dtype` (or FROM_DATA); a work argument is per-thread scratch."""
 
     name: str
     dtype: str
@@ -63,12 +67,29 @@ class Signature:
 
     Arguments come in the order in, out, work. `cost` estimates the work of all units in floating-point operations (a byte
     moved counts as one), so that small steps are not spread over threads. A kernel that `may_fail` can return non-zero (`k.fail`).
+
+    A family leaves what only data decides out of its parameters, so that layers that differ in nothing else share a kernel: such
+    arguments have size FROM_DATA, and the step's own signature, with all sizes, is made of it by `bound`.
     """
 
     args: tuple[Arg, ...]
     units: int
     cost: int = 0
     may_fail: bool = False
+
+    def bound(self, tensors: Sequence[int], scratch: Mapping[str, int], cost: int | None = None) -> Signature:
+        """This signature with every size: `tensors` are the elements given for the in and out arguments, `scratch` those of work
+        arguments (by name), `cost` replaces an estimate that depends on the data."""
+        sizes = iter(tensors)
+        args = []
+        for arg in self.args:
+            given = scratch.get(arg.name) if arg.role == "work" else next(sizes)
+            if arg.size == FROM_DATA:
+                assert given is not None, f"nothing says how large {arg.name} is"
+                arg = replace(arg, size=given)
+            args.append(arg)
+        assert not {*scratch} - {arg.name for arg in self.args}, f"no scratch of these names: {sorted(scratch)}"
+        return replace(self, args=tuple(args), cost=self.cost if cost is None else cost)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Measure steps of a program where they will run: alone, through the runtime, on this machine. Results are cached.
 
-The key is the kernels (specs and the sources of their families), the machine and the number of threads; weights and inputs
-matter only through them. Repeated runs find weights in the cache if they fit it, as a small model's layers do.
+The key is the kernels (specs and the sources of their families), the sizes of their arguments, the machine and the number of
+threads; weights and inputs matter only through them. Repeated runs find weights in the cache if they fit it, as a small model's layers do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measured_seconds(steps: Sequence[Step], target: Target, threads: int = 1) ->
     Raises TargetError when this machine cannot run `target`, ToolchainError.
     """
     check_tunable(target)
-    key = digest(machine_key(), str(threads), *(kernel_key(step.spec, target) for step in steps))
+    key = digest(machine_key(), str(threads), *(f"{kernel_key(s.spec, target)} {s.signature}" for s in steps))
     found = load("times", key)
     if found is not None and isinstance(found[0].get("seconds"), float):
         return float(found[0]["seconds"])

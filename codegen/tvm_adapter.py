@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparsec.codegen.program import Arg, Signature
+from sparsec.codegen.program import FROM_DATA, Arg, Signature
 from sparsec.target import Target
 
 TVM_VERSION = "0.27.0.post1"
@@ -26,6 +26,8 @@ if tvm.__version__ not in (TVM_VERSION, TVM_VERSION.removesuffix(".post1")):
 
 # LLVM code generation only returns 0: a kernel that may fail stores its code here, and a wrapper returns it.
 _STATUS, _BODY = "status", "_body"
+# Extent of a buffer whose size is data; indices are int32.
+_ANY_SIZE = 2**31 - 1
 
 Expr = Any  # tvm.tirx expression; TVM ships no type stubs
 
@@ -101,7 +103,7 @@ def build_prim_func(symbol: str, signature: Signature, target: Target, emit: Cal
         T.func_ret(tvm.ir.PrimType("int32"))
         buffers = {
             # An empty tensor still has a pointer; TVM wants at least one element.
-            a.name: T.decl_buffer((max(1, a.size),), stored[a.name], data=h)
+            a.name: T.decl_buffer((_ANY_SIZE if a.size == FROM_DATA else max(1, a.size),), stored[a.name], data=h)
             for a, h in handles
         }
         emit(KernelBuilder(target, buffers, lo, hi))

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
 
 from sparsec.codegen.isa.dot import supported, table_offset
-from sparsec.codegen.program import Arg
+from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.meaning import AffineValue, Meaning, TableValue
 from sparsec.formats.structure import Dense
@@ -45,6 +45,8 @@ class Packed:
 
     params: dict[str, Any]
     arrays: list[tuple[str, Array]]
+    blocks: int
+    """Blocks in all; of a sparse weight they are data, and no parameter."""
 
 
 def planes(bits: int) -> list[tuple[int, int]]:
@@ -122,8 +124,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
-        params |= {"block": size, "blocks": int(first[-1]), "one_block": not block}
-        params["words_a_block"] = max(1, round(ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))))
+        params |= {"block": size, "one_block": not block}
+        # a power of two: strips of about the same density share their kernel
+        words = ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))
+        params["words_a_block"] = 1 << max(0, round(log2(words)))
         arrays = [("positions", _bitmap(mask)), ("starts", first)]
     else:
         codes[: weight.rows] = weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)
@@ -146,9 +150,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         sums = np.zeros(tiles * tile, np.float32)
         sums[: weight.rows] = _row_sums(weight)
         arrays.append(("row_sums", sums))
-    for (name, array), arg in zip(arrays, arguments(params, target), strict=True):
+    blocks = len(physical)
+    for (name, array), arg in zip(arrays, arguments(params, target, blocks), strict=True):
         assert (array.size, str(array.dtype)) == (arg.size, arg.dtype), (label, name, array.size, array.dtype, arg)
-    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
+    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays], blocks)
 
 
 def _offset(meaning: Meaning) -> int:
@@ -256,8 +261,9 @@ def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[t
     return [("table", repeated.reshape(-1)), ("table_scale", scale)]
 
 
-def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
-    """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`."""
+def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -> list[Arg]:
+    """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`; `blocks` of a sparse one are data."""
+    blocks = p.get("blocks", blocks)
     args: list[Arg] = []
     if p["sparse"]:
         args += [
@@ -265,9 +271,11 @@ def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
             Arg("starts", "int32", p["tiles"] + 1, "in"),
         ]
     for plane, _ in enumerate(planes(p["bits"])):
-        args.append(Arg(f"codes{plane}", "uint8", p["blocks"] * p["tile"] * plane_bytes(p, plane), "in"))
+        size = FROM_DATA if blocks is None else blocks * p["tile"] * plane_bytes(p, plane)
+        args.append(Arg(f"codes{plane}", "uint8", size, "in"))
     if p["scales"] != "none":
-        size = {"tensor": 1, "channel": p["tiles"] * p["tile"], "group": p["blocks"] * p["tile"]}[p["scales"]]
+        by_block = FROM_DATA if blocks is None else blocks * p["tile"]
+        size = {"tensor": 1, "channel": p["tiles"] * p["tile"], "group": by_block}[p["scales"]]
         args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", size, "in"))
         if p["zero_points"]:
             args.append(Arg("zero_points", "uint8", size, "in"))

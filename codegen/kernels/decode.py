@@ -11,7 +11,16 @@ from typing import Any
 
 from sparsec.codegen.isa.lookup import RegisterTable, gather, permute_width
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.panels import Packed, arguments, has_zero_points, pack, planes, units, word
+from sparsec.codegen.kernels.panels import (
+    Packed,
+    arguments,
+    groups_are_data,
+    has_zero_points,
+    pack,
+    planes,
+    units,
+    word,
+)
 
 __all__ = ["Packed", "arguments", "pack", "write_panel"]
 
@@ -28,9 +37,13 @@ class _Decoder:
         self.nr, self.depth, self.dim = p["nr"], units(p), p["dim"]
         self.planes = planes(p["bits"])
         self.table: RegisterTable | None = None
+        # groups of scales in a row: of a sparse weight they are data
+        self.groups: Any = k.load(k.arg("groups"), 0) if groups_are_data(p) else p["groups"]
 
     def write(self) -> None:
         p = self.p
+        if groups_are_data(p):
+            self.groups = bind(self.k, self.groups)
         in_registers = p["word"] == "table" and p["entries"] <= permute_width(self.k.target)
         if in_registers and p["scope"] in ("one", "panel"):
             base = self.k.load(self.k.arg("scopes"), self.panel) if p["scope"] == "panel" else self.T.int32(0)
@@ -145,8 +158,8 @@ class _Decoder:
                     old = bind(k, k.load(rank, bit0, lanes))
                     group = T.truncdiv(old, k.i32(p["group"], lanes))
                     # a row that is full has no next group: its lane is masked, but must not read past the end
-                    group = T.min(group, k.i32(p["groups"] - 1, lanes))
-                    slot = bind(k, (k.splat(self.panel * p["groups"], lanes) + group) * k.i32(self.nr, lanes) + iota)
+                    group = T.min(group, k.splat(self.groups - 1, lanes))
+                    slot = bind(k, (k.splat(self.panel * self.groups, lanes) + group) * k.i32(self.nr, lanes) + iota)
                     scale: Any = bind(k, self._as_f32(gather(k.arg("scales"), slot + k.i32(bit0, lanes)), lanes))
                     zero: Any = None
                     if has_zero_points(p):
@@ -219,7 +232,7 @@ class _Decoder:
             return None
         if p["scales"] == "tensor":
             return bind(k, k.splat(k.load(k.arg("scales"), 0), self.lanes))
-        at = (self.panel * p["groups"] + group) * self.nr + lane0
+        at = (self.panel * self.groups + group) * self.nr + lane0
         return bind(k, self._as_f32(k.load(k.arg("scales"), at, self.lanes), self.lanes))
 
     def _zero_point(self, group: Any, lane0: int) -> Any:
@@ -228,7 +241,7 @@ class _Decoder:
             return None
         if p["scales"] == "tensor":
             return bind(k, k.splat(self.T.Cast("float32", k.load(k.arg("zero_points"), 0)), self.lanes))
-        at = (self.panel * p["groups"] + group) * self.nr + lane0
+        at = (self.panel * self.groups + group) * self.nr + lane0
         return bind(k, self._as_f32(k.load(k.arg("zero_points"), at, self.lanes), self.lanes))
 
     def _values(self, codes: Any, scale: Any, zero: Any, unit: Any, lane0: int) -> list[Any]:

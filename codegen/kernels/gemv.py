@@ -68,7 +68,10 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
         "act": op.activation, "act_params": list(op.act_params),
     }  # fmt: skip
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip()
-    low.call("gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
+    low.call(
+        "gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note,
+        cost=cost(params, packed.blocks),
+    )  # fmt: skip
     return None
 
 
@@ -91,9 +94,15 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args += gemv_inputs.work_arguments(p, target)
     if decodes_once(p, target):
         args.append(Arg("decoded", "uint8", w["tile"] * (gemv_inputs.padded_width(w) + w["block"]), "work"))
-    macs = m * w["blocks"] * w["block"] * w["tile"]
-    cost = macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=ceil(m / rows_of_block(m)) * w["tiles"], cost=cost)
+    units = ceil(m / rows_of_block(m)) * w["tiles"]
+    return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]))
+
+
+def cost(p: Mapping[str, Any], blocks: int) -> int:
+    """`Signature.cost` for a weight of so many blocks."""
+    w, m = p["w"], p["m"]
+    macs = m * blocks * w["block"] * w["tile"]
+    return int(macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"])))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:

@@ -17,7 +17,7 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.gather import index_tensor
 from sparsec.codegen.kernels.indices import checked_index
-from sparsec.codegen.program import Arg, Signature
+from sparsec.codegen.program import FROM_DATA, Arg, Signature
 from sparsec.errors import SparsecError
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.formats.layout import pack_planes, plane_widths
@@ -66,7 +66,12 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays["zero_points"] = weight.zero_points.reshape(-1)
     if weight.codebook is not None:
         arrays["codebook"] = weight.codebook.reshape(-1)
+    groups = 1 if weight.scales is None else weight.scales.shape[1]
+    if scales.kind == "group" and not weight.scheme.is_dense:
+        arrays["groups"] = np.array([groups], np.int32)
     meaning = codec.meaning
+    # how many codes of a sparse table are stored, and in how many groups of scales, is data
+    data = () if weight.scheme.is_dense else ("codes0", "codes1", "codes2", "codes3", "scales", "zero_points")
     params: dict[str, Any] = {
         "rows": weight.rows,
         "cols": weight.cols,
@@ -77,10 +82,12 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
         "offset": meaning.offset or 0 if isinstance(meaning, AffineValue) else 0,
         "scales": scales.kind,
         "group": scales.group // dim,
-        "scale_groups": 1 if weight.scales is None else weight.scales.shape[1],
+        "scale_groups": FROM_DATA if "groups" in arrays else groups,
         "scope": meaning.scope.kind if isinstance(meaning, TableValue | VectorValue) else "",
         "span": _span(meaning),
-        "arrays": {name: [str(array.dtype), int(array.size)] for name, array in arrays.items()},
+        "arrays": {
+            name: [str(array.dtype), FROM_DATA if name in data else int(array.size)] for name, array in arrays.items()
+        },
     }
     return params, arrays
 
@@ -186,7 +193,8 @@ class _Row:
             return 0
         if p["scales"] == "channel":
             return self.row
-        return self.row * p["scale_groups"] + self.T.truncdiv(rank, p["group"])
+        groups = self.k.load(self.k.arg("groups"), 0) if p["scale_groups"] == FROM_DATA else p["scale_groups"]
+        return self.row * groups + self.T.truncdiv(rank, p["group"])
 
     def _cast(self, dtype: str, value: Any, lanes: int) -> Any:
         return self.T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)

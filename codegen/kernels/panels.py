@@ -17,7 +17,7 @@ fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa.lookup import permute_width
-from sparsec.codegen.program import Arg
+from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import pack_planes, plane_widths
 from sparsec.formats.meaning import AffineValue, FloatValue, Meaning, TableValue, VectorValue
@@ -115,11 +115,11 @@ def pack(
         words[:, :k] = strips
         arrays += [("positions", np.packbits(words, axis=1, bitorder="little").reshape(-1).view(np.uint32))]
         arrays += [("starts", _int32(starts))]
-    params["stored"] = len(stored)
     arrays += _code_arrays(stored, codec, kind)
     arrays += _scale_arrays(weight, rows, panels, nr, params)
+    groups = weight.scales.shape[1] if weight.scales is not None else 0
     arrays += _codebook_arrays(weight, rows, panels, nr, target, params)
-    for (_, array), arg in zip(arrays, arguments(params), strict=True):
+    for (_, array), arg in zip(arrays, arguments(params, len(stored), groups), strict=True):
         assert array.size == arg.size, (label, arg.name, array.size, arg.size)
         assert str(array.dtype) == arg.dtype, (label, arg.name, array.dtype, arg.dtype)
     return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
@@ -200,7 +200,8 @@ def _scale_arrays(
     if weight.scales is None:
         params["groups"] = 0
         return []
-    params["groups"] = groups = 1 if weight.scheme.scales.kind == "tensor" else weight.scales.shape[1]
+    groups = 1 if weight.scheme.scales.kind == "tensor" else weight.scales.shape[1]
+    params["groups"] = FROM_DATA if groups_are_data(params) else groups
 
     def physical(array: Array, dtype: str) -> Array:
         if weight.scheme.scales.kind == "tensor":
@@ -208,7 +209,8 @@ def _scale_arrays(
         picked = array[np.maximum(rows, 0)] * (rows >= 0)[:, None]
         return picked.reshape(panels, nr, groups).transpose(0, 2, 1).reshape(-1).astype(dtype)
 
-    arrays = [("scales", physical(weight.scales, "float16" if weight.scheme.scales.kind == "group" else "float32"))]
+    arrays = [("groups", np.array([groups], np.int32))] if groups_are_data(params) else []
+    arrays += [("scales", physical(weight.scales, "float16" if weight.scheme.scales.kind == "group" else "float32"))]
     if weight.zero_points is not None:
         arrays.append(("zero_points", physical(weight.zero_points, "uint8")))
     return arrays
@@ -256,9 +258,17 @@ def has_zero_points(p: Mapping[str, Any]) -> bool:
     return p["word"] == "affine" and p["offset"] is None
 
 
-def arguments(p: Mapping[str, Any]) -> list[Arg]:
-    """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`."""
-    k, nr, panels, kind, stored = units(p), p["nr"], p["panels"], p["kind"], p["stored"]
+def groups_are_data(p: Mapping[str, Any]) -> bool:
+    """Whether the rows of other weights of this shape and scheme may have more groups of stored values, or fewer."""
+    return bool(p["kind"] != "dense" and p["scales"] == "group")
+
+
+def arguments(p: Mapping[str, Any], stored: int | None = None, groups: int | None = None) -> list[Arg]:
+    """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`. How many runs of codes of a sparse
+    weight are `stored`, and how many `groups` of scales its longest row has, is data."""
+    k, nr, panels, kind = units(p), p["nr"], p["panels"], p["kind"]
+    if kind == "dense":
+        stored = panels * k
     args: list[Arg] = []
     if kind == "element":
         bits = -(-nr // 8) * 8
@@ -269,18 +279,25 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
         args.append(Arg("positions", "uint32", strips * -(-k // 32), "in"))
         args.append(Arg("starts", "int32", strips, "in"))
     run = {"dense": nr, "strip": p["strip"], "element": 1}[kind]
+
+    def codes(name: str, dtype: str, size: Callable[[int], int]) -> None:
+        args.append(Arg(name, dtype, FROM_DATA if stored is None else size(stored), "in"))
+
     if p["bits"] == 0:
-        args.append(Arg("codes", f"float{p['width']}", stored * run + (kind == "element"), "in"))
+        codes("codes", f"float{p['width']}", lambda count: count * run + (kind == "element"))
     for plane, (width, _) in enumerate(planes(p["bits"])):
         if kind == "element":
-            args.append(Arg(f"codes{plane}", "uint8", -(-stored * width // 8) + 1, "in"))
+            codes(f"codes{plane}", "uint8", lambda count, width=width: -(-count * width // 8) + 1)
         elif width == 8:
-            args.append(Arg(f"codes{plane}", "uint8", stored * run, "in"))
+            codes(f"codes{plane}", "uint8", lambda count: count * run)
         else:
             bits = -(-run * width // 8) * 8
-            args.append(Arg(f"codes{plane}", f"uint{word(bits)}", stored * bits // word(bits), "in"))
+            codes(f"codes{plane}", f"uint{word(bits)}", lambda count, bits=bits: count * bits // word(bits))
     if p["scales"] != "none":
         size = 1 if p["scales"] == "tensor" else panels * p["groups"] * nr
+        if groups_are_data(p):
+            args.append(Arg("groups", "int32", 1, "in"))
+            size = FROM_DATA if groups is None else panels * groups * nr
         args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", size, "in"))
         if has_zero_points(p):
             args.append(Arg("zero_points", "uint8", size, "in"))

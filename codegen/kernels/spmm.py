@@ -23,7 +23,7 @@ from sparsec.codegen.kernels import spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape, transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_values import SLACK
-from sparsec.codegen.program import Arg, Signature
+from sparsec.codegen.program import FROM_DATA, Arg, Signature
 from sparsec.target import Target
 
 
@@ -53,7 +53,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     lanes, strip = target.lanes, p["strip"]
     width, out_size = pitch(p, lanes), p["images"] * p["n"] * p["pixels"]
     args = [Arg("x", "float32", _input_size(p), "in"), *spmm_weights.arguments(p)]
-    args += spmm_values.arguments(p["values"], p["entries"], p["runs"], strip, ceil(p["n"] / strip))
+    args += spmm_values.arguments(p["values"], strip, ceil(p["n"] / strip))
     if p["bias"]:
         args.append(Arg("bias", "float32", padded_rows(p), "in"))
     if p["residual"]:
@@ -62,14 +62,29 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     columns = p["k"] if p["whole"] else p["chunk"]
     args.append(Arg("panel", "float32", columns * width + panel_slack(p, lanes), "work"))
     if _keeps_sums(p):
-        strips = p["range_strips"] if p["whole"] else p["band_strips"]
-        args.append(Arg("sums", "float32", (strips * strip + lanes) * _sums_pitch(p, lanes), "work"))
+        args.append(Arg("sums", "float32", FROM_DATA, "work"))
     if not spmm_values.is_plain(p["values"]):
-        args.append(Arg("decoded", "float32", p["band_entries"] * strip + SLACK, "work"))
+        args.append(Arg("decoded", "float32", FROM_DATA, "work"))
     if p["source"] == "window":
         args.append(Arg("stage", "float32", stage_shape(p, lanes, width).size, "work"))
-    cost = 2 * p["entries"] * strip * p["pixels"] * p["images"] + out_size * (2 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"], cost=cost)
+    return Signature(tuple(args), units=p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"])
+
+
+def scratch(p: Mapping[str, Any], sizes: Mapping[str, int], target: Target) -> dict[str, int]:
+    """Floats of the work arguments that depend on the weight (`sizes`: Entries.sizes)."""
+    found = {}
+    if _keeps_sums(p):
+        strips = sizes["range_strips"] if p["whole"] else sizes["band_strips"]
+        found["sums"] = (strips * p["strip"] + target.lanes) * _sums_pitch(p, target.lanes)
+    if not spmm_values.is_plain(p["values"]):
+        found["decoded"] = sizes["band_entries"] * p["strip"] + SLACK
+    return found
+
+
+def cost(p: Mapping[str, Any], entries: int) -> int:
+    """`Signature.cost` for a weight of so many entries."""
+    points = p["pixels"] * p["images"]
+    return int(2 * entries * p["strip"] * points + points * p["n"] * (2 + activation_cost(p["act"])))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:

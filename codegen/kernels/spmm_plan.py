@@ -85,15 +85,24 @@ def pitch(p: Mapping[str, Any], lanes: int) -> int:
     return max(kind.vectors for kind in tile_kinds(p, lanes)) * lanes
 
 
+def rounded_share(share: float) -> float:
+    """`share` of stored weights, rounded to a few values: layers that differ only in their zeros get the same sizes, and so share
+    kernels. Usual sparsities (50, 75, 80, 90, 95 %) lie amid the values that are rounded alike."""
+    if share > 0.075:
+        return round(share * 20) / 20
+    steps = [0.05, 0.03, 0.02, 0.01]
+    return min(steps, key=lambda step: abs(step - share))
+
+
 def choose(
-    n: int, k: int, pixels: int, images: int, stored: int, strip: int, quantum: int, plain: bool, target: Target
+    n: int, k: int, pixels: int, images: int, share: float, strip: int, quantum: int, plain: bool, target: Target
 ) -> dict[str, int]:
-    """Sizes for W[n, k] with `stored` elements; chunks are multiples of `quantum` columns.
+    """Sizes for W[n, k] with a `share` of stored elements (see `rounded_share`); chunks are multiples of `quantum` columns.
 
     vectors: most vectors of a tile. chunk, chunks, ranges, bands: see spmm_weights.py. whole: 1 when all columns of a tile are
     packed first and ranges of rows then finished one by one, because the sums of all rows would not stay in the cache.
     """
-    lanes = target.lanes
+    lanes, stored = target.lanes, int(n * k * rounded_share(share))
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     width = pitch(p, lanes)
     wanted_floats = _RUN_ENTRIES * n * k * width / max(1, stored)

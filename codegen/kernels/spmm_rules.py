@@ -1,8 +1,9 @@
-"""Lowering of sparse linear layers and convolutions to spmm.py."""
+"""Lowering of sparse linear layers and convolutions to spmm.py, and of linear layers on a few rows to spmv.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import lcm, prod
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
-from sparsec.codegen.kernels import spmm_plan, spmm_values, spmm_weights
+from sparsec.codegen.kernels import spmm, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
 from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import refused_epilogue, unpacked_weight
 from sparsec.codegen.layouts import Choice, move_time, multiply_time
@@ -23,16 +24,32 @@ Array = np.ndarray[Any, Any]
 # Measured, in vector multiplications of the dense kernel: one by a single stored weight, one by a weight of a block of two rows
 # or more, and bringing a vector of activations into or out of the pixel layout. (aarch64: as AVX2, not measured.)
 _COSTS = {"x86-512": (1.7, 1.3, 16.0), "x86-256": (1.35, 1.1, 10.0), "aarch64": (1.35, 1.1, 8.0)}
+_NARROW = 2.1  # a stored weight, beside its multiplications: shows in tiles of one or two vectors
+# The same for spmv.py: a stored weight with the first row of activations, and every other row.
+_FEW_COSTS = {"x86-512": (2.6, 1.1), "x86-256": (3.0, 1.05), "aarch64": (3.0, 1.05)}
+_MOST_ROWS = 8  # of activations, for spmv.py
+_PIECES = 32  # of rows: 2, 4, 8 ... threads share them evenly
+_PIECE_WEIGHTS = 4096  # stored, at least, of a piece
 _DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
-_FEWEST_PIXELS = 16
+_FEWEST_PIXELS = 16  # of an image
+_FEWEST_TOKENS = 2
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
 
 
-def prepare(
-    weight: Unpacked, geometry: Mapping[str, Any], target: Target, **forced: int
-) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
-    """(kernel parameters without the epilogue's, named arrays) of a weight; `forced` overrides sizes of spmm_plan.choose.
+@dataclass(frozen=True)
+class Prepared:
+    """A weight laid out for one product: `params` of the kernel without the epilogue's, named `arrays`, and what is data: the
+    floats of `scratch` and the number of `entries`."""
+
+    params: dict[str, Any]
+    arrays: list[tuple[str, Array]]
+    scratch: dict[str, int]
+    entries: int
+
+
+def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **forced: int) -> Prepared:
+    """A weight laid out for a product; `forced` overrides sizes of spmm_plan.choose.
 
     geometry: pixels, images, source, dest and, for source "window", window.
     """
@@ -42,7 +59,7 @@ def prepare(
     window = geometry.get("window")
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
     sizes = spmm_plan.choose(
-        weight.rows, weight.cols, geometry["pixels"], geometry["images"], int(mask.sum()), strip, quantum,
+        weight.rows, weight.cols, geometry["pixels"], geometry["images"], float(mask.mean()), strip, quantum,
         spmm_values.is_plain(values), target,
     )  # fmt: skip
     sizes |= forced
@@ -52,12 +69,13 @@ def prepare(
         mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
         align=lcm(strip, target.lanes) // strip, pitch=spmm_plan.pitch(p, target.lanes), pad=spmm_values.entry_pad(values),
     )  # fmt: skip
-    p |= entries.params(sizes["bands"])
-    return p, [*entries.arrays(), *spmm_values.arrays(weight, entries, strip, values)]
+    arrays = [*entries.arrays(), *spmm_values.arrays(weight, entries, strip, values)]
+    counts = entries.sizes(sizes["bands"])
+    return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
 
 
-def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
-    """Why this product is not worth it, or cannot be done, here."""
+def _refused(op: SparsecNode, low: Lowering) -> Refusal | None:
+    """Why no product over stored weights alone can be done."""
     assert op.x is not None
     if op.scheme.is_dense:
         return Refusal("the weight is dense")
@@ -65,10 +83,15 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
         return Refusal(f"codec {op.scheme.codec} has one code for {op.scheme.codec.meaning.dim} inputs")
     if low.dtype(op.x) != "float32":
         return Refusal(f"element type {low.dtype(op.x)} is not float32")
-    if (refusal := refused_epilogue(op, low)) is not None:
+    return refused_epilogue(op, low)
+
+
+def _refusal(op: SparsecNode, low: Lowering, pixels: int, fewest: int = _FEWEST_PIXELS) -> Refusal | None:
+    """Why a product vectorised over pixels or tokens is not worth it, or cannot be done, here."""
+    if (refusal := _refused(op, low)) is not None:
         return refusal
-    if pixels < _FEWEST_PIXELS:
-        return Refusal(f"{pixels} pixels or tokens: sparse products vectorise over at least {_FEWEST_PIXELS}")
+    if pixels < fewest:
+        return Refusal(f"{pixels} pixels or tokens: sparse products vectorise over at least {fewest}")
     if prod(op.kernel_shape) > _MOST_TAPS:
         return Refusal(f"windows of {prod(op.kernel_shape)} taps: the code that gathers them is written out tap by tap")
     if max(op.rows, op.cols) >= 1 << 16:
@@ -78,16 +101,39 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int) -> Refusal | None:
 
 def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target) -> Refusal | None:
     """A refusal when the dense kernel, which decodes all weights, is predicted to be as fast as skipping zeros."""
-    isa = "aarch64" if target.arch == "aarch64" else f"x86-{target.vector_bits}"
-    single, blocked, moved = _COSTS[isa]
-    n, k, lanes = weight.rows, weight.cols, target.lanes
-    share = float(spmm_weights.element_mask(weight).mean())
-    vectors = -(-pixels // lanes) * images
-    sparse = vectors * (n * k * share * (blocked if weight.scheme.block[0] > 1 else single) + (n + k) * moved)
-    dense = n * k * (pixels * images + _DECODE_LANES) / lanes
+    return _slower(weight, _pixel_work(weight, pixels, images, target), pixels * images, target)
+
+
+def _isa(target: Target) -> str:
+    return "aarch64" if target.arch == "aarch64" else f"x86-{target.vector_bits}"
+
+
+def _pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> float:
+    """Of spmm.py, in vector multiplications of the dense kernel."""
+    single, blocked, moved = _COSTS[_isa(target)]
+    n, k = weight.rows, weight.cols
+    stored = int(spmm_weights.element_mask(weight).sum())
+    strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
+    vectors = -(-pixels // target.lanes) * images
+    tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
+    work = vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
+    return work + (tiles * stored * _NARROW / strip if vectors <= 2 * tiles else 0)
+
+
+def _row_work(weight: Unpacked, rows: int, target: Target) -> float:
+    """Of spmv.py, in the same unit."""
+    first, other = _FEW_COSTS[_isa(target)]
+    stored = int(spmm_weights.element_mask(weight).sum())
+    return stored * (first + other * (rows - 1)) + rows * (4 * weight.rows + weight.cols / target.lanes)
+
+
+def _slower(weight: Unpacked, sparse: float, pixels: int, target: Target) -> Refusal | None:
+    """A refusal where the dense kernel, decoding included, does less work than `sparse`."""
+    n, k = weight.rows, weight.cols
+    dense = n * k * (pixels + _DECODE_LANES) / target.lanes
     if sparse < dense:
         return None
-    times = f"predicted {sparse / dense:.2f} times"
+    share, times = float(spmm_weights.element_mask(weight).mean()), f"predicted {sparse / dense:.2f} times"
     return Refusal(f"{share:.0%} of the weights of [{n}, {k}] are stored: the dense kernel is faster ({times})")
 
 
@@ -99,28 +145,71 @@ def _lower(
     if refusal is not None:
         return refusal
     label = op.node.name or "weight"
-    p, arrays = prepare(weight, geometry, low.target)
+    made = prepare(weight, geometry, low.target)
+    p = made.params
     bias: list[Tensor] = []
-    if op.bias is not None:
-        flat = np.zeros(-(-op.rows // p["strip"]) * p["strip"], np.float32)
-        flat[: op.rows] = np.broadcast_to(np.asarray(low.constant(op.bias)).reshape(-1), (op.rows,))
-        bias = [low.const(flat, f"{label}.bias")]
+    if (given := _bias(op, low)) is not None:
+        bias = [low.const(np.pad(given, (0, -op.rows % p["strip"])), f"{label}.bias")]
     residual = [] if op.residual is None else [low.get(op.residual, layout)]
     p |= {"bias": bool(bias), "residual": bool(residual), "act": op.activation, "act_params": list(op.act_params)}
-    weights = [low.const(array, f"{label}.{name}") for name, array in arrays]
+    weights = [low.const(array, f"{label}.{name}") for name, array in made.arrays]
     low.call(
         "spmm", p, [source(), *weights, *bias, *residual], [low.new(op.output, layout)], node=op.node.name or "",
-        op=op.node.op_type, note=note,
+        op=op.node.op_type, note=note, scratch=made.scratch, cost=spmm.cost(p, made.entries),
+    )  # fmt: skip
+    return None
+
+
+def _bias(op: SparsecNode, low: Lowering) -> Array | None:
+    """float32 [N]"""
+    bias = low.constant(op.bias)
+    return None if bias is None else np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32)
+
+
+def lower_sparse_rows(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with sparse weights and a few rows of activations: spmv.py."""
+    op = view(node)
+    assert op.x is not None
+    if (refusal := _refused(op, low)) is not None:
+        return refusal
+    m = prod(low.shape(op.x)[:-1])
+    if not 0 < m <= _MOST_ROWS:
+        return Refusal(f"{m} rows of activations: 1 to {_MOST_ROWS} are multiplied row by row")
+    if op.cols >= (1 << 16) - 1:
+        return Refusal("more than 65534 columns")
+    weight = unpacked_weight(op)
+    work = _row_work(weight, m, low.target)
+    if m >= _FEWEST_TOKENS and _pixel_work(weight, m, 1, low.target) < work:
+        return Refusal(f"{m} rows of activations: vectors over them are predicted to be faster")
+    if (refusal := _slower(weight, work, m, low.target)) is not None:
+        return refusal
+    label = node.name or "weight"
+    share = spmm_plan.rounded_share(float(spmm_weights.element_mask(weight).mean()))
+    pieces = int(op.rows * op.cols * share) * m // _PIECE_WEIGHTS
+    made = spmv_weights.pack(weight, low.target, min(_PIECES, max(1, pieces)))
+    ins = [product_input(op, low), *(low.const(array, f"{label}.{name}") for name, array in made.arrays)]
+    if (bias := _bias(op, low)) is not None:
+        ins.append(low.const(made.by_lane(bias), f"{label}.bias"))
+    if op.residual is not None:
+        ins.append(low.get(op.residual))
+    params = made.params | {
+        "m": m, "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
+        "act_params": list(op.act_params),
+    }  # fmt: skip
+    low.call(
+        "spmv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul",
+        note=f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip(),
+        cost=spmv.cost(params, made.steps, low.target),
     )  # fmt: skip
     return None
 
 
 def lower_sparse_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul with sparse weights and at least 16 tokens."""
+    """sparsec::MatMul with sparse weights and at least two tokens."""
     op = view(node)
     assert op.x is not None
     tokens = prod(low.shape(op.x)[:-1])
-    refusal = _refusal(op, low, tokens)
+    refusal = _refusal(op, low, tokens, _FEWEST_TOKENS)
     if refusal is not None:
         return refusal
     geometry = {"pixels": tokens, "images": 1, "source": "tokens", "dest": "tokens"}

@@ -16,7 +16,7 @@ import numpy as np
 from sparsec.codegen.isa.lookup import RegisterTable, gather, permute_width
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_weights import Entries, entry_values
-from sparsec.codegen.program import Arg
+from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import plane_widths
 from sparsec.formats.meaning import AffineValue, FloatValue, TableValue
@@ -44,8 +44,7 @@ def describe(weight: Unpacked) -> dict[str, Any]:
         if books > 1:
             p |= {"scope": meaning.scope.kind, "span": meaning.scope.span}
     if scales.kind == "group":
-        assert weight.scales is not None
-        p |= {"group": scales.group, "groups": weight.scales.shape[1]}
+        p |= {"group": scales.group}
     return p
 
 
@@ -79,11 +78,7 @@ def arrays(weight: Unpacked, entries: Entries, strip: int, p: Mapping[str, Any])
         extra = 0 if is_plain(p) else SLACK
         found.append(("values", np.concatenate([flat, np.zeros(extra, flat.dtype)])))
     else:
-        codes, shift = np.concatenate([flat, np.zeros(SLACK, flat.dtype)]).astype(np.uint8), 0
-        for plane, width in enumerate(plane_widths(p["bits"])):
-            part = (codes >> shift) & ((1 << width) - 1)
-            found.append((f"codes{plane}", _pack(part, width)))
-            shift += width
+        found += code_arrays(np.concatenate([flat, np.zeros(SLACK, flat.dtype)]), p["bits"])
 
     def by_row(values: Array) -> Array:
         padded = np.zeros((strips * strip, values.shape[1]), values.dtype)
@@ -94,6 +89,7 @@ def arrays(weight: Unpacked, entries: Entries, strip: int, p: Mapping[str, Any])
         found.append(("ranks", entries.ranks))
     if weight.scales is not None:
         if p["scales"] == "group":
+            found.append(("groups", np.array([weight.scales.shape[1]], np.int32)))
             found.append(("scales", by_row(weight.scales.astype(np.float16))))
         else:
             found.append(("row_scales", by_row(np.broadcast_to(weight.scales, (weight.rows, 1)).astype(np.float32))))
@@ -109,6 +105,18 @@ def arrays(weight: Unpacked, entries: Entries, strip: int, p: Mapping[str, Any])
     return found
 
 
+def code_arrays(codes: Array, bits: int) -> list[tuple[str, Array]]:
+    """Codes in the order of the kernel as named planes; values of a float codec (0 bits) as they are."""
+    if bits == 0:
+        return [("values", codes)]
+    found, shift = [], 0
+    for plane, width in enumerate(plane_widths(bits)):
+        part = (codes.astype(np.uint8) >> shift) & ((1 << width) - 1)
+        found.append((f"codes{plane}", _pack(part, width)))
+        shift += width
+    return found
+
+
 def _pack(codes: Array, width: int) -> Array:
     if width == 8:
         return codes
@@ -116,27 +124,54 @@ def _pack(codes: Array, width: int) -> Array:
     return np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little")
 
 
-def arguments(p: Mapping[str, Any], entries: int, runs: int, strip: int, strips: int) -> list[Arg]:
+def arguments(p: Mapping[str, Any], strip: int, strips: int) -> list[Arg]:
     """The kernel's pointer arguments for the values."""
     args: list[Arg] = []
     if p["bits"] == 0:
-        count = entries * strip + (0 if is_plain(p) else SLACK)
-        args.append(Arg("values", f"float{p['width']}", count, "in"))
+        args.append(Arg("values", f"float{p['width']}", FROM_DATA, "in"))
     else:
-        for plane, width in enumerate(plane_widths(p["bits"])):
-            args.append(Arg(f"codes{plane}", "uint8", -(-(entries * strip + SLACK) * width // 8), "in"))
+        for plane, _ in enumerate(plane_widths(p["bits"])):
+            args.append(Arg(f"codes{plane}", "uint8", FROM_DATA, "in"))
     if needs_runs(p):
-        args.append(Arg("ranks", "int32", runs, "in"))
+        args.append(Arg("ranks", "int32", FROM_DATA, "in"))
     if p["scales"] == "group":
-        args.append(Arg("scales", "float16", strips * strip * p["groups"], "in"))
+        args.append(Arg("groups", "int32", 1, "in"))
+        args.append(Arg("scales", "float16", FROM_DATA, "in"))
     elif p["scales"] != "none":
         args.append(Arg("row_scales", "float32", strips * strip, "in"))
     if has_zero_points(p):
-        size = {"tensor": 1, "channel": strips * strip}.get(p["scales"]) or strips * strip * p["groups"]
+        size = {"tensor": 1, "channel": strips * strip, "group": FROM_DATA}[p["scales"]]
         args.append(Arg("zero_points", "uint8", size, "in"))
     if p["word"] == "table":
         args.append(Arg("codebook", "float32", p["books"] * p["book"], "in"))
     return args
+
+
+def load_codes(k: Any, code_bits: int, at: Any, width: int) -> Any:
+    """int32 vector: the codes from element `at` on, a multiple of 8 where they are narrower than a byte."""
+    T = k.T
+    total, shift = None, 0
+    for plane, bits in enumerate(plane_widths(code_bits)):
+        buffer = k.arg(f"codes{plane}")
+        if bits == 8:
+            part = T.Cast(f"int32x{width}", k.load(buffer, at, width))
+        else:
+            per = 8 // bits
+            count = width // per
+            first = T.truncdiv(at * bits, 8)
+            packed = k.load(buffer, first, count)
+            spread = (
+                T.broadcast(packed, width)
+                if count == 1
+                else T.Shuffle([packed] * per, [T.int32(i // per) for i in range(width)])
+            )
+            shifts = T.Shuffle([T.int32(i % per * bits) for i in range(width)], [T.int32(i) for i in range(width)])
+            part = (T.Cast(f"int32x{width}", spread) >> shifts) & k.i32((1 << bits) - 1, width)
+        if shift:
+            part = part << k.i32(shift, width)
+        total = part if total is None else total | part
+        shift += bits
+    return total
 
 
 class Decoder:
@@ -162,7 +197,7 @@ class Decoder:
             if p["bits"] == 0:
                 value = T.Cast(f"float32x{width}", k.load(k.arg("values"), at, width))
             else:
-                codes = bind(k, self._codes(at))
+                codes = bind(k, load_codes(k, p["bits"], at, width))
                 if codebook:
                     value = table(codes) if table is not None else gather(k.arg("codebook"), codes)
                 else:
@@ -171,32 +206,6 @@ class Decoder:
                     if zero is not None:
                         value = value - zero
             k.store(self.dest, at - base * self.strip, value, width)
-
-    def _codes(self, at: Any) -> Any:
-        """int32 vector: the codes from element `at` on, a multiple of 8 where they are narrower than a byte."""
-        T, k, width = self.T, self.k, self.width
-        total, shift = None, 0
-        for plane, bits in enumerate(plane_widths(self.p["bits"])):
-            buffer = k.arg(f"codes{plane}")
-            if bits == 8:
-                part = T.Cast(f"int32x{width}", k.load(buffer, at, width))
-            else:
-                per = 8 // bits
-                count = width // per
-                first = T.truncdiv(at * bits, 8)
-                packed = k.load(buffer, first, count)
-                spread = (
-                    T.broadcast(packed, width)
-                    if count == 1
-                    else T.Shuffle([packed] * per, [T.int32(i // per) for i in range(width)])
-                )
-                shifts = T.Shuffle([T.int32(i % per * bits) for i in range(width)], [T.int32(i) for i in range(width)])
-                part = (T.Cast(f"int32x{width}", spread) >> shifts) & k.i32((1 << bits) - 1, width)
-            if shift:
-                part = part << k.i32(shift, width)
-            total = part if total is None else total | part
-            shift += bits
-        return total
 
     def run(
         self, run: Any, strip: Any, count: Any, position: Any, chunk: Any, base: Any, pitch: int, columns: int
@@ -227,7 +236,7 @@ class Decoder:
                 value = gather(k.arg("codebook"), book * k.i32(p["book"], width) + code)
             if p["scales"] == "group":
                 group = T.truncdiv(k.splat(k.load(k.arg("ranks"), run), width) + entry, k.i32(p["group"], width))
-                slot = bind(k, row * k.i32(p["groups"], width) + group)
+                slot = bind(k, row * k.splat(k.load(k.arg("groups"), 0), width) + group)
             else:
                 slot = row
             if has_zero_points(p) and p["scales"] != "tensor":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.program import Arg
+from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked, expand_block_mask
 
 Array = np.ndarray[Any, Any]
@@ -48,14 +48,13 @@ class Entries:
     offsets: Array
     ranks: Array  # int32 [runs]: entries of the run's strip in earlier chunks
 
-    def params(self, bands: int) -> dict[str, int]:
-        """Sizes the kernel needs: entries and runs in all, and the largest band's and range's."""
+    def sizes(self, bands: int) -> dict[str, int]:
+        """Entries in all, and those and the strips of the largest band and range: data, and no parameters of a kernel."""
         ranges = (len(self.bounds) - 1) // bands
         chunks = (len(self.starts) - 1) // (bands * ranges)
         firsts = self.starts[:: chunks * ranges, 1]
         return {
             "entries": len(self.strip_of),
-            "runs": len(self.runs),
             "band_entries": int(np.diff(firsts).max(initial=0)),
             "band_strips": int(np.diff(self.bounds[::ranges]).max(initial=0)),
             "range_strips": int(np.diff(self.bounds).max(initial=0)),
@@ -73,8 +72,8 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
     return [
         Arg("starts", "int32", 2 * (groups + 1), "in"),
         Arg("bounds", "int32", p["bands"] * p["ranges"] + 1, "in"),
-        Arg("runs", "uint16", 2 * p["runs"], "in"),
-        Arg("offsets", "uint16", p["entries"], "in"),
+        Arg("runs", "uint16", FROM_DATA, "in"),
+        Arg("offsets", "uint16", FROM_DATA, "in"),
     ]
 
 

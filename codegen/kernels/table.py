@@ -35,7 +35,12 @@ from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce, 
 from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize, resize_choice
 from sparsec.codegen.kernels.softmax import lower_softmax, softmax_choice
-from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul, sparse_conv_choice
+from sparsec.codegen.kernels.spmm_rules import (
+    lower_sparse_conv,
+    lower_sparse_matmul,
+    lower_sparse_rows,
+    sparse_conv_choice,
+)
 from sparsec.codegen.kernels.topk import lower_topk
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
@@ -58,7 +63,7 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
     return TABLE.get((node.domain, node.op_type), ())
 
 
-_PRODUCTS: tuple[Rule, ...] = (lower_dense, lower_gemv, lower_sparse_matmul, lower_fused_matmul)
+_PRODUCTS: tuple[Rule, ...] = (lower_dense, lower_gemv, lower_sparse_rows, lower_sparse_matmul, lower_fused_matmul)
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     **{("", op): (lower_elementwise,) for op in sorted(OPS)},

@@ -36,16 +36,24 @@ def run_kernel(
     target: Target | None = None,
     splits: int = 3,
     outs: Sequence[Array] | None = None,
+    scratch: Mapping[str, int] | None = None,
 ) -> list[Array]:
     """Outputs (flat arrays) of the kernel. The range of units is run in `splits` pieces, in reverse order, as threads might;
-    pointers are not aligned and every output and work byte starts as garbage; reading past the end of an input is a fault,
-    writing past an output's end fails the assertion. Skips where the target needs an emulator that is not installed."""
+    pointers are not aligned, every output and work byte starts as garbage (`scratch`: elements of work arguments where data
+    decides); reading past the end of an input is a fault, writing past an output's end fails the assertion. Skips where the
+    target needs an emulator that is not installed."""
 
     target = target or host_target()
     module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
-    sig: Signature = module.signature(params, target)
+    open_sig: Signature = module.signature(params, target)
     spec = KernelSpec(family, params)
     built = build_kernels([spec], target)[spec.canonical()]
+    # an argument whose size is data has that of the array given for it
+    sizes, in_sizes = [], iter(a.size for a in ins)
+    for arg in open_sig.args:
+        if arg.role != "work":
+            sizes.append(next(in_sizes) if arg.role == "in" else arg.size)
+    sig = open_sig.bound(sizes, scratch or {})
     given = iter(ins)
     preset = iter(outs) if outs is not None else None
     arrays: list[Array | None] = []

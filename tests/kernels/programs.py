@@ -99,7 +99,8 @@ def run_program(program: Program, feed: Mapping[str, Array]) -> list[Array]:
             views.append((arg, span.view(arg.dtype)))
         ins = [v for a, v in views if a.role == "in"]
         outs = [v for a, v in views if a.role == "out"]
-        results = run_kernel(step.spec.family, step.spec.params, ins, target=program.target, outs=outs)
+        work = {a.name: a.size for a in step.signature.args if a.role == "work"}
+        results = run_kernel(step.spec.family, step.spec.params, ins, target=program.target, outs=outs, scratch=work)
         for out, result in zip(outs, results, strict=True):
             out[:] = result
     return [outputs[i].view(info.dtype).reshape(info.shape) for i, info in enumerate(program.outputs)]

@@ -45,8 +45,8 @@ def check(
     scheme = Scheme.parse(text)
     encoded = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
     geometry = {"pixels": pixels, "images": images, "source": layout, "dest": layout}
-    p, arrays = prepare(unpack(encoded), geometry, target, **forced)
-    p |= {"bias": True, "residual": residual, "act": act, "act_params": []}
+    made = prepare(unpack(encoded), geometry, target, **forced)
+    p = made.params | {"bias": True, "residual": residual, "act": act, "act_params": []}
     x = rng.normal(size=(images, k, pixels)).astype(np.float32)
     r = rng.normal(size=(images, n, pixels)).astype(np.float32)
     bias = rng.normal(size=n).astype(np.float32)
@@ -59,9 +59,8 @@ def check(
     if layout == "tokens":
         x, r, want = (v.swapaxes(1, 2) for v in (x, r, want))
     padded = np.concatenate([bias, np.zeros(-n % p["strip"], np.float32)])
-    (got,) = run_kernel(
-        "spmm", p, [x, *(array for _, array in arrays), padded, *([r] if residual else [])], target=target
-    )
+    arrays = [x, *(array for _, array in made.arrays), padded, *([r] if residual else [])]
+    (got,) = run_kernel("spmm", p, arrays, target=target, scratch=made.scratch)
     assert np.abs(got.reshape(want.shape) - want).max() <= 1e-6 * size
 
 

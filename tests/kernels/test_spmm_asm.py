@@ -28,8 +28,12 @@ def test_inner_loop(name: str, text: str, multiplied: int, beside: int, tmp_path
     pixels = 16 * target.lanes
     weight = encode(rng.normal(size=(32, 48)).astype(np.float32), scheme, mask=keep_mask(scheme, 32, 48, rng, 0.1))
     geometry = {"pixels": pixels, "images": 1, "source": "planes", "dest": "planes"}
-    p, _ = prepare(unpack(weight), geometry, target)
-    p |= {"bias": True, "residual": False, "act": "relu", "act_params": []}
+    p = prepare(unpack(weight), geometry, target).params | {
+        "bias": True,
+        "residual": False,
+        "act": "relu",
+        "act_params": [],
+    }
     loops = [body for body in innermost_loops(assembly("spmm", p, target, tmp_path)) if multiplies(body)]
     assert loops
     for body in loops:

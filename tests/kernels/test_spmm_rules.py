@@ -15,7 +15,7 @@ from sparsec import ops
 from sparsec.codegen.bundle import write_bundle
 from sparsec.codegen.context import Lowering
 from sparsec.codegen.kernels import spmm_rules
-from sparsec.codegen.kernels.spmm_rules import dense_wins, lower_sparse_matmul
+from sparsec.codegen.kernels.spmm_rules import dense_wins, lower_sparse_matmul, lower_sparse_rows
 from sparsec.codegen.lower import lower
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.op_view import view
@@ -96,6 +96,24 @@ def _asked(model: ir.Model, rule: Any) -> str:
 def test_refusals_say_why() -> None:
     assert _asked(_linear("s70", (128, 150), 150)[0], lower_sparse_matmul) == ""
     assert "tokens" in _asked(_linear("s70", (1, 150), 150)[0], lower_sparse_matmul)
+    assert "1 to 8" in _asked(_linear("s70", (9, 150), 150)[0], lower_sparse_rows)
+    assert "vectors over them" in _asked(_linear("s70", (8, 150), 150)[0], lower_sparse_rows)
+    assert "is dense" in _asked(_linear("int8", (1, 36), 45)[0], lower_sparse_rows)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8])
+@pytest.mark.parametrize("scheme", ["s70", "s90-cb4-g8", "s2:4-int8"])
+def test_few_rows(scheme: str, tokens: int) -> None:
+    """No product of sparse weights decodes them to dense panels, and each has bias, residual and activation."""
+    model, feed = _linear(scheme, (tokens, 136), 133)
+    steps = lower(model, host_target(), "few").steps
+    assert [step.spec.family for step in steps] == ["spmv" if tokens <= 2 else "spmm"]
+    (want,) = reference(model, feed)
+    (got,) = lower_and_run(model, feed)
+    assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
+
+
+def test_dense_rows_are_refused() -> None:
     assert "dense kernel is faster" in _asked(_linear("s9:10", (128, 150), 150)[0], lower_sparse_matmul)
     assert "is dense" in _asked(_linear("int8", (128, 36), 45)[0], lower_sparse_matmul)
 
