@@ -17,7 +17,7 @@ fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -280,19 +280,21 @@ def arguments(p: Mapping[str, Any], stored: int | None = None, groups: int | Non
         args.append(Arg("starts", "int32", strips, "in"))
     run = {"dense": nr, "strip": p["strip"], "element": 1}[kind]
 
-    def codes(name: str, dtype: str, size: Callable[[int], int]) -> None:
-        args.append(Arg(name, dtype, FROM_DATA if stored is None else size(stored), "in"))
+    count = stored or 0
+
+    def codes(name: str, dtype: str, size: int) -> None:
+        args.append(Arg(name, dtype, FROM_DATA if stored is None else size, "in"))
 
     if p["bits"] == 0:
-        codes("codes", f"float{p['width']}", lambda count: count * run + (kind == "element"))
+        codes("codes", f"float{p['width']}", count * run + (kind == "element"))
     for plane, (width, _) in enumerate(planes(p["bits"])):
         if kind == "element":
-            codes(f"codes{plane}", "uint8", lambda count, width=width: -(-count * width // 8) + 1)
+            codes(f"codes{plane}", "uint8", -(-count * width // 8) + 1)
         elif width == 8:
-            codes(f"codes{plane}", "uint8", lambda count: count * run)
+            codes(f"codes{plane}", "uint8", count * run)
         else:
             bits = -(-run * width // 8) * 8
-            codes(f"codes{plane}", f"uint{word(bits)}", lambda count, bits=bits: count * bits // word(bits))
+            codes(f"codes{plane}", f"uint{word(bits)}", count * bits // word(bits))
     if p["scales"] != "none":
         size = 1 if p["scales"] == "tensor" else panels * p["groups"] * nr
         if groups_are_data(p):

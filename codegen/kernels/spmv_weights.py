@@ -84,9 +84,8 @@ def pack(weight: Unpacked, target: Target, pieces: int) -> Steps:
     }  # fmt: skip
     bounds = balanced_bounds(longest + _GROUP_COST, pieces, 1)
     made = Steps(params, [], rows, steps)
-    tables = [("starts", starts.astype(np.int32)), ("bounds", bounds.astype(np.int32)), ("rows", rows)]
-    tables.append(("offsets", offsets))
-    made.arrays.extend([*tables, *_value_arrays(weight, codes, made)])
+    tables: list[tuple[str, Array]] = [("starts", starts.astype(np.int32)), ("bounds", bounds.astype(np.int32))]
+    made.arrays.extend([*tables, ("rows", rows), ("offsets", offsets), *_value_arrays(weight, codes, made)])
     for (name, array), arg in zip(made.arrays, arguments(params, target, made), strict=True):
         assert (array.size, str(array.dtype)) == (arg.size, arg.dtype), (name, array.size, array.dtype, arg)
     return made

@@ -44,7 +44,9 @@ def says(monkeypatch: pytest.MonkeyPatch, dense: float, coded: float) -> None:
     """Let measurements of dense and coded products come out like this."""
 
     def measured(steps: list[Step], *_: Any) -> float:
-        kept = any(s.spec.params.get("b", {}).get("kind") == "coded" or s.spec.family == "spmv" for s in steps)
+        kept = any(
+            s.spec.params.get("b", {}).get("kind") == "coded" or s.spec.family in ("spmm", "spmv") for s in steps
+        )
         return coded if kept else dense
 
     monkeypatch.setattr(choice, "measured_seconds", measured)
