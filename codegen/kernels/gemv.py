@@ -144,8 +144,7 @@ class _Gemv:
         """Tiles [lo, hi) of one block of rows."""
         T, k = self.T, self.k
         self.row_base = bind(k, block * rows_of_block(self.p["m"]))
-        with T.serial(0, rows) as row:
-            self.inputs.quantise(self.row_base + row, row)
+        self.inputs.quantise_rows(self.row_base, rows)
         if self.inputs.interleaved:
             self.inputs.mix(rows)
         self.inputs.first_ahead()

@@ -19,6 +19,7 @@ import numpy as np
 
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels import round_groups
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
 from sparsec.codegen.program import Arg
 from sparsec.int8 import ACTIVATION_MAX
@@ -111,6 +112,22 @@ class Inputs:
         return (row0 + row) * stride + block * self.block
 
     # --- rounding ---
+
+    def quantise_rows(self, first: Any, rows: int) -> None:
+        """xq, xscale, xsum of `rows` rows of x from `first` on."""
+        T, k, size, n = self.T, self.k, self.block, self.lanes
+        if not (self.grouped and self.width == self.w["k"] and round_groups.several(k, size)):
+            with T.serial(0, rows) as row:
+                self.quantise(first + row, row)
+            return
+        start, groups = bind(k, first * self.w["k"]), rows * self.blocks  # of all rows, one after the other
+        if groups >= n:
+            with T.serial(0, groups // n) as i:
+                at = bind(k, i * n)
+                round_groups.round_groups(k, k.arg("x"), start + at * size, size, at * size, at)
+        if groups % n:
+            with T.serial(groups // n * n, groups) as g:
+                self._group(k.arg("x"), start + g * size, size, bind(k, g * size), g)
 
     def quantise(self, row: Any, local: Any) -> None:
         """xq, xscale, xsum number `local` from row `row` of x."""
