@@ -5,7 +5,7 @@
     "int8-g32"  the same with one scale for every 32 consecutive inputs (any multiple of 4 that divides K)
 
 Together with it the tables of codebooks are rounded to TABLE_MAX steps on either side of zero, so that a product is a whole
-number of 15 bits. Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
+number of 15 bits; the additive stages of a vector codebook share the steps, so that sums of their entries keep to them. Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
 Rounding is to the nearest, halves to even.
 """
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from sparsec.errors import ModelError
 from sparsec.formats import Scheme
-from sparsec.formats.meaning import AffineValue, TableValue
+from sparsec.formats.meaning import AffineValue, Meaning, TableValue, VectorValue
 from sparsec.onnx_body import Body
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "quantised_body",
     "refusal",
     "rounded_table",
+    "rounded_values",
     "rounded_weight",
 ]
 
@@ -60,16 +61,31 @@ def refusal(scheme: Scheme) -> str:
     codec, meaning = scheme.codec, scheme.codec.meaning
     if isinstance(meaning, TableValue) and meaning.bits > 4:
         return f"{codec} has more than the 16 levels a byte lookup holds"
-    if not isinstance(meaning, AffineValue | TableValue):
-        return f"{codec} is not made of codes of 8 bits that stand for one value each"
+    if not isinstance(meaning, AffineValue | TableValue | VectorValue):
+        return f"{codec} is not made of codes"
+    if isinstance(meaning, VectorValue) and meaning.stages > TABLE_MAX // 2:
+        return f"{meaning.stages} stages leave their entries too few of the {TABLE_MAX} steps"
     return ""
 
 
 def rounded_table(book: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 [S, entries], float32 [S] scales) of tables float32 [S, entries]: steps of max |entry| / TABLE_MAX."""
-    scale = np.abs(book).max(axis=1).astype(np.float32) / np.float32(TABLE_MAX)
+    """(int8 entries, float32 [S] scales) of tables [S, entries]: steps of max |entry| / TABLE_MAX.
+
+    Of tables of vectors [S, stages, entries, dim] the steps are the sum of the stages' largest entries over
+    TABLE_MAX + 1 - stages: sums of one rounded entry of each stage are then at most TABLE_MAX.
+    """
+    book = np.asarray(book, np.float32)
+    stages = book.shape[1] if book.ndim == 4 else 1
+    largest = np.abs(book.reshape(len(book), stages, -1)).max(axis=2).sum(axis=1, dtype=np.float32)
+    scale = largest / np.float32(TABLE_MAX + 1 - stages)
     safe = np.where(scale == 0, np.float32(1), scale)
-    return np.rint(book / safe[:, None]).astype(np.int8), scale
+    return np.rint(book / safe.reshape(-1, *[1] * (book.ndim - 1))).astype(np.int8), scale
+
+
+def rounded_values(book: np.ndarray) -> np.ndarray:
+    """Tables as `rounded_table` rounds them, float32."""
+    table, scale = rounded_table(book)
+    return table * scale.reshape(-1, *[1] * (table.ndim - 1))
 
 
 def quantised(x: np.ndarray, group: int) -> np.ndarray:
@@ -94,19 +110,23 @@ def quantised_body(body: Body, x: ir.Value, group: int, cols: int) -> ir.Value:
 def rounded_weight(body: Body, values: dict[str, ir.Value], scheme: Scheme) -> dict[str, ir.Value]:
     """The arrays of a weight with its tables, learned or constant, rounded as `rounded_table` does."""
     if "codebook" in values:
-        return {**values, "codebook": _rounded_table_body(body, values["codebook"])}
+        return {**values, "codebook": _rounded_table_body(body, values["codebook"], scheme.codec.meaning)}
     meaning = scheme.codec.meaning
     if not isinstance(meaning, TableValue):
         return values
     constant = meaning.constant()
     assert constant is not None
-    table, scale = rounded_table(constant)
-    return {**values, "codebook": body.const(table * scale[:, None])}
+    return {**values, "codebook": body.const(rounded_values(constant))}
 
 
-def _rounded_table_body(body: Body, book: ir.Value) -> ir.Value:
-    largest = body.op("ReduceMax", body.op("Abs", book), body.ints_const([-1]), keepdims=1)
-    scale = body.op("Div", largest, body.float_const(TABLE_MAX))
+def _rounded_table_body(body: Body, book: ir.Value, meaning: Meaning) -> ir.Value:
+    vectors = isinstance(meaning, VectorValue)
+    stages = meaning.stages if isinstance(meaning, VectorValue) else 1
+    book = body.cast(book, "FLOAT") if vectors else book
+    largest = body.op("ReduceMax", body.op("Abs", book), body.ints_const([-2, -1] if vectors else [-1]), keepdims=1)
+    if stages > 1:
+        largest = body.op("ReduceSum", largest, body.ints_const([1]), keepdims=1)
+    scale = body.op("Div", largest, body.float_const(TABLE_MAX + 1 - stages))
     zero = body.op("Equal", scale, body.float_const(0))
     safe = body.op("Where", zero, body.float_const(1), scale)
     return body.op("Mul", body.op("Round", body.op("Div", book, safe)), scale)

@@ -10,6 +10,9 @@ block are spread over the bits of each plane's bytes, so that one load feeds 8 /
 * strip: blocks of R rows x 1 input (R a multiple of the lanes): only stored inputs, in order; the kernel packs the
   activations by the strip's bitmap and then runs the dense loop. Each strip is padded to whole blocks.
 
+* vector (dense only): a code of a vector codebook stands for several inputs. The codes of a block of a row, b bits an input, are a
+  stream of bits; vectors of rows hold it word by word, where quads of b-bit codes would lie (vector_codes.py).
+
 Numbers are `code - offset` (int), `code - zero point` (uint) or `table[code]` with at most 16 entries rounded to
 TABLE_MAX steps (sparsec/int8.py), each times its scale. In strips every number comes from a table of signed bytes and
 `row_sums` holds the sum of each row: x86 then offsets the inputs instead of the weights.
@@ -25,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa.dot import supported, table_offset
+from sparsec.codegen.kernels import vector_codes
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
-from sparsec.formats.meaning import AffineValue, Meaning, TableValue
+from sparsec.formats.meaning import AffineValue, Meaning, TableValue, VectorValue
 from sparsec.formats.structure import Dense
 from sparsec.int8 import rounded_table
 from sparsec.target import Target
@@ -73,9 +77,16 @@ def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
         return f"groups of {x_group} inputs do not follow the blocks of the weight"
     if sparse and (weight.zero_points is not None or codec.code_bits > 4):
         return "strips hold codes of at most 4 bits without zero points"
-    if isinstance(meaning, TableValue):
-        if meaning.bits > 4:
-            return f"tables of {1 << meaning.bits} entries do not fit a byte lookup"
+    if isinstance(meaning, TableValue) and meaning.bits > 4:
+        return f"tables of {1 << meaning.bits} entries do not fit a byte lookup"
+    if isinstance(meaning, VectorValue):
+        if sparse:
+            return "strips hold no codes of vectors"
+        if why := vector_codes.refusal(meaning):
+            return why
+        if x_group % meaning.dim:
+            return f"groups of {x_group} inputs are not whole vectors of {meaning.dim}"
+    if isinstance(meaning, TableValue | VectorValue):
         tile, scope = _tile_rows(weight, target), meaning.scope
         if scope.kind == "rows" and scope.span % tile:
             return f"a codebook for {scope.span} rows is less than a tile of {tile}"
@@ -105,14 +116,17 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
     sparse = not isinstance(scheme.structure, Dense)
     bits = scheme.codec.code_bits
     block = scales.group if scales.kind == "group" else x_group
-    if isinstance(meaning, TableValue) and meaning.scope.kind == "inputs":
+    if isinstance(meaning, TableValue | VectorValue) and meaning.scope.kind == "inputs":
         block = block or meaning.scope.span
     params: dict[str, Any] = {
         "kind": "table" if isinstance(meaning, TableValue) or sparse else "affine", "bits": bits, "rows": weight.rows, "k": weight.cols,
         "tile": tile, "tiles": tiles, "sparse": sparse, "scales": scales.kind, "zero_points": weight.zero_points is not None,
         "offset": _offset(meaning), "scope": "one",
     }  # fmt: skip
-    codes = np.zeros((tiles * tile, weight.cols), np.uint8)
+    if isinstance(meaning, VectorValue):
+        form = vector_codes.Form.of(meaning)
+        params |= {"kind": "vector", "bits": bits // meaning.dim}
+        params |= {"unit_quads": form.unit_quads, "lookups": form.lookups, "code_bits": form.code_bits}
     if sparse:
         mask = weight.block_mask  # strips x inputs; the weights of a strip are a run of blocks
         counts = mask.sum(axis=1)
@@ -130,21 +144,25 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         params["words_a_block"] = 1 << max(0, round(log2(words)))
         arrays = [("positions", _bitmap(mask)), ("starts", first)]
     else:
-        codes[: weight.rows] = weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)
         size = block or ceil(weight.cols / (4 * _STEP)) * 4 * _STEP
         count = ceil(weight.cols / size)
-        padded = np.zeros((tiles * tile, count * size), np.uint8)
-        padded[:, : weight.cols] = codes
-        if bits == 8 and target.arch == "aarch64":
-            # sdot reads signed bytes: 8-bit codes lose their offset of 128 here
-            padded ^= 0x80
-            params["offset"] -= 128
-        physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
         params |= {"block": size, "blocks": tiles * count, "one_block": not block}
         arrays = []
-    arrays += _code_arrays(physical, bits, target.lanes)
+        if params["kind"] == "vector":
+            streams = vector_codes.streams(weight, tiles * tile, size).reshape(tiles, tile, count, -1)
+            arrays.append(("codes0", streams.transpose(0, 2, 3, 1).reshape(-1).view(np.uint8)))
+        else:
+            padded = np.zeros((tiles * tile, count * size), np.uint8)
+            padded[: weight.rows, : weight.cols] = weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)
+            if bits == 8 and target.arch == "aarch64":
+                # sdot reads signed bytes: 8-bit codes lose their offset of 128 here
+                padded ^= 0x80
+                params["offset"] -= 128
+            physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
+    if params["kind"] != "vector":
+        arrays += _code_arrays(physical, bits, target.lanes)
     arrays += _scale_arrays(weight, params, arrays)
-    if params["kind"] == "table":
+    if params["kind"] != "affine":
         arrays += _table_arrays(weight, params, target)
     if sparse and target.arch == "x86_64":
         sums = np.zeros(tiles * tile, np.float32)
@@ -248,16 +266,19 @@ def _row_sums(weight: Unpacked) -> Array:
 def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tuple[str, Array]]:
     meaning = weight.scheme.codec.meaning
     entries, scale = _table(weight)
-    wide = np.zeros((len(entries), 16), np.int16)
-    wide[:, : entries.shape[1]] = entries
     offset = 0 if p["sparse"] else table_offset(target)
-    table = (wide + offset).astype(np.uint8)
-    p |= {"offset": offset, "tables": len(table), "span": 0}
-    if len(table) > 1:
-        assert isinstance(meaning, TableValue)
+    p |= {"offset": offset, "tables": len(entries), "span": 0}
+    if len(entries) > 1:
+        assert isinstance(meaning, TableValue | VectorValue)
         p["scope"] = meaning.scope.kind
         p["span"] = meaning.scope.span // (p["tile"] if meaning.scope.kind == "rows" else p["block"])
-    repeated = np.tile(table, (1, target.lanes // 4))
+    if isinstance(meaning, VectorValue):
+        words = vector_codes.tables(meaning, entries)
+        words[:, : p["unit_quads"] << p["code_bits"]] += np.int8(offset)  # of one lookup: they are added up
+        return [("table", words.reshape(-1).view(np.int32)), ("table_scale", scale)]
+    wide = np.zeros((len(entries), 16), np.int16)
+    wide[:, : entries.shape[1]] = entries
+    repeated = np.tile((wide + offset).astype(np.uint8), (1, target.lanes // 4))
     return [("table", repeated.reshape(-1)), ("table_scale", scale)]
 
 
@@ -279,12 +300,21 @@ def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -
         args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", size, "in"))
         if p["zero_points"]:
             args.append(Arg("zero_points", "uint8", size, "in"))
+    if p["kind"] == "vector":
+        args.append(Arg("table", "int32", p["tables"] * table_words(p), "in"))
     if p["kind"] == "table":
         args.append(Arg("table", "uint8", p["tables"] * target.lanes * 4, "in"))
+    if p["kind"] != "affine":
         args.append(Arg("table_scale", "float32", p["tables"], "in"))
     if p["sparse"] and target.arch == "x86_64":
         args.append(Arg("row_sums", "float32", p["tiles"] * p["tile"], "in"))
     return args
+
+
+def table_words(p: Mapping[str, Any]) -> int:
+    """Words of one table of vectors."""
+    count: int = p["lookups"] * p["unit_quads"] << p["code_bits"]
+    return count
 
 
 def plane_bytes(p: Mapping[str, Any], plane: int) -> int:

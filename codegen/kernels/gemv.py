@@ -11,7 +11,7 @@ A unit is a tile of one block of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from math import ceil, prod
 from operator import mul
@@ -27,6 +27,7 @@ from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import byte_weights, gemv_inputs
 from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
+from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, unpack
@@ -118,10 +119,10 @@ class _Gemv:
         self.vectors = self.w["tile"] // k.lanes
         self.block, self.blocks = self.inputs.block, self.inputs.blocks
         self.grouped = self.inputs.grouped
-        self.planes = byte_weights.planes(self.w["bits"])
+        self.weights = Weights(self.w, k)
         # 8-bit codes do not fit the 7 bits that byte products allow on x86
         self.split = self.w["bits"] == 8 and self.dot.x86
-        largest = 127 if self.w["kind"] == "table" else (1 << self.w["bits"]) - 1
+        largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
     def write(self) -> None:
@@ -174,15 +175,15 @@ class _Gemv:
     def _decode(self, tile: Any, first: Any, count: Any) -> None:
         """The weights of a tile as bytes, in the order in which products read them."""
         T, k, nb = self.T, self.k, self.dot.bytes
-        self._set_table(tile)
+        self.weights.set_table(tile)
         quads = self.block // 4
         with T.serial(0, count) as b:
-            self._set_table_of_block(b)
+            self.weights.set_table_of_block(b)
             for step in range(ceil(quads / 8)):
                 few = min(8, quads - 8 * step)
-                at = self._code_offsets(first + b, T.int32(step))
+                at = self.weights.code_offsets(first + b, T.int32(step))
                 to = bind(k, (b * quads + 8 * step) * (self.vectors * nb))
-                reader = self._reader(at)
+                reader = self.weights.reader(at)
                 for quad in range(few):
                     for v in range(self.vectors):
                         k.store(k.arg("decoded"), to + (quad * self.vectors + v) * nb, reader(quad, v), nb)
@@ -196,7 +197,7 @@ class _Gemv:
         acc = k.local(slots * n, "int32")
         for i in range(slots):
             k.store(total, i * n, k.f32(0.0, n), n)
-        self._set_table(tile)
+        self.weights.set_table(tile)
         if w["one_block"]:
             for i in range(slots):
                 k.store(acc, i * n, k.i32(0, n), n)
@@ -209,7 +210,7 @@ class _Gemv:
         else:
 
             def block(b: Any) -> None:
-                self._set_table_of_block(b)
+                self.weights.set_table_of_block(b)
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
                 for row in range(rows):
                     start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
@@ -227,22 +228,6 @@ class _Gemv:
     def _starts(self, tile: Any, block: Any, row0: Any, rows: int) -> list[Any]:
         return [bind(self.k, self.inputs.start(tile, block, row0, row)) for row in range(rows)]
 
-    def _set_table(self, tile: Any) -> None:
-        T, w = self.T, self.w
-        self.table = None
-        if w["kind"] == "table" and w["scope"] != "inputs":
-            self.table = self._load_table(T.truncdiv(tile, w["span"]) if w["scope"] == "rows" else T.int32(0))
-
-    def _set_table_of_block(self, block: Any) -> None:
-        if self.w["scope"] == "inputs":
-            self.table = self._load_table(self.T.truncdiv(block, self.w["span"]))
-
-    def _load_table(self, number: Any) -> tuple[Any, Any]:
-        k = self.k
-        table = k.local(self.dot.bytes, "uint8")
-        k.store(table, 0, k.load(k.arg("table"), number * self.dot.bytes, self.dot.bytes), self.dot.bytes)
-        return table, bind(k, k.load(k.arg("table_scale"), number))
-
     def _products(self, first: Any, block: Any, starts: list[Any], acc: Any) -> None:
         """Add the products of one block of the tile to the accumulators. first: number of the tile's first block; starts: where
         the inputs of each row lie."""
@@ -256,24 +241,16 @@ class _Gemv:
             quads = min(STEP, self.block - s * STEP) // 4
             self._step(first, block, T.int32(s), starts, quads, acc)
 
-    def _code_offsets(self, block: Any, step: Any) -> list[Any]:
-        """Where the codes of a step begin, by plane."""
-        offsets = []
-        for plane, (width, _) in enumerate(self.planes):
-            whole = byte_weights.plane_bytes(self.w, plane) // 4
-            offsets.append(bind(self.k, (block * whole + step * (STEP // 4 * width // 8)) * self.w["tile"] * 4))
-        return offsets
-
     def _step(self, first: Any, block: Any, step: Any, starts: list[Any], quads: int, acc: Any) -> None:
         """Up to eight quads: every byte of the planes is loaded once."""
         T, k, nb, rows = self.T, self.k, self.dot.bytes, len(starts)
         stride = self.inputs.quad_stride
         x0 = [bind(k, start + step * (STEP // 4 * stride)) for start in starts]
-        widths = [width for width, _ in self.planes]
+        widths = [width for width, _ in self.weights.planes]
         if self.decoded:
             at, widths = [bind(k, (block * (self.block // 4) + step * (STEP // 4)) * (self.vectors * nb))], [8]
         else:
-            at = self._code_offsets(first + block, step)
+            at = self.weights.code_offsets(first + block, step)
         pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
         few = max(8 // widths[0], 2)  # quads of whole bytes
         if rows == 1 or len(widths) > 1 or quads % few or quads == few:
@@ -299,36 +276,11 @@ class _Gemv:
             wide = self.dot.widen(k.load(pairs, slot * nb // 2, nb // 2))
             k.store(acc, slot * n, k.load(acc, slot * n, n) + wide, n)
 
-    def _reader(self, at: list[Any]) -> Callable[[int, int], Any]:
-        """(quad, vector) -> its weights as bytes; codes from `at` on (by plane), or decoded weights."""
-        k, nb = self.k, self.dot.bytes
-        per_row = self.w["tile"] * 4
-        loaded: dict[tuple[int, int, int], Any] = {}
-
-        def read(quad: int, v: int) -> Any:
-            value = None
-            for plane, (width, shift) in enumerate(self.planes):
-                byte, bit = quad * width // 8, quad * width % 8
-                if (plane, byte, v) not in loaded:
-                    held = k.local(nb, "uint8")
-                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at[plane] + byte * per_row + v * nb, nb), nb)
-                    loaded[plane, byte, v] = held
-                part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
-                value = part if value is None else value | part
-            if self.w["kind"] == "table":
-                assert self.table is not None
-                value = self.dot.lookup(k.load(self.table[0], 0, nb), value)
-            held = k.local(nb, "uint8")
-            k.store(held, 0, value, nb)
-            return k.load(held, 0, nb)
-
-        return read
-
     def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
         """Products of `quads` quads, weights from `at`, inputs from `x0` (by row); `waits`: they stay in `pairs`."""
         T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
         source, stride = self.inputs.source, self.inputs.quad_stride
-        reader = self._reader(at)
+        reader = self.weights.reader(at)
 
         def weights_of(quad: int, v: int) -> Any:
             if not self.decoded:
@@ -386,8 +338,8 @@ class _Gemv:
             if w["scales"] == "group":
                 scale = bind(k, T.Cast(f"float32x{n}", k.load(k.arg("scales"), at, n)))
             if w["scope"] == "inputs":
-                assert self.table is not None
-                spread = k.splat(self.table[1], n)
+                assert self.weights.table_scale is not None
+                spread = k.splat(self.weights.table_scale, n)
                 scale = spread if scale is None else scale * spread
             zero = None
             if w["zero_points"]:
@@ -415,7 +367,9 @@ class _Gemv:
 
         def store(columns: int) -> None:
             for r in range(rows):
-                common = [] if self.table is None or w["scope"] == "inputs" else [self.table[1]]
+                common = (
+                    [] if self.weights.table_scale is None or w["scope"] == "inputs" else [self.weights.table_scale]
+                )
                 if w["scales"] == "tensor":
                     common.append(k.load(k.arg("scales"), 0))
                 scale = None if self.grouped else k.load(k.arg("xscale"), (row0 + r) * self.blocks)

@@ -10,7 +10,7 @@ import numpy as np
 from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import decode
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
-from sparsec.int8 import rounded_table
+from sparsec.int8 import rounded_values
 from sparsec.op_view import SparsecNode
 
 Array = np.ndarray[Any, Any]
@@ -40,8 +40,7 @@ def unpacked_weight(view: SparsecNode) -> Unpacked:
     assert isinstance(weight, EncodedWeight)
     unpacked = unpack(weight)
     if view.activations and unpacked.codebook is not None:
-        table, scale = rounded_table(unpacked.codebook)
-        unpacked = replace(unpacked, codebook=table * scale[:, None])
+        unpacked = replace(unpacked, codebook=rounded_values(unpacked.codebook))
     return unpacked
 
 

@@ -1,0 +1,134 @@
+"""Reading weights as bytes inside gemv.py: tables, and the quads of a step (byte_weights.py has the layouts)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparsec.codegen.isa import dot
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.word_table import WordTable, in_registers
+from sparsec.codegen.kernels import byte_weights
+from sparsec.codegen.kernels.gemv_inputs import STEP
+
+Reader = Callable[[int, int], Any]
+
+
+class Weights:
+    """Writes the code that turns codes into bytes (`w`: parameters of the weight, `k`: KernelBuilder).
+
+    table_scale: what numbers from the current table are multiplied by; None where there is no table.
+    """
+
+    def __init__(self, w: Mapping[str, Any], k: Any) -> None:
+        self.w, self.k, self.T = w, k, k.T
+        self.dot = dot.ByteDot(k)
+        self.planes = byte_weights.planes(w["bits"])
+        self.table_scale: Any = None
+        self._table: Any = None  # uint8 vector, words in registers, or where the words begin
+
+    # --- tables ---
+
+    def set_table(self, tile: Any) -> None:
+        """Load the table of a tile, if that is what tables belong to."""
+        T, w = self.T, self.w
+        self.table_scale = None
+        if w["kind"] != "affine" and w["scope"] != "inputs":
+            self._load(T.truncdiv(tile, w["span"]) if w["scope"] == "rows" else T.int32(0))
+
+    def set_table_of_block(self, block: Any) -> None:
+        """Load the table of a block of inputs, if that is what tables belong to."""
+        if self.w["scope"] == "inputs":
+            self._load(self.T.truncdiv(block, self.w["span"]))
+
+    def _load(self, number: Any) -> None:
+        k, w, nb = self.k, self.w, self.dot.bytes
+        if w["kind"] == "vector":
+            size = byte_weights.table_words(w)
+            first = bind(k, number * size)
+            self._table = first
+            if in_registers(k.target, size, w["code_bits"]):
+                self._table = WordTable(k, k.arg("table"), first, size)
+        else:
+            self._table = k.local(nb, "uint8")
+            k.store(self._table, 0, k.load(k.arg("table"), number * nb, nb), nb)
+        self.table_scale = bind(k, k.load(k.arg("table_scale"), number))
+
+    # --- codes ---
+
+    def code_offsets(self, block: Any, step: Any) -> list[Any]:
+        """Where the codes of a step begin, by plane."""
+        offsets = []
+        for plane, (width, _) in enumerate(self.planes):
+            whole = byte_weights.plane_bytes(self.w, plane) // 4
+            offsets.append(bind(self.k, (block * whole + step * (STEP // 4 * width // 8)) * self.w["tile"] * 4))
+        return offsets
+
+    def reader(self, at: list[Any]) -> Reader:
+        """(quad, vector) -> its weights as bytes; codes from `at` on (by plane)."""
+        return self._vector_reader(at[0]) if self.w["kind"] == "vector" else self._scalar_reader(at)
+
+    def _scalar_reader(self, at: list[Any]) -> Reader:
+        k, nb = self.k, self.dot.bytes
+        per_row = self.w["tile"] * 4
+        loaded: dict[tuple[int, int, int], Any] = {}
+
+        def read(quad: int, v: int) -> Any:
+            value = None
+            for plane, (width, shift) in enumerate(self.planes):
+                byte, bit = quad * width // 8, quad * width % 8
+                if (plane, byte, v) not in loaded:
+                    held = k.local(nb, "uint8")
+                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at[plane] + byte * per_row + v * nb, nb), nb)
+                    loaded[plane, byte, v] = held
+                part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
+                value = part if value is None else value | part
+            if self.w["kind"] == "table":
+                value = self.dot.lookup(k.load(self._table, 0, nb), value)
+            return self._held(value)
+
+        return read
+
+    def _vector_reader(self, at: Any) -> Reader:
+        """Sums of words looked up by the codes of a unit of one or two quads."""
+        T, k, w, n, nb = self.T, self.k, self.w, self.dot.lanes, self.dot.bytes
+        codes, unit_quads, code_bits = k.arg("codes0"), w["unit_quads"], w["code_bits"]
+        loaded: dict[tuple[int, int], Any] = {}
+        masks: dict[tuple[int, int], dict[int, Any]] = {}
+
+        def one_by_one(word: int, v: int, bit: int, first: int) -> Any:
+            """Entries from `first` on of the table, chosen by the codes at `bit` of a word of every lane."""
+            words = []
+            for lane in range(n):
+                byte = k.load(codes, at + word * (w["tile"] * 4) + (v * n + lane) * 4 + bit // 8)
+                code = T.Cast("int32", byte)
+                if code_bits < 8:
+                    code = (code >> (bit % 8)) & ((1 << code_bits) - 1)
+                words.append(T.bind(k.load(k.arg("table"), self._table + code + first)))
+            return T.Shuffle(words, [T.int32(lane) for lane in range(n)])
+
+        def read(quad: int, v: int) -> Any:
+            unit, part = divmod(quad, unit_quads)
+            total = None
+            for number in range(w["lookups"]):
+                word, bit = divmod((unit * w["lookups"] + number) * code_bits, 32)
+                first = (number * unit_quads + part) << code_bits
+                if isinstance(self._table, WordTable):
+                    if (word, v) not in loaded:
+                        loaded[word, v], masks[word, v] = k.local(n, "int32"), {}
+                        held = k.load(codes, at + word * (w["tile"] * 4) + v * nb, nb)
+                        k.store(loaded[word, v], 0, T.reinterpret(f"int32x{n}", held), n)
+                    value = self._table(k.load(loaded[word, v], 0, n), bit, code_bits, first, masks[word, v])
+                else:
+                    value = one_by_one(word, v, bit, first)
+                value = T.reinterpret(f"uint8x{nb}", value)
+                total = value if total is None else total + value
+            return self._held(total)
+
+        return read
+
+    def _held(self, value: Any) -> Any:
+        nb = self.dot.bytes
+        held = self.k.local(nb, "uint8")
+        self.k.store(held, 0, value, nb)
+        return self.k.load(held, 0, nb)
