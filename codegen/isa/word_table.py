@@ -6,6 +6,7 @@ instructions for 16 codes of 8 bits. Where gathers are slowed down by microcode 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _SELECT = 0xCA  # vpternlog: a ? b : c, bit by bit
@@ -19,13 +20,18 @@ def in_registers(target: Any, entries: int, bits: int) -> bool:
 class WordTable:
     """A table in registers (`k`: KernelBuilder)."""
 
-    def __init__(self, k: Any, buffer: Any, first: Any, size: int, dtype: str = "int32") -> None:
-        """Load `size` entries (whole registers) of `buffer` from index `first` on; dtype int16 or int32."""
+    def __init__(self, k: Any, parts: Sequence[Any], dtype: str = "int32") -> None:
+        """parts: the entries, a vector of 512 bits each; dtype int16 or int32."""
         self.k, self.dtype, self.width = k, dtype, int(dtype[-2:])
         self.lanes = 512 // self.width
-        self._table = k.local(size, dtype)
-        for at in range(0, size, self.lanes):
-            k.store(self._table, at, k.load(buffer, first + at, self.lanes), self.lanes)
+        self._table = k.local(len(parts) * self.lanes, dtype)
+        for i, part in enumerate(parts):
+            k.store(self._table, i * self.lanes, part, self.lanes)
+
+    @classmethod
+    def load(cls, k: Any, buffer: Any, first: Any, size: int) -> WordTable:
+        """A table of `size` int32 entries (whole registers) of `buffer` from index `first` on."""
+        return cls(k, [k.load(buffer, first + at, 16) for at in range(0, size, 16)])
 
     def __call__(self, words: Any, bit: int, bits: int, first: int = 0, masks: dict[int, Any] | None = None) -> Any:
         """table[first + codes], the codes at bits [bit, bit + bits) of every lane of `words` (as wide as entries, held in a

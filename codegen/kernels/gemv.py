@@ -253,7 +253,8 @@ class _Gemv:
             at = self.weights.code_offsets(first + block, step)
         pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
         few = max(8 // widths[0], 2)  # quads of whole bytes
-        if rows == 1 or len(widths) > 1 or quads % few or quads == few:
+        unrolled = rows == 1 and not self.weights.slow
+        if unrolled or len(widths) > 1 or quads % few or quads == few:
             self._quads(at, x0, quads, acc, pairs)
             return
         # A loop of few quads: of a longer run of code the compiler makes one that does not fit the registers.

@@ -25,9 +25,15 @@ class Weights:
         self.dot = dot.ByteDot(k)
         self.planes = byte_weights.planes(w["bits"])
         self.table_scale: Any = None
+        # words looked up one by one are a lot of code
+        self.slow = w["kind"] == "vector" and not self._in_registers
         self._table: Any = None  # uint8 vector, words in registers, or where the words begin
 
     # --- tables ---
+
+    @property
+    def _in_registers(self) -> bool:
+        return in_registers(self.k.target, byte_weights.table_words(self.w), self.w["code_bits"])
 
     def set_table(self, tile: Any) -> None:
         """Load the table of a tile, if that is what tables belong to."""
@@ -47,8 +53,8 @@ class Weights:
             size = byte_weights.table_words(w)
             first = bind(k, number * size)
             self._table = first
-            if in_registers(k.target, size, w["code_bits"]):
-                self._table = WordTable(k, k.arg("table"), first, size)
+            if self._in_registers:
+                self._table = WordTable.load(k, k.arg("table"), first, size)
         else:
             self._table = k.local(nb, "uint8")
             k.store(self._table, 0, k.load(k.arg("table"), number * nb, nb), nb)
@@ -98,14 +104,14 @@ class Weights:
 
         def one_by_one(word: int, v: int, bit: int, first: int) -> Any:
             """Entries from `first` on of the table, chosen by the codes at `bit` of a word of every lane."""
-            words = []
+            words = k.local(n, "int32")
             for lane in range(n):
                 byte = k.load(codes, at + word * (w["tile"] * 4) + (v * n + lane) * 4 + bit // 8)
                 code = T.Cast("int32", byte)
                 if code_bits < 8:
                     code = (code >> (bit % 8)) & ((1 << code_bits) - 1)
-                words.append(T.bind(k.load(k.arg("table"), self._table + code + first)))
-            return T.Shuffle(words, [T.int32(lane) for lane in range(n)])
+                k.store(words, lane, k.load(k.arg("table"), self._table + code + first))
+            return k.load(words, 0, n)
 
         def read(quad: int, v: int) -> Any:
             unit, part = divmod(quad, unit_quads)

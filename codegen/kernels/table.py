@@ -42,6 +42,7 @@ from sparsec.codegen.kernels.spmm_rules import (
     sparse_conv_choice,
 )
 from sparsec.codegen.kernels.topk import lower_topk
+from sparsec.codegen.kernels.vector_gemv import lower_vector_gemv
 from sparsec.codegen.kernels.views import (
     lower_constant_of_shape,
     lower_expand,
@@ -63,7 +64,14 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
     return TABLE.get((node.domain, node.op_type), ())
 
 
-_PRODUCTS: tuple[Rule, ...] = (lower_dense, lower_gemv, lower_sparse_rows, lower_sparse_matmul, lower_fused_matmul)
+_PRODUCTS: tuple[Rule, ...] = (
+    lower_dense,
+    lower_vector_gemv,
+    lower_gemv,
+    lower_sparse_rows,
+    lower_sparse_matmul,
+    lower_fused_matmul,
+)
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     **{("", op): (lower_elementwise,) for op in sorted(OPS)},
