@@ -5,7 +5,8 @@
     "int8-g32"  the same with one scale for every 32 consecutive inputs (any multiple of 4 that divides K)
 
 Together with it the tables of codebooks are rounded to TABLE_MAX steps on either side of zero, so that a product is a whole
-number of 15 bits; the additive stages of a vector codebook share the steps, so that sums of their entries keep to them. Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
+number of 15 bits; the additive stages of a vector codebook share the steps, so that sums of their entries keep to them.
+Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
 Rounding is to the nearest, halves to even.
 """
 
@@ -85,7 +86,7 @@ def rounded_table(book: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rounded_values(book: np.ndarray) -> np.ndarray:
     """Tables as `rounded_table` rounds them, float32."""
     table, scale = rounded_table(book)
-    return table * scale.reshape(-1, *[1] * (table.ndim - 1))
+    return np.asarray(table * scale.reshape(-1, *[1] * (table.ndim - 1)))
 
 
 def quantised(x: np.ndarray, group: int) -> np.ndarray:

@@ -14,7 +14,7 @@ _SELECT = 0xCA  # vpternlog: a ? b : c, bit by bit
 
 def in_registers(target: Any, entries: int, bits: int) -> bool:
     """Whether `entries` words of 32 bits, looked up by codes of `bits` bits, fit the registers beside everything else."""
-    return bool(target.arch == "x86_64" and target.lanes == 16 and 4 <= bits and entries <= 256)
+    return bool(target.arch == "x86_64" and target.lanes == 16 and bits >= 4 and entries <= 256)
 
 
 class WordTable:

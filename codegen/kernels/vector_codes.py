@@ -85,4 +85,4 @@ def streams(weight: Unpacked, rows: int, block: int) -> Array:
     wide = np.zeros((rows, blocks, words * per_word), np.uint32)
     wide[:, :, :per_block] = padded.reshape(rows, blocks, per_block)
     shifts = (np.arange(per_word) * bits).astype(np.uint32)
-    return np.bitwise_or.reduce(wide.reshape(rows, blocks, words, per_word) << shifts, axis=3)
+    return np.asarray(np.bitwise_or.reduce(wide.reshape(rows, blocks, words, per_word) << shifts, axis=3))

@@ -150,7 +150,7 @@ def _inputs_params(p: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _padded_rows(p: Mapping[str, Any]) -> int:
-    return ceil(p["rows"] / _TILE) * _TILE
+    return ceil(int(p["rows"]) / _TILE) * _TILE
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
@@ -238,9 +238,7 @@ class _VectorGemv:
 
     def _group_scale(self, span: Any, at: Any, lanes: int) -> Any:
         k = self.k
-        return self.T.Cast(
-            f"float32x{lanes}", k.load(k.arg("scales"), span * self.rows + self.first + at, lanes)
-        )
+        return self.T.Cast(f"float32x{lanes}", k.load(k.arg("scales"), span * self.rows + self.first + at, lanes))
 
     def _finish(self) -> None:
         """Scales of whole rows, bias, residual, activation, and the stores."""

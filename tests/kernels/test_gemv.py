@@ -162,7 +162,7 @@ def model(text: str, m: int, n: int, k: int, activations: str) -> tuple[ir.Model
         "vq2d4",
         "vq2d8-g32",
         "vq3d4.q8",
-    ],  # fmt: skip
+    ],
 )
 def test_node(text: str, activations: str, target: Target) -> None:
     """With the fused kernel or, where it refuses, by rounding first: the operator's body in onnxruntime decides."""

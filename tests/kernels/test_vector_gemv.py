@@ -18,7 +18,15 @@ Array = np.ndarray[Any, Any]
 
 
 def check(
-    text: str, n: int, k: int, target: Target, *, whole: bool, x_group: int = 0, act: str = "", book: Array | None = None
+    text: str,
+    n: int,
+    k: int,
+    target: Target,
+    *,
+    whole: bool,
+    x_group: int = 0,
+    act: str = "",
+    book: Array | None = None,
 ) -> None:
     """One product with bias and residual; book: another codebook for the weight."""
     rng = np.random.default_rng([n, k, len(text)])
@@ -98,7 +106,12 @@ def test_largest_products_are_exact(half: bool) -> None:
 def test_refusals() -> None:
     """What other kernels compute."""
     ones = np.ones((32, 64), np.float32)
-    for text, why in (("cb4", "not a dense"), ("vq1d8", "8 bits"), ("vq2d4.r16", "several"), ("vq2d4-g8", "whole words")):
+    for text, why in (
+        ("cb4", "not a dense"),
+        ("vq1d8", "8 bits"),
+        ("vq2d4.r16", "several"),
+        ("vq2d4-g8", "whole words"),
+    ):
         assert why in vector_gemv.refused(unpack(encode(ones, Scheme.parse(text))), host_target(), 0, whole=False)
     weight = unpack(encode(ones, Scheme.parse("vq2d4")))
     assert "AVX-512" in vector_gemv.refused(weight, NAMED["arm"], 0, whole=True)
