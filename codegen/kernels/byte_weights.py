@@ -168,7 +168,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         sums = np.zeros(tiles * tile, np.float32)
         sums[: weight.rows] = _row_sums(weight)
         arrays.append(("row_sums", sums))
-    blocks = len(physical)
+    blocks = params["blocks"] if params["kind"] == "vector" else len(physical)
     for (name, array), arg in zip(arrays, arguments(params, target, blocks), strict=True):
         assert (array.size, str(array.dtype)) == (arg.size, arg.dtype), (label, name, array.size, array.dtype, arg)
     return Packed(params, [(f"{label}.{name}", array) for name, array in arrays], blocks)
