@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.kernels.attention import lower_attention
+from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
 from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
 from sparsec.codegen.kernels.cumsum import lower_cumsum
 from sparsec.codegen.kernels.dense import lower_dense
@@ -68,6 +69,7 @@ _PRODUCTS: tuple[Rule, ...] = (
     lower_dense,
     lower_vector_gemv,
     lower_gemv,
+    lower_coded_gemv,
     lower_sparse_rows,
     lower_sparse_matmul,
     lower_fused_matmul,

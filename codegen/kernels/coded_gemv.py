@@ -1,0 +1,271 @@
+"""Few rows of float32 activations times a dense weight of small codes: act(x[M, K] . W^T + bias + residual), M at most 4 (x86-64).
+
+Weights are looked up in registers and multiplied at once, never written to memory: vectors run over outputs, each lane has a word of
+32 bits with the codes of consecutive inputs of its output, a permutation of the table (vpermps) turns one of them into float32.
+Integers are looked up as well: in the table of what their codes stand for.
+
+    codes[tile][word][vector of outputs][lane]      scales[tile][group][output of the tile]
+
+A unit is a tile of outputs. Sums over a group are scaled when the group ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.pieces import pieces
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.weights import refused_epilogue
+from sparsec.codegen.program import Arg, Signature
+from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
+from sparsec.formats.meaning import AffineValue, TableValue
+from sparsec.formats.structure import Dense
+from sparsec.op_view import view
+from sparsec.target import Target
+
+Array = np.ndarray[Any, Any]
+
+_MOST_ROWS = 4
+_ENTRIES = 16  # of the table, which repeats smaller ones
+
+
+def lower_coded_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul of few float32 rows with a dense weight of codes of at most 4 bits."""
+    op = view(node)
+    weight = op.weight()
+    if not isinstance(weight, EncodedWeight):
+        return Refusal("the weight is not coded")
+    if op.activations:
+        return Refusal("the activations are rounded to int8")
+    assert op.x is not None
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
+    m = prod(low.shape(op.x)[:-1])
+    if low.dtype(op.x) != "float32" or not 1 <= m <= _MOST_ROWS:
+        return Refusal(f"not 1 to {_MOST_ROWS} rows of float32")
+    unpacked = unpack(weight)
+    if why := refused(unpacked, low.target):
+        return Refusal(why)
+    params, arrays = pack(unpacked, m, low.target)
+    label = node.name or "weight"
+    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays)]
+    if (bias := low.constant(op.bias)) is not None:
+        ins.append(low.const(np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32), f"{label}.bias"))
+    if op.residual is not None:
+        ins.append(low.get(op.residual))
+    params |= {
+        "bias": bias is not None, "residual": op.residual is not None, "act": op.activation, "act_params": list(op.act_params),
+    }  # fmt: skip
+    note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip()
+    low.call("coded_gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
+    return None
+
+
+def refused(weight: Unpacked, target: Target) -> str:
+    """Why `pack` cannot lay a weight out ("" if it can)."""
+    scheme = weight.scheme
+    codec, meaning, scales = scheme.codec, scheme.codec.meaning, scheme.scales
+    if target.arch != "x86_64":
+        return "tables of float32 are looked up in registers on x86-64 only"
+    if not isinstance(scheme.structure, Dense):
+        return "the weight is sparse"
+    if not isinstance(meaning, AffineValue | TableValue) or codec.code_bits not in (1, 2, 4):
+        return f"codec {codec} has no codes of 1, 2 or 4 bits"
+    if weight.zero_points is not None or (isinstance(meaning, TableValue) and meaning.scope.kind != "tensor"):
+        return "zero points and several codebooks are not looked up in one table"
+    if scales.kind == "group" and scales.group * codec.code_bits % 32:
+        return f"groups of {scales.group} inputs are not whole words of codes"
+    return ""
+
+
+def vectors(m: int, target: Target) -> int:
+    """Vectors of outputs in a tile: enough sums in flight, few enough for the registers."""
+    return 4 if m == 1 or target.vector_registers >= 32 else 2 if m == 2 else 1
+
+
+def pack(weight: Unpacked, m: int, target: Target) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
+    """Parameters and arrays: codes, table, scales?"""
+    scheme = weight.scheme
+    meaning, scales, bits = scheme.codec.meaning, scheme.scales, scheme.codec.code_bits
+    lanes, per_word = target.lanes, 32 // scheme.codec.code_bits
+    tile = lanes * min(vectors(m, target), ceil(weight.rows / lanes))
+    tiles, words = ceil(weight.rows / tile), ceil(weight.cols / per_word)
+    codes = np.zeros((tiles * tile, words * per_word), np.uint32)
+    codes[: weight.rows, : weight.cols] = weight.codes.reshape(weight.rows, weight.cols)
+    shifts = (np.arange(per_word) * bits).astype(np.uint32)
+    packed = np.bitwise_or.reduce(codes.reshape(tiles, tile, words, per_word) << shifts, axis=3)
+    if isinstance(meaning, TableValue):
+        assert weight.codebook is not None
+        table = weight.codebook[0]
+    else:
+        assert isinstance(meaning, AffineValue)
+        table = np.arange(1 << bits, dtype=np.float32) - np.float32(meaning.offset or 0)
+    arrays = [
+        ("codes", np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(-1)),
+        ("table", np.resize(table.astype(np.float32), _ENTRIES)),
+    ]
+    if weight.scales is not None:
+        values = weight.scales.reshape(-1).astype(np.float32)
+        if scales.kind != "tensor":
+            wide = np.zeros(
+                (tiles * tile, weight.scales.shape[1]), np.float16 if scales.kind == "group" else np.float32
+            )
+            wide[: weight.rows] = weight.scales
+            values = np.ascontiguousarray(wide.reshape(tiles, tile, -1).transpose(0, 2, 1)).reshape(-1)
+        arrays.append(("scales", values))
+    params = {
+        "m": m, "rows": weight.rows, "k": weight.cols, "bits": bits, "tile": tile, "scales": scales.kind,
+        "group": scales.group if scales.kind == "group" else 0,
+    }  # fmt: skip
+    return params, arrays
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: x [M, K], codes, table, scales?, bias? [N], residual? [M, N]; out: y [M, N]."""
+    tiles = ceil(p["rows"] / p["tile"])
+    rows = tiles * p["tile"]
+    args = [
+        Arg("x", "float32", p["m"] * p["k"], "in"),
+        Arg("codes", "uint32", rows * ceil(p["k"] * p["bits"] / 32), "in"),
+        Arg("table", "float32", _ENTRIES, "in"),
+    ]
+    if p["scales"] != "none":
+        count = {"tensor": 1, "channel": rows, "group": rows * ceil(p["k"] / (p["group"] or 1))}[p["scales"]]
+        args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", count, "in"))
+    if p["bias"]:
+        args.append(Arg("bias", "float32", p["rows"], "in"))
+    if p["residual"]:
+        args.append(Arg("residual", "float32", p["m"] * p["rows"], "in"))
+    args.append(Arg("y", "float32", p["m"] * p["rows"], "out"))
+    macs = p["m"] * p["k"] * rows
+    return Signature(tuple(args), units=tiles, cost=macs + p["m"] * p["rows"] * (4 + activation_cost(p["act"])))
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """Write the kernel (see the module's docstring)."""
+    _CodedGemv(p, k).write()
+
+
+class _CodedGemv:
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.p, self.k, self.T = p, k, k.T
+        self.lanes: int = k.lanes
+        self.vectors = p["tile"] // k.lanes
+        self.slots = p["m"] * self.vectors
+        self.per_word = 32 // p["bits"]
+        self.words = ceil(p["k"] / self.per_word)
+        # Codes of up to 3 bits repeat in 8 entries: one permutation of 256 bits finds them.
+        self.halves = 1 if k.lanes == 16 or p["bits"] < 4 else 2
+
+    def write(self) -> None:
+        T, k = self.T, self.k
+        self.table = [bind(k, k.load(k.arg("table"), 8 * i, self.lanes)) for i in range(self.halves)]
+        with T.serial(k.lo, k.hi) as tile:
+            self._tile(tile)
+
+    def _tile(self, tile: Any) -> None:
+        T, k, p, n = self.T, self.k, self.p, self.lanes
+        total = self._zeros()
+        if not p["group"]:
+            self._run(tile, T.int32(0), p["k"], total)
+        else:
+            whole, rest = divmod(p["k"], p["group"])
+
+            def group(g: Any, count: int) -> None:
+                part = self._zeros()
+                self._run(tile, g * (p["group"] // self.per_word), count, part)
+                groups = whole + bool(rest)
+                for v in range(self.vectors):
+                    at = (tile * groups + g) * p["tile"] + v * n
+                    scale = bind(k, T.Cast(f"float32x{n}", k.load(k.arg("scales"), at, n)))
+                    for r in range(p["m"]):
+                        slot = (r * self.vectors + v) * n
+                        k.store(total, slot, k.load(total, slot, n) + scale * k.load(part, slot, n), n)
+
+            if whole:
+                with T.serial(0, whole) as g:
+                    group(g, p["group"])
+            if rest:
+                group(T.int32(whole), rest)
+        self._finish(tile, total)
+
+    def _zeros(self) -> Any:
+        k, n = self.k, self.lanes
+        sums = k.local(self.slots * n)
+        for slot in range(self.slots):
+            k.store(sums, slot * n, k.f32(0.0, n), n)
+        return sums
+
+    def _run(self, tile: Any, first: Any, count: int, sums: Any) -> None:
+        """Add the products of `count` inputs, from word `first` of the tile on."""
+        whole, rest = divmod(count, self.per_word)
+        base = bind(self.k, tile * self.words + first)
+        x0 = bind(self.k, first * self.per_word)
+        if whole:
+            with self.T.serial(0, whole) as i:
+                self._word(base + i, bind(self.k, x0 + i * self.per_word), self.per_word, sums)
+        if rest:
+            self._word(base + whole, bind(self.k, x0 + whole * self.per_word), rest, sums)
+
+    def _word(self, number: Any, x0: Any, count: int, sums: Any) -> None:
+        T, k, n, p = self.T, self.k, self.lanes, self.p
+        words = k.local(self.vectors * n, "int32")
+        for v in range(self.vectors):
+            packed = k.load(k.arg("codes"), number * p["tile"] + v * n, n)
+            k.store(words, v * n, T.reinterpret(f"int32x{n}", packed), n)
+        for i in range(count):
+            xs = [bind(k, k.splat(k.load(k.arg("x"), x0 + (r * p["k"] + i)), n)) for r in range(p["m"])]
+            for v in range(self.vectors):
+                value = bind(k, self._value(k.load(words, v * n, n), i * p["bits"]))
+                for r in range(p["m"]):
+                    slot = (r * self.vectors + v) * n
+                    fused = T.call_llvm_pure_intrin(f"float32x{n}", "llvm.fma", value, xs[r], k.load(sums, slot, n))
+                    k.store(sums, slot, fused, n)
+
+    def _value(self, words: Any, bit: int) -> Any:
+        """What the codes at `bit` of the words stand for; permutations ignore the higher bits of an index."""
+        T, k, n = self.T, self.k, self.lanes
+        index = words >> k.i32(bit, n) if bit else words
+        name = "llvm.x86.avx512.permvar.sf.512" if n == 16 else "llvm.x86.avx2.permps"
+        parts = [T.call_llvm_pure_intrin(f"float32x{n}", name, table, index) for table in self.table]
+        if len(parts) == 1:
+            return parts[0]
+        top = words << k.i32(28 - bit, n) if bit < 28 else words
+        return T.Select(top < k.i32(0, n), parts[1], parts[0])
+
+    def _finish(self, tile: Any, total: Any) -> None:
+        """Scales of whole rows, bias, residual, activation, and the stores."""
+        T, k, p = self.T, self.k, self.p
+
+        def store(columns: int) -> None:
+            for r in range(p["m"]):
+                for at, width in pieces(columns, self.lanes):
+                    value = k.load(total, r * self.vectors * self.lanes + at, width)
+                    if p["scales"] == "channel":
+                        value = value * k.load(k.arg("scales"), tile * p["tile"] + at, width)
+                    if p["scales"] == "tensor":
+                        value = value * k.splat(k.load(k.arg("scales"), 0), width)
+                    if p["bias"]:
+                        value = value + k.load(k.arg("bias"), tile * p["tile"] + at, width)
+                    to = tile * p["tile"] + (r * p["rows"] + at)
+                    if p["residual"]:
+                        value = value + k.load(k.arg("residual"), to, width)
+                    k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
+
+        tiles = ceil(p["rows"] / p["tile"])
+        last = p["rows"] - (tiles - 1) * p["tile"]
+        if last == p["tile"] or tiles == 1:
+            store(last)
+            return
+        with T.If(tile < tiles - 1):
+            with T.Then():
+                store(p["tile"])
+            with T.Else():
+                store(last)
