@@ -145,7 +145,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("residual", "float32", p["m"] * p["rows"], "in"))
     args.append(Arg("y", "float32", p["m"] * p["rows"], "out"))
     macs = p["m"] * p["k"] * rows
-    return Signature(tuple(args), units=tiles, cost=macs + p["m"] * p["rows"] * (4 + activation_cost(p["act"])))
+    return Signature(tuple(args), units=tiles, cost=2 * macs + p["m"] * p["rows"] * (4 + activation_cost(p["act"])))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:

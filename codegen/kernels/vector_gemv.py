@@ -182,7 +182,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("total", "float32", most, "work"))
     if p["scales"] == "group" and not whole:
         args.append(Arg("part", "float32", most, "work"))
-    cost = p["k"] * rows // 8 + p["rows"] * (4 + activation_cost(p["act"]))
+    cost = p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"]))
     return Signature(tuple(args), units=rows // _TILE, cost=cost)
 
 
