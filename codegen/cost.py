@@ -22,6 +22,10 @@ __all__ = ["Work", "predict", "step_seconds", "work"]
 _SHARE = {"coded_gemv": 0.3, "dense": 0.85, "direct": 0.6, "gemm": 0.8, "gemv": 0.5, "spmm": 0.4}
 """Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
 _OTHER_SHARE = 0.1
+_LANES_OF_PICKED = 0.4
+"""Lanes that spmv.py, which loads its activations one by one, keeps as busy as multiply-adds at the peak would."""
+_NARROW_TILE = 0.5
+"""Vectors of multiplications that a stored weight costs in spmm.py where its tile has one or two of them."""
 _DECODE = {"dense": 10.0, "strip": 30.0, "element": 110.0}
 """Floating-point operations that one decoded weight is worth, by how its positions are stored (panels.py)."""
 _CALL_S = 3e-7
@@ -54,12 +58,25 @@ def step_seconds(step: Step, target: Target, machine: Machine, threads: int = 1)
     """Predicted seconds of one run of a step on `threads` threads whose weights are where a loop over them would find them."""
     done = work(step, target)
     peak = machine.fma.of(threads, machine.threads) * min(1.0, target.vector_bits / machine.vector_bits)
-    share = _SHARE.get(step.spec.family, _OTHER_SHARE)
     decode = 0.0
     if done.decoded:
         decode = done.decoded * _DECODE[step.spec.params["b"]["decode"]["kind"]] / peak
-    arithmetic = done.operations / (share * peak) + decode
+    arithmetic = done.operations / (_share(step, target) * peak) + decode
     return _CALL_S + max(arithmetic, done.nbytes / machine.read_rate(done.nbytes, threads))
+
+
+def _share(step: Step, target: Target) -> float:
+    """What a step reaches of the multiply-add peak, in the operations of its signature."""
+    if step.spec.family == "spmv":
+        return _LANES_OF_PICKED / target.lanes
+    share = _SHARE.get(step.spec.family, _OTHER_SHARE)
+    if step.spec.family != "spmm":
+        return share
+    pixels, most = step.spec.params["pixels"], step.spec.params["vectors"]
+    vectors = -(-pixels // target.lanes)
+    tiles = -(-vectors // most)
+    done = vectors + (_NARROW_TILE * tiles if vectors <= 2 * tiles else 0)
+    return share * pixels / (done * target.lanes)
 
 
 def predict(steps: Iterable[Step], target: Target, machine: Machine, threads: int = 1) -> float:

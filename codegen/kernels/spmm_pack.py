@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
+from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_plan import TileKind
@@ -62,6 +63,10 @@ class Packer:
         start = bind(k, (image * p["k"] + first) * size + pixel)
         with T.serial(0, columns) as c:
             source, dest = bind(k, start + c * size), bind(k, self.origin + c * self.pitch)
+            if kind.count > 1:
+                # what the next tile reads: runs as short as a tile, one for each channel, are not foreseen by the hardware
+                for at in range(0, kind.vectors * lanes, 16):
+                    prefetch(k, x, source + (kind.vectors * lanes + at))
             for v in range(kind.vectors):
                 count = kind.tail if kind.tail and v == kind.vectors - 1 else lanes
                 if count < lanes:

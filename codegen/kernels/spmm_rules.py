@@ -60,7 +60,7 @@ def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **for
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
     sizes = spmm_plan.choose(
         weight.rows, weight.cols, geometry["pixels"], geometry["images"], float(mask.mean()), strip, quantum,
-        spmm_values.is_plain(values), target,
+        spmm_values.is_plain(values), target, tokens=geometry["source"] == "tokens",
     )  # fmt: skip
     sizes |= forced
     sizes["chunks"] = -(-weight.cols // sizes["chunk"])
