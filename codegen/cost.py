@@ -76,7 +76,7 @@ def _share(step: Step, target: Target) -> float:
     vectors = -(-pixels // target.lanes)
     tiles = -(-vectors // most)
     done = vectors + (_NARROW_TILE * tiles if vectors <= 2 * tiles else 0)
-    return share * pixels / (done * target.lanes)
+    return float(share * pixels / (done * target.lanes))
 
 
 def predict(steps: Iterable[Step], target: Target, machine: Machine, threads: int = 1) -> float:
