@@ -53,6 +53,8 @@ class WordTable:
             self._held(T.call_llvm_pure_intrin(f"{dtype}x{n}", name, part(at), index, part(at + 1)))
             for at in range(0, 1 << (bits - within), 2)
         ]
+        if len(found) == 2:  # for one selection a test is cheaper than a mask of sign bits
+            return T.Select(self.has(words, bit + within + 1), found[1], found[0])
         for level in range(within + 1, bits):
             if bit + level not in masks:
                 masks[bit + level] = self.sign(words, bit + level)
@@ -60,6 +62,13 @@ class WordTable:
                 self._select(masks[bit + level], high, low) for low, high in zip(found[::2], found[1::2], strict=True)
             ]
         return found[0]
+
+    def has(self, words: Any, bit: int) -> Any:
+        """Which lanes have bit number `bit` set."""
+        T, zero = self.k.T, self._splat(0)
+        if bit == self.width - 1:
+            return words < zero
+        return (words & self.k.splat(T.int16(1 << bit) if self.width == 16 else T.int32(1 << bit), self.lanes)) != zero
 
     def sign(self, words: Any, bit: int) -> Any:
         """All ones in the lanes whose bit number `bit` is set, else zeros."""

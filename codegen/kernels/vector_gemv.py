@@ -318,8 +318,8 @@ class _Whole(_VectorGemv):
         for unit, table in enumerate(tables):
             value = table(held, 8 * unit, 7 if self.p["half"] else 8)
             if self.p["half"]:
-                sign = table.sign(held, 8 * unit + 7)
-                value = (value ^ sign) - sign
+                value = bind(k, value)
+                value = T.Select(table.has(held, 8 * unit + 7), k.splat(T.int16(0), n) - value, value)
             slot = k.local(n, "int16")
             k.store(slot, 0, value, n)
             found.append(k.load(slot, 0, n))

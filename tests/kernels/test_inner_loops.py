@@ -45,8 +45,31 @@ def _assembly(family: str, params: dict[str, Any], target: str, folder: Path) ->
     return path.read_text()
 
 
+def _coded(group: int, m: int) -> tuple[str, dict[str, Any]]:
+    return "coded_gemv", {
+        "m": m, "rows": 512, "k": 512, "bits": 4, "tile": 64, "scales": "group" if group else "none", "group": group,
+        "bias": False, "residual": False, "act": "", "act_params": [],
+    }  # fmt: skip
+
+
+def _vector(whole: bool, half: bool) -> tuple[str, dict[str, Any]]:
+    return "vector_gemv", {
+        "rows": 512, "k": 512, "whole": whole, "half": half, "x_group": 0, "group": 0, "scales": "none",
+        "bias": False, "residual": False, "act": "", "act_params": [],
+    }  # fmt: skip
+
+
 def _product_loops(assembly: str) -> list[list[str]]:
     """Bodies of the innermost loops that are mostly multiply-adds."""
+    return [
+        body
+        for body in _innermost(assembly)
+        if sum("fmadd" in line or line.startswith("fmla") for line in body) >= max(_LEAST, _SHARE * len(body))
+    ]
+
+
+def _innermost(assembly: str) -> list[list[str]]:
+    """Bodies of the innermost loops."""
     lines = [line.strip() for line in assembly.splitlines()]
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     jumps = [(re.match(r"(?:j|b\.|cb|tb|b\s).*?(\.LBB\w+)$", line), i) for i, line in enumerate(lines)]
@@ -56,9 +79,7 @@ def _product_loops(assembly: str) -> list[list[str]]:
         if any((a, b) != (start, end) and start <= a and b <= end for a, b in loops):
             continue
         body = [line for line in lines[start:end] if line and line[0] != "." and not line.endswith(":")]
-        products = sum("fmadd" in line or line.startswith("fmla") for line in body)
-        if products >= max(_LEAST, _SHARE * len(body)):
-            found.append(body)
+        found.append(body)
     return found
 
 
@@ -73,3 +94,22 @@ def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]],
     assert loops
     for body in loops:
         assert not [line for line in body if re.search(r"\(%rsp[,)]|\[sp", line)]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        _coded(32, 1),
+        _coded(0, 4),
+        _vector(True, True),
+        _vector(True, False),
+        _vector(False, True),
+        _vector(False, False),
+    ],
+    ids=["codes in groups", "four rows", "int8, mirrored", "int8", "float, mirrored", "float"],
+)
+def test_loops_of_lookups_stay_in_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    loops = [body for body in _innermost(_assembly(*kernel, "x86-avx512", tmp_path)) if "vperm" in "".join(body)]
+    assert loops
+    for body in loops:
+        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
