@@ -138,17 +138,21 @@ class Vector(Codec):
         def entries(stage: int) -> np.ndarray:
             return np.asarray(tables[stage].astype(np.float32)[labels[stage]])
 
-        rest = vectors.copy()
+        # what the other stages leave; one stage alone has all of it
+        rest = vectors.copy() if stages > 1 else vectors
         for stage in range(stages):
             tables[stage] = self._rounded(kmeans_vectors(rest, 1 << bits, mass))
             labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
-            rest -= entries(stage)
+            if stages > 1:
+                rest -= entries(stage)
         for _ in range(_ROUNDS if stages > 1 else 1):
             for stage in range(stages):
-                rest += entries(stage)
+                if stages > 1:
+                    rest += entries(stage)
                 tables[stage] = self._rounded(cluster_means(rest, mass, labels[stage], tables[stage]))
                 labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
-                rest -= entries(stage)
+                if stages > 1:
+                    rest -= entries(stage)
         codes = np.zeros(len(vectors), code_dtype(self.code_bits))
         for stage in range(stages):
             codes |= labels[stage].astype(codes.dtype) << codes.dtype.type(stage * bits)
