@@ -25,7 +25,9 @@ _CPU = {
     "neon": "",
     "avx2": "SPC_CPU_AVX2",
     "fma": "SPC_CPU_FMA",
+    "avxvnni": "SPC_CPU_AVX_VNNI",
     "avx512": "SPC_CPU_AVX512",
+    "avx512vnni": "SPC_CPU_AVX512_VNNI",
     "dotprod": "SPC_CPU_DOTPROD",
 }
 """target feature -> the bit the runtime checks; NEON is part of every aarch64."""

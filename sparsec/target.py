@@ -34,6 +34,11 @@ class Target:
     features: tuple[str, ...] = ()
 
     @property
+    def vnni(self) -> bool:
+        """Whether x86's vpdpbusd is there: four products of bytes added to 32 bits at once."""
+        return "avxvnni" in self.features or "avx512vnni" in self.features
+
+    @property
     def lanes(self) -> int:
         """Number of float32 lanes of one vector register."""
         return self.vector_bits // 32
@@ -43,7 +48,9 @@ class Target:
         return asdict(self)
 
 
-def _x86(name: str, mcpu: str, bits: int, registers: int, features: tuple[str, ...]) -> Target:
+def _x86(
+    name: str, mcpu: str, bits: int, registers: int, features: tuple[str, ...], mattr: tuple[str, ...] = ()
+) -> Target:
     return Target(
         name=name,
         arch="x86_64",
@@ -51,7 +58,7 @@ def _x86(name: str, mcpu: str, bits: int, registers: int, features: tuple[str, .
         zig_triple="x86_64-linux-gnu.2.17",
         mcpu=mcpu,
         # LLVM prefers 256-bit vectors on server parts; our tiles are chosen for 512.
-        mattr=("-prefer-256-bit",) if bits == 512 else (),
+        mattr=(*mattr, "-prefer-256-bit") if bits == 512 else mattr,
         vector_bits=bits,
         vector_registers=registers,
         features=features,
@@ -74,7 +81,9 @@ def _arm(name: str, mcpu: str, mattr: tuple[str, ...], features: tuple[str, ...]
 
 NAMED: dict[str, Target] = {
     "x86-avx2": _x86("x86-avx2", "haswell", 256, 16, ("avx2", "fma")),
+    "x86-avxvnni": _x86("x86-avxvnni", "haswell", 256, 16, ("avx2", "fma", "avxvnni"), ("+avxvnni",)),
     "x86-avx512": _x86("x86-avx512", "skylake-avx512", 512, 32, ("avx2", "fma", "avx512")),
+    "x86-avx512vnni": _x86("x86-avx512vnni", "cascadelake", 512, 32, ("avx2", "fma", "avx512", "avx512vnni")),
     "arm": _arm("arm", "cortex-a76", ("+neon", "+dotprod"), ("neon", "dotprod")),
     "arm-v8.0": _arm("arm-v8.0", "cortex-a53", ("+neon",), ("neon",)),
 }
@@ -112,7 +121,9 @@ def host_target() -> Target:
     machine, flags = platform.machine(), _host_flags()
     if machine == "x86_64" and {"avx2", "fma"} <= flags:
         wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"} <= flags
-        return replace(NAMED["x86-avx512" if wide else "x86-avx2"], name="cpu")
+        if wide:
+            return replace(NAMED["x86-avx512vnni" if "avx512_vnni" in flags else "x86-avx512"], name="cpu")
+        return replace(NAMED["x86-avxvnni" if "avx_vnni" in flags else "x86-avx2"], name="cpu")
     if machine in ("aarch64", "arm64"):
         return replace(NAMED["arm" if "asimddp" in flags else "arm-v8.0"], name="cpu")
     raise TargetError(

@@ -5,7 +5,8 @@ A vector holds `4 * k.lanes` bytes: in each 32-bit lane four consecutive inputs 
 ones (vpmaddubsw): either the weights get an offset, whose share the caller takes off by the sum of the inputs, or the inputs
 do (`X_OFFSET`), to be taken off by the sum of the weights.
 
-x86 without VNNI adds pairs of products in 16 bits, so tables keep to 7 bits: 2 * 127 * 127 and 2 * 255 * 63 fit.
+x86 without VNNI adds pairs of products in 16 bits, so tables keep to 7 bits: 2 * 127 * 127 and 2 * 255 * 63 fit. With VNNI
+(vpdpbusd) four products join 32 bits at once, whatever the bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def table_offset(target: Target) -> int:
 
 def pairs_in_16_bits(target: Target, largest: int) -> int:
     """How many products of pairs of weights in [0, largest] can be added before 16 bits overflow (x86), at least 1."""
-    if target.arch != "x86_64":
+    if target.arch != "x86_64" or target.vnni:
         return 1
     return max(1, _INT16_MAX // (2 * largest * ACTIVATION_MAX))
 
@@ -48,6 +49,7 @@ class ByteDot:
         self.lanes: int = k.lanes
         self.bytes = 4 * k.lanes
         self.x86 = k.target.arch == "x86_64"
+        self.vnni: bool = k.target.vnni
         self.wide = self.lanes == 16
 
     def _as(self, dtype: str, value: Any) -> Any:
@@ -103,6 +105,10 @@ class ByteDot:
 
     def dot(self, total: Any, weights: Any, x: Any, *, signed_weights: bool = False) -> Any:
         """total + the four products of every lane; with `signed_weights` the inputs are the unsigned ones on x86."""
+        if self.vnni:
+            operands = [self._as(f"int8x{self.bytes}", v) for v in ((x, weights) if signed_weights else (weights, x))]
+            name = f"llvm.x86.avx512.vpdpbusd.{8 * self.bytes}"  # of unsigned and signed bytes
+            return self.T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, total, *operands)
         if self.x86:
             return total + self.widen(self.pairs(x, weights) if signed_weights else self.pairs(weights, x))
         return self.T.call_llvm_pure_intrin(

@@ -120,8 +120,8 @@ class _Gemv:
         self.block, self.blocks = self.inputs.block, self.inputs.blocks
         self.grouped = self.inputs.grouped
         self.weights = Weights(self.w, k)
-        # 8-bit codes do not fit the 7 bits that byte products allow on x86
-        self.split = self.w["bits"] == 8 and self.dot.x86
+        # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
+        self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 

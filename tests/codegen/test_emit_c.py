@@ -100,5 +100,7 @@ def test_identifiers() -> None:
 def test_every_target_says_what_the_processor_needs(name: str) -> None:
     text = _emit(transpose_program(NAMED[name])).model_c
     assert ("SPC_CPU_AVX2" in text) == name.startswith("x86")
-    assert ("SPC_CPU_AVX512" in text) == (name == "x86-avx512")
+    assert bool(re.search(r"SPC_CPU_AVX512\b", text)) == name.startswith("x86-avx512")
+    assert ("SPC_CPU_AVX512_VNNI" in text) == (name == "x86-avx512vnni")
+    assert ("SPC_CPU_AVX_VNNI" in text) == (name == "x86-avxvnni")
     assert ("SPC_CPU_DOTPROD" in text) == (name == "arm")

@@ -22,6 +22,7 @@ from sparsec.codegen.build import build_kernels
 from sparsec.codegen.program import KernelSpec, Signature
 from sparsec.emulate import emulator, runs_here
 from sparsec.target import Target, host_target
+from tests.kernels import vnni
 
 Array = np.ndarray[Any, Any]
 _FILLER = 0xA5
@@ -67,6 +68,8 @@ def run_kernel(
     ranges = list(reversed(list(itertools.pairwise(bounds))))
     if runs_here(target):
         return _run_here(_library(built.object_path), built.symbol, sig, arrays, ranges)
+    if vnni.can_stand_in(target):
+        return _run_here(_library(vnni.compiled(spec, target, built.symbol)), built.symbol, sig, arrays, ranges)
     return _run_emulated(target, built.object_path, built.symbol, sig, arrays, ranges)
 
 

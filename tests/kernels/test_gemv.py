@@ -96,6 +96,32 @@ def test_arm(text: str) -> None:
     check(text, 2, 37, 96, NAMED["arm"])
 
 
+@pytest.mark.parametrize(
+    ("text", "m"),
+    [
+        ("cb4-g32", 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("int8", 3),
+                ("uint8", 1),
+                ("int4-t", 13),
+                ("s16x1@50-cb4-g32", 3),
+                ("vq2d4", 5),
+                ("cb4-g32", 40),
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["x86-avxvnni", "x86-avx512vnni"])
+def test_vnni(name: str, text: str, m: int) -> None:
+    """Where the machine has no VNNI, the instruction's definition stands in for it."""
+    target = NAMED[name]
+    if "avx512" in target.features and "avx512" not in host_target().features:
+        pytest.skip("this machine has no AVX-512")
+    check(text, m, 37, 200, target)
+
+
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
 def test_densities_of_strips(m: int, share: float) -> None:
