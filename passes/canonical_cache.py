@@ -52,7 +52,7 @@ def canonical(
         return _made(model, debug_dump, progress)
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip(weights, pool.map(digest, weights.values()), strict=True))
-    text, _ = _graph_bytes(model, frozenset(weights))
+    text, _ = _graph_bytes(model, weights)
     key = digest(_makers(), text, *(part for name in sorted(hashes) for part in (name, hashes[name])))
     if (found := load("graphs", key)) is not None and (entry := _read(*found, weights)) is not None:
         return entry
@@ -96,7 +96,7 @@ def _bytes_of(arrays: Mapping[str, Array]) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _graph_bytes(model: ir.Model, without: frozenset[str]) -> tuple[bytes, list[str]]:
+def _graph_bytes(model: ir.Model, without: Mapping[str, Array]) -> tuple[bytes, list[str]]:
     """The serialised model with names in place of the data of `without`, and those names in the order of the numbers."""
     work, names = model.clone(), sorted(without)
     for graph in work.graphs():
@@ -108,7 +108,7 @@ def _graph_bytes(model: ir.Model, without: frozenset[str]) -> tuple[bytes, list[
         tensor = value.const_value
         assert tensor is not None
         value.const_value = ir.ExternalTensor(
-            "", offset=index, length=1, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.dims), name=name
+            "", offset=index, length=1, dtype=tensor.dtype, shape=ir.Shape(without[name].shape), name=name
         )
     data: bytes = ir.to_proto(work).SerializeToString(deterministic=True)
     return data, names
@@ -122,7 +122,7 @@ def _store(key: str, model: ir.Model, records: list[PassRecord], originals: Mapp
     changed = {name: array for name, array in weights.items() if name not in same}
     if _bytes_of(changed) > _LARGEST_ENTRY:
         return
-    text, names = _graph_bytes(model, frozenset(weights))
+    text, names = _graph_bytes(model, weights)
     facts = {"records": [asdict(record) for record in records], "names": names, "same": same}
     arrays = {f"weight.{index}": changed[name] for index, name in enumerate(names) if name in changed}
     store("graphs", key, facts, {"graph": np.frombuffer(text, np.uint8), **arrays})
