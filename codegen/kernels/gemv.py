@@ -174,19 +174,28 @@ class _Gemv:
 
     def _decode(self, tile: Any, first: Any, count: Any) -> None:
         """The weights of a tile as bytes, in the order in which products read them."""
-        T, k, nb = self.T, self.k, self.dot.bytes
+        T = self.T
         self.weights.set_table(tile)
-        quads = self.block // 4
+        whole, rest = divmod(self.block // 4, STEP // 4)
         with T.serial(0, count) as b:
             self.weights.set_table_of_block(b)
-            for step in range(ceil(quads / 8)):
-                few = min(8, quads - 8 * step)
-                at = self.weights.code_offsets(first + b, T.int32(step))
-                to = bind(k, (b * quads + 8 * step) * (self.vectors * nb))
-                reader = self.weights.reader(at)
-                for quad in range(few):
-                    for v in range(self.vectors):
-                        k.store(k.arg("decoded"), to + (quad * self.vectors + v) * nb, reader(quad, v), nb)
+            if whole > 2:
+                with T.serial(0, whole) as step:
+                    self._decode_step(first, b, step, STEP // 4)
+            else:
+                for step in range(whole):
+                    self._decode_step(first, b, T.int32(step), STEP // 4)
+            if rest:
+                self._decode_step(first, b, T.int32(whole), rest)
+
+    def _decode_step(self, first: Any, block: Any, step: Any, quads: int) -> None:
+        """Some quads of a block of a tile; first: number of the tile's first block."""
+        k, nb = self.k, self.dot.bytes
+        reader = self.weights.reader(self.weights.code_offsets(first + block, step))
+        to = bind(k, (block * (self.block // 4) + step * (STEP // 4)) * (self.vectors * nb))
+        for quad in range(quads):
+            for v in range(self.vectors):
+                k.store(k.arg("decoded"), to + (quad * self.vectors + v) * nb, reader(quad, v), nb)
 
     def _rows(self, tile: Any, first: Any, count: Any, row0: Any, rows: int) -> None:
         """`rows` rows of activations, from row0 on, against one tile."""
