@@ -69,8 +69,7 @@ def _masks(weights: Sequence[Matrix], structure: Structure, *, normalise: bool) 
     scores = [_block_scores(weight, structure.block, normalise) for weight in weights]
     flat = np.concatenate([score.reshape(-1) for score in scores])
     drop = round(flat.size * structure.percent / 100)
-    keep = np.ones(flat.size, bool)
-    keep[np.argsort(flat, kind="stable")[:drop]] = False
+    keep = _above(flat, drop)
     masks, start = [], 0
     for weight, score in zip(weights, scores, strict=True):
         part = keep[start : start + score.size].reshape(score.shape)
@@ -79,6 +78,17 @@ def _masks(weights: Sequence[Matrix], structure: Structure, *, normalise: bool) 
             part = score == score.max()
         masks.append(expand_block_mask(part, structure.block, *weight.shape))
     return masks
+
+
+def _above(scores: NDArray[np.float64], drop: int) -> Mask:
+    """False for the `drop` smallest scores [n], the first of equal ones; by selection, which sorting takes ten times as long as."""
+    if not drop:
+        return np.ones(scores.size, bool)
+    threshold = np.partition(scores, drop - 1)[drop - 1]
+    keep: Mask = scores >= threshold
+    ties = np.flatnonzero(scores == threshold)
+    keep[ties[: drop - np.count_nonzero(~keep)]] = False
+    return keep
 
 
 def _block_scores(weight: Matrix, block: tuple[int, int], normalise: bool) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsec.formats import Scheme, block_mask_of
+from sparsec.formats import Scheme, Unstructured, block_mask_of
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 
 
@@ -59,3 +59,13 @@ def test_joint_pruning_moves_zeros_to_the_flatter_layer() -> None:
     shares = [float(mask.mean()) for mask in masks if mask is not None]
     assert shares[1] > shares[0]
     assert abs(sum(shares) / 2 - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("values", [1, 3, 1000])
+def test_ties_are_broken_by_position(values: int) -> None:
+    weight = np.random.default_rng(values).integers(0, values, size=(13, 29)).astype(np.float32)
+    for percent in (1, 10, 50, 99):
+        (mask,) = magnitude_masks([weight], [Unstructured(percent)], joint=False)
+        assert mask is not None
+        dropped = np.argsort(np.abs(weight).reshape(-1), kind="stable")[: round(weight.size * percent / 100)]
+        assert np.array_equal(np.flatnonzero(~mask.reshape(-1)), np.sort(dropped))
