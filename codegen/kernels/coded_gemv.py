@@ -22,7 +22,7 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.weights import refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.formats.meaning import AffineValue, TableValue
@@ -55,16 +55,10 @@ def lower_coded_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(why)
     params, arrays = pack(unpacked, m, low.target)
     label = node.name or "weight"
-    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays)]
-    if (bias := low.constant(op.bias)) is not None:
-        ins.append(low.const(np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32), f"{label}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual))
-    params |= {
-        "bias": bias is not None, "residual": op.residual is not None, "act": op.activation, "act_params": list(op.act_params),
-    }  # fmt: skip
+    finish, added = epilogue(op, low)
+    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip()
-    low.call("coded_gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
+    low.call("coded_gemv", params | finish, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
     return None
 
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.kernels import dense, direct
 from sparsec.codegen.kernels.gemm import panel_width
-from sparsec.codegen.kernels.weights import pack_bias, pack_weight, refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, pack_bias, pack_weight, refused_epilogue
 from sparsec.codegen.kernels.window import Window, read_window
 from sparsec.codegen.layouts import Choice, multiply_time
 from sparsec.op_view import SparsecNode, view
@@ -65,7 +65,6 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal("not a float32 image of one or two dimensions")
     if not _is_direct(op, low):
         return Refusal("only plain weights, one group and more than a few pixels a row")
-    bias = low.constant(op.bias)
     if (refusal := refused_epilogue(op, low)) is not None:
         return refusal
     window = read_window(node, low, op.kernel_shape)
@@ -76,23 +75,17 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
     assert isinstance(weight, np.ndarray)
     out, pitch = (low.new(op.output, "cl"), op.rows) if op.residual is not None else low.strided(op.output, "cl")
     planes = shape[1] <= direct.MOST_PLANES and low.layout(op.x) == "row"
+    finish, added = epilogue(op, low, layout="cl")
     params = {
         **window.params(), "x": "row" if planes else "cl", "batch": shape[0], "channels": shape[1], "filters": op.rows,
-        "pitch": pitch, "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
-        "act_params": list(op.act_params),
+        "pitch": pitch, **finish,
     }  # fmt: skip
     family, pack = "direct", direct.pack
     if _is_pointwise(op) and window.out[0] == 1 and pitch == op.rows and not planes:  # a matrix of pixels
         family, pack = "dense", dense.pack
-        epilogue = {name: params[name] for name in ("bias", "residual", "act", "act_params")}
-        params = {"m": shape[0] * window.out[1], "n": op.rows, "k": op.cols, **epilogue}
-    ins = [low.get(op.x, "row" if planes else "cl")]
-    ins.append(low.const(pack(weight, params, low.target), f"{node.name}.weight"))
-    if bias is not None:
-        flat = np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32)
-        ins.append(low.const(flat, f"{node.name}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual, "cl"))
+        params = {"m": shape[0] * window.out[1], "n": op.rows, "k": op.cols, **finish}
+    x = low.get(op.x, "row" if planes else "cl")
+    ins = [x, low.const(pack(weight, params, low.target), f"{node.name}.weight"), *added]
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{window.strides[1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
     low.call(family, params, ins, [out], node=node.name or "", op="Conv", note=note)

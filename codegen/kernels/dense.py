@@ -25,7 +25,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.weights import refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.op_view import view
 from sparsec.target import Target
@@ -267,7 +267,6 @@ def lower_dense(node: ir.Node, low: Lowering) -> Refusal | None:
     weight = op.weight()
     if not isinstance(weight, np.ndarray):
         return Refusal(f"scheme {op.scheme} is not plain float32")
-    bias = low.constant(op.bias)
     if (refusal := refused_epilogue(op, low)) is not None:
         return refusal
     if low.dtype(op.x) != "float32":
@@ -275,16 +274,9 @@ def lower_dense(node: ir.Node, low: Lowering) -> Refusal | None:
     m, n, k = prod(low.shape(op.x)[:-1]), op.rows, op.cols
     if m == 0:
         return Refusal("the product has no rows")
-    params = {
-        "m": m, "n": n, "k": k, "bias": bias is not None, "residual": op.residual is not None,
-        "act": op.activation, "act_params": list(op.act_params),
-    }  # fmt: skip
-    name = node.name or "weight"
-    ins = [low.get(op.x), low.const(pack(weight, params, low.target), f"{name}.weight")]
-    if bias is not None:
-        ins.append(low.const(np.broadcast_to(bias.reshape(-1), (n,)).astype(np.float32), f"{name}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual))
+    finish, added = epilogue(op, low)
+    params = {"m": m, "n": n, "k": k, **finish}
+    ins = [low.get(op.x), low.const(pack(weight, params, low.target), f"{node.name or 'weight'}.weight"), *added]
     note = f"[{m}, {k}] x [{k}, {n}] {op.scheme} {op.activation}".strip()
     low.call("dense", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
     return None

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import spmm, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
 from sparsec.codegen.kernels.quantise import product_input
-from sparsec.codegen.kernels.weights import refused_epilogue, unpacked_weight
+from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, unpacked_weight
 from sparsec.codegen.layouts import Choice, move_time, multiply_time
 from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
@@ -147,23 +147,14 @@ def _lower(
     label = op.node.name or "weight"
     made = prepare(weight, geometry, low.target)
     p = made.params
-    bias: list[Tensor] = []
-    if (given := _bias(op, low)) is not None:
-        bias = [low.const(np.pad(given, (0, -op.rows % p["strip"])), f"{label}.bias")]
-    residual = [] if op.residual is None else [low.get(op.residual, layout)]
-    p |= {"bias": bool(bias), "residual": bool(residual), "act": op.activation, "act_params": list(op.act_params)}
+    finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, -op.rows % p["strip"])), layout=layout)
+    p |= finish
     weights = [low.const(array, f"{label}.{name}") for name, array in made.arrays]
     low.call(
-        "spmm", p, [source(), *weights, *bias, *residual], [low.new(op.output, layout)], node=op.node.name or "",
+        "spmm", p, [source(), *weights, *added], [low.new(op.output, layout)], node=op.node.name or "",
         op=op.node.op_type, note=note, scratch=made.scratch, cost=spmm.cost(p, made.entries),
     )  # fmt: skip
     return None
-
-
-def _bias(op: SparsecNode, low: Lowering) -> Array | None:
-    """float32 [N]"""
-    bias = low.constant(op.bias)
-    return None if bias is None else np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32)
 
 
 def lower_sparse_rows(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -188,16 +179,10 @@ def lower_sparse_rows(node: ir.Node, low: Lowering) -> Refusal | None:
     pieces = int(op.rows * op.cols * share) * m // _PIECE_WEIGHTS
     made = spmv_weights.pack(weight, low.target, min(_PIECES, max(1, pieces)))
     ins = [product_input(op, low), *(low.const(array, f"{label}.{name}") for name, array in made.arrays)]
-    if (bias := _bias(op, low)) is not None:
-        ins.append(low.const(made.by_lane(bias), f"{label}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual))
-    params = made.params | {
-        "m": m, "bias": bias is not None, "residual": op.residual is not None, "act": op.activation,
-        "act_params": list(op.act_params),
-    }  # fmt: skip
+    finish, added = epilogue(op, low, arrange=made.by_lane)
+    params = made.params | {"m": m} | finish
     low.call(
-        "spmv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul",
+        "spmv", params, ins + added, [low.new(op.output)], node=node.name or "", op="MatMul",
         note=f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip(),
         cost=spmv.cost(params, made.steps, low.target),
     )  # fmt: skip

@@ -28,7 +28,7 @@ from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable
 from sparsec.codegen.kernels import gemv_inputs, vector_codes
-from sparsec.codegen.kernels.weights import refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.formats.meaning import VectorValue
@@ -62,16 +62,12 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal(why)
     params, arrays = pack(unpacked, x_group, whole=bool(op.activations))
     label = node.name or "weight"
-    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays)]
-    if (bias := low.constant(op.bias)) is not None:
-        ins.append(low.const(np.broadcast_to(bias.reshape(-1), (op.rows,)).astype(np.float32), f"{label}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual))
-    params |= {
-        "bias": bias is not None, "residual": op.residual is not None, "act": op.activation, "act_params": list(op.act_params),
-    }  # fmt: skip
+    finish, added = epilogue(op, low)
+    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
     note = f"[1, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations or 'float32'} {op.activation}"
-    low.call("vector_gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note.strip())
+    low.call(
+        "vector_gemv", params | finish, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note.strip()
+    )
     return None
 
 

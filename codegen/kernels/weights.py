@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.context import Layout, Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import decode
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.int8 import rounded_values
@@ -23,6 +24,26 @@ def refused_epilogue(view: SparsecNode, low: Lowering) -> Refusal | None:
     if view.residual is not None and low.shape(view.residual) != low.shape(view.output):
         return Refusal("the residual has not the shape of the result")
     return None
+
+
+def flat_bias(view: SparsecNode, low: Lowering) -> Array | None:
+    """The bias of a node, float32 [N]."""
+    bias = low.constant(view.bias)
+    return None if bias is None else np.broadcast_to(bias.reshape(-1), (view.rows,)).astype(np.float32)
+
+
+def epilogue(
+    view: SparsecNode, low: Lowering, *, arrange: Callable[[Array], Array] | None = None, layout: Layout = "row"
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """What a kernel adds and applies to its product: the parameters bias, residual, act and act_params, and the bias (laid out
+    by `arrange`) and residual as far as there are any."""
+    bias, tensors = flat_bias(view, low), []
+    if bias is not None:
+        tensors.append(low.const(bias if arrange is None else arrange(bias), f"{view.node.name or 'weight'}.bias"))
+    if view.residual is not None:
+        tensors.append(low.get(view.residual, layout))
+    params = {"bias": bias is not None, "residual": view.residual is not None}
+    return params | {"act": view.activation, "act_params": list(view.act_params)}, tensors
 
 
 def panel_rows(rows: int, groups: int, nr: int) -> Array:
@@ -66,9 +87,8 @@ def pack_weight(
 
 def pack_bias(view: SparsecNode, low: Lowering, nr: int, *, groups: int = 1) -> list[Tensor]:
     """The bias padded like the rows of the weight, or nothing."""
-    bias = low.constant(view.bias)
-    if bias is None:
+    flat = flat_bias(view, low)
+    if flat is None:
         return []
     rows = panel_rows(view.rows, groups, nr)
-    flat = np.broadcast_to(bias.reshape(-1), (view.rows,)).astype(np.float32)
     return [low.const(np.where(rows >= 0, flat[np.maximum(rows, 0)], np.float32(0)), f"{view.node.name}.bias")]
