@@ -20,6 +20,8 @@ from sparsec.target import Target
 
 # Added to inputs that are read as unsigned bytes (x86).
 X_OFFSET = 128
+# Added to table entries so that they are unsigned (x86).
+TABLE_OFFSET = TABLE_MAX + 1
 # What 16-bit lanes hold.
 _INT16_MAX = 32767
 
@@ -31,7 +33,7 @@ def supported(target: Target) -> bool:
 
 def table_offset(target: Target) -> int:
     """What is added to table entries so that the instruction can read them."""
-    return TABLE_MAX + 1 if target.arch == "x86_64" else 0
+    return TABLE_OFFSET if target.arch == "x86_64" else 0
 
 
 def pairs_in_16_bits(target: Target, largest: int) -> int:

@@ -25,7 +25,7 @@ from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import byte_weights, gemv_inputs
+from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined
 from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.weights import refused_epilogue
@@ -95,6 +95,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args += gemv_inputs.work_arguments(p, target)
     if decodes_once(p, target):
         args.append(Arg("decoded", "uint8", w["tile"] * (gemv_inputs.padded_width(w) + w["block"]), "work"))
+    if joined.applies(p, target):
+        args += joined.work_arguments(p)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
     return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]))
 
@@ -123,6 +125,7 @@ class _Gemv:
         # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
         self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
+        self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
     def write(self) -> None:
@@ -148,6 +151,8 @@ class _Gemv:
         self.inputs.quantise_rows(self.row_base, rows)
         if self.inputs.interleaved:
             self.inputs.mix(rows)
+        if self.joins is not None:
+            self.joins.prepare(rows)
         self.inputs.first_ahead()
         with T.serial(lo, hi) as tile:
             self._tile(tile, rows)
@@ -165,12 +170,13 @@ class _Gemv:
         self.decoded = decodes_once(self.p, self.k.target)
         if self.decoded:
             self._decode(tile, first, count)
-        whole, rest = divmod(m, ROWS_AT_ONCE)
+        at_once = self.joins.rows_at_once if self.joins is not None else ROWS_AT_ONCE
+        whole, rest = divmod(m, at_once)
         if whole:
             with T.serial(0, whole) as chunk:
-                self._rows(tile, first, count, bind(k, chunk * ROWS_AT_ONCE), ROWS_AT_ONCE)
+                self._rows(tile, first, count, bind(k, chunk * at_once), at_once)
         if rest:
-            self._rows(tile, first, count, T.int32(whole * ROWS_AT_ONCE), rest)
+            self._rows(tile, first, count, T.int32(whole * at_once), rest)
 
     def _decode(self, tile: Any, first: Any, count: Any) -> None:
         """The weights of a tile as bytes, in the order in which products read them."""
@@ -218,8 +224,7 @@ class _Gemv:
             self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
         else:
 
-            def block(b: Any) -> None:
-                self.weights.set_table_of_block(b)
+            def slow(b: Any) -> None:
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
                 for row in range(rows):
                     start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
@@ -230,6 +235,18 @@ class _Gemv:
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
                 self._scaled(tile, first + b, sums, rows, acc, total, at_end=False, x_scales=scales)
+
+            def block(b: Any) -> None:
+                self.weights.set_table_of_block(b)
+                if self.joins is None:
+                    slow(b)
+                    return
+                with T.If(self.joins.fits(row0, rows, b)):
+                    with T.Then():
+                        self.joins.products(row0, rows, b, acc)
+                        self._scaled(tile, first + b, [], rows, acc, total, at_end=False)
+                    with T.Else():
+                        slow(b)
 
             self.inputs.each_block(tile, count, block)
         self._finish(tile, row0, rows, total)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsec import int8, ops
-from sparsec.codegen.kernels import byte_weights, gemv, gemv_inputs
+from sparsec.codegen.kernels import byte_weights, gemv, gemv_inputs, joined
 from sparsec.formats import EncodedWeight, Scheme, decode, encode, unpack
 from sparsec.target import NAMED, Target, host_target
 from tests.kernels.harness import run_kernel
@@ -151,6 +151,35 @@ def test_largest_products_do_not_overflow() -> None:
         (out,) = run_kernel("gemv", p, ins, target=target)
         wanted = (signs * rounded(weight).astype(np.float64)).sum(axis=1)
         np.testing.assert_allclose(out, wanted, rtol=1e-6, err_msg=text)
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512"])
+@pytest.mark.parametrize(
+    "inputs", [[127, 65, 65, 65, 65, 65, 34, 34], [127, 65, 65, 65, 65, 65, 34, 35], [127] * 8, [1] * 8]
+)
+def test_sums_in_16_bits_at_their_limit(name: str, inputs: list[int]) -> None:
+    """Sixteen inputs of which each half adds up to just what 16 bits hold against the largest weights, just more, and far more."""
+    target, m, n, k = NAMED[name], 9, 40, 96
+    if name == "x86-avx512" and "avx512" not in host_target().features:
+        pytest.skip("this machine has no AVX-512")
+    rng = np.random.default_rng(5)
+    assert (sum(inputs) <= joined.LIMIT) == (sum(inputs) in (520, 8))
+    both = np.array(inputs).reshape(4, 1, 2).repeat(2, axis=1).reshape(16)  # pairs of inputs take turns
+    signs = rng.choice([-1, 1], k)
+    signs[:32] = 1
+    x = np.zeros((m, k), np.float32)
+    x[:] = np.tile(both, k // 16) * signs
+    x[1::2] *= -1
+    x[2, :] = rng.integers(-9, 9, k)  # a small row between large ones
+    x[:, -1] = 127
+    matrix = np.broadcast_to(signs, (n, k)) * np.where(np.arange(n) % 2, 1, -1)[:, None]
+    weight = encode(matrix.astype(np.float32), Scheme.parse("cb4-g32"))
+    packed = byte_weights.pack(unpack(weight), target, 0, "w")
+    p = {"m": m, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+    assert joined.applies(p, target)
+    assert not joined.applies({**p, "x_group": 32}, target)
+    (out,) = run_kernel("gemv", p, [x, *(a for _, a in packed.arrays)], target=target)
+    np.testing.assert_allclose(out.reshape(m, n), x.astype(np.float64) @ rounded(weight).T, rtol=1e-6, atol=1e-3)
 
 
 def model(text: str, m: int, n: int, k: int, activations: str) -> tuple[ir.Model, dict[str, Array]]:
