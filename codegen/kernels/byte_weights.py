@@ -160,10 +160,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
                 params["offset"] -= 128
             physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
     if params["kind"] != "vector":
-        arrays += _code_arrays(physical, bits, target.lanes)
+        arrays += code_arrays(physical, bits, target.lanes)
     arrays += _scale_arrays(weight, params, arrays)
     if params["kind"] != "affine":
-        arrays += _table_arrays(weight, params, target)
+        arrays += table_arrays(weight, params, target)
     if sparse and target.arch == "x86_64":
         sums = np.zeros(tiles * tile, np.float32)
         sums[: weight.rows] = _row_sums(weight)
@@ -184,7 +184,7 @@ def _bitmap(mask: Array) -> Array:
     return np.packbits(wide, axis=1, bitorder="little").reshape(-1)
 
 
-def _code_arrays(physical: Array, bits: int, lanes: int) -> list[tuple[str, Array]]:
+def code_arrays(physical: Array, bits: int, lanes: int) -> list[tuple[str, Array]]:
     """Planes of codes [blocks, R, block]: see the module's docstring."""
     blocks, tile, size = physical.shape
     quads = physical.reshape(blocks, tile // lanes, lanes, size // 4, 4).transpose(0, 3, 1, 2, 4)
@@ -230,7 +230,7 @@ def _scale_arrays(weight: Unpacked, p: dict[str, Any], made: list[tuple[str, Arr
     return arrays
 
 
-def _table(weight: Unpacked) -> tuple[Array, Array]:
+def signed_table(weight: Unpacked) -> tuple[Array, Array]:
     """(int8 [S, entries], float32 [S] scales): what the codes stand for."""
     if weight.codebook is not None:
         return rounded_table(weight.codebook)
@@ -240,7 +240,7 @@ def _table(weight: Unpacked) -> tuple[Array, Array]:
 
 def _row_sums(weight: Unpacked) -> Array:
     """float32 [N]: the sum of the numbers of each row, as the kernel reads them."""
-    entries, scale = _table(weight)
+    entries, scale = signed_table(weight)
     numbers = entries.astype(np.float64) * scale[:, None]
     mask = weight.block_mask
     strip, _ = np.nonzero(mask)
@@ -263,9 +263,9 @@ def _row_sums(weight: Unpacked) -> Array:
     return sums.reshape(-1)[: weight.rows]
 
 
-def _table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tuple[str, Array]]:
+def table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tuple[str, Array]]:
     meaning = weight.scheme.codec.meaning
-    entries, scale = _table(weight)
+    entries, scale = signed_table(weight)
     offset = 0 if p["sparse"] else table_offset(target)
     p |= {"offset": offset, "tables": len(entries), "span": 0}
     if len(entries) > 1:

@@ -42,6 +42,7 @@ from sparsec.codegen.kernels.spmm_rules import (
     lower_sparse_rows,
     sparse_conv_choice,
 )
+from sparsec.codegen.kernels.token_strips import lower_token_strips
 from sparsec.codegen.kernels.topk import lower_topk
 from sparsec.codegen.kernels.vector_gemv import lower_vector_gemv
 from sparsec.codegen.kernels.views import (
@@ -68,6 +69,7 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 _PRODUCTS: tuple[Rule, ...] = (
     lower_dense,
     lower_vector_gemv,
+    lower_token_strips,
     lower_gemv,
     lower_coded_gemv,
     lower_sparse_rows,
