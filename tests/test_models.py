@@ -45,8 +45,6 @@ def relative(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", list(MODELS))
 def test_on_this_host(name: str, scheme: str) -> None:
-    if name in HEAVY and scheme not in ("fp32", "cb4-g32"):
-        pytest.skip("timed in bench/; two schemes are enough here")
     zoo = model(name)
     program = compiled(zoo, scheme, "cpu")
     if scheme == "fp32":

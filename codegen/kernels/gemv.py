@@ -28,10 +28,8 @@ from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined
 from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
 from sparsec.codegen.kernels.gemv_weights import Weights
-from sparsec.codegen.kernels.weights import refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
-from sparsec.formats.encoded import EncodedWeight, unpack
-from sparsec.int8 import activation_group
 from sparsec.op_view import view
 from sparsec.target import Target
 
@@ -39,12 +37,11 @@ from sparsec.target import Target
 def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with int8 activations whose weight can be laid out as bytes."""
     op = view(node)
-    if not op.activations:
-        return Refusal("the activations are float32")
     assert op.x is not None
-    weight = op.weight()
-    assert isinstance(weight, EncodedWeight)
-    unpacked, x_group = unpack(weight), activation_group(op.activations, op.cols)
+    operands = int8_operands(op)
+    if isinstance(operands, Refusal):
+        return operands
+    unpacked, x_group = operands
     if why := byte_weights.refusal(unpacked, low.target, x_group):
         return Refusal(why)
     if (refusal := refused_epilogue(op, low)) is not None:
@@ -58,19 +55,12 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     if packed.params["sparse"]:
         table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
         ins.append(low.const(table, "pack_bytes"))
-    if (bias := low.constant(op.bias)) is not None:
-        padded = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
-        padded[: op.rows] = np.broadcast_to(bias.reshape(-1), (op.rows,))
-        ins.append(low.const(padded, f"{label}.bias"))
-    if op.residual is not None:
-        ins.append(low.get(op.residual))
-    params = {
-        "m": m, "w": packed.params, "x_group": x_group, "bias": bias is not None, "residual": op.residual is not None,
-        "act": op.activation, "act_params": list(op.act_params),
-    }  # fmt: skip
+    rows = packed.params["tiles"] * packed.params["tile"]
+    finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, rows - op.rows)))
+    params = {"m": m, "w": packed.params, "x_group": x_group, **finish}
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip()
     low.call(
-        "gemv", params, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note,
+        "gemv", params, [*ins, *added], [low.new(op.output)], node=node.name or "", op="MatMul", note=note,
         cost=cost(params, packed.blocks),
     )  # fmt: skip
     return None

@@ -29,10 +29,9 @@ from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import token_weights
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
-from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
-from sparsec.formats.encoded import EncodedWeight, unpack
-from sparsec.int8 import ACTIVATION_MAX, activation_group
+from sparsec.int8 import ACTIVATION_MAX
 from sparsec.op_view import view
 from sparsec.target import Target
 
@@ -47,13 +46,12 @@ _VECTORS = 2
 def lower_token_strips(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with int8 activations of many tokens and a weight of strips."""
     op = view(node)
-    if not op.activations:
-        return Refusal("the activations are float32")
     assert op.x is not None
-    weight = op.weight()
-    assert isinstance(weight, EncodedWeight)
-    unpacked = unpack(weight)
-    if why := token_weights.refusal(unpacked, low.target, activation_group(op.activations, op.cols)):
+    operands = int8_operands(op)
+    if isinstance(operands, Refusal):
+        return operands
+    unpacked, x_group = operands
+    if why := token_weights.refusal(unpacked, low.target, x_group):
         return Refusal(why)
     m = prod(low.shape(op.x)[:-1])
     tokens = 4 * low.target.lanes

@@ -11,7 +11,7 @@ import numpy as np
 from sparsec.codegen.context import Layout, Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import decode
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
-from sparsec.int8 import rounded_values
+from sparsec.int8 import activation_group, rounded_values
 from sparsec.op_view import SparsecNode
 
 Array = np.ndarray[Any, Any]
@@ -24,6 +24,15 @@ def refused_epilogue(view: SparsecNode, low: Lowering) -> Refusal | None:
     if view.residual is not None and low.shape(view.residual) != low.shape(view.output):
         return Refusal("the residual has not the shape of the result")
     return None
+
+
+def int8_operands(view: SparsecNode) -> tuple[Unpacked, int] | Refusal:
+    """The encoded weight of a node with int8 activations, and the inputs that share a scale (0: all of a row)."""
+    if not view.activations:
+        return Refusal("the activations are float32")
+    weight = view.weight()
+    assert isinstance(weight, EncodedWeight)
+    return unpack(weight), activation_group(view.activations, view.cols)
 
 
 def flat_bias(view: SparsecNode, low: Lowering) -> Array | None:

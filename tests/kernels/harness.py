@@ -20,7 +20,7 @@ import pytest
 from sparsec.codegen import zig
 from sparsec.codegen.build import build_kernels
 from sparsec.codegen.program import KernelSpec, Signature
-from sparsec.emulate import emulator, runs_here
+from sparsec.emulate import emulator, runs_here, why_not_runnable
 from sparsec.target import Target, host_target
 from tests.kernels import vnni
 
@@ -42,9 +42,10 @@ def run_kernel(
     """Outputs (flat arrays) of the kernel. The range of units is run in `splits` pieces, in reverse order, as threads might;
     pointers are not aligned, every output and work byte starts as garbage (`scratch`: elements of work arguments where data
     decides); reading past the end of an input is a fault, writing past an output's end fails the assertion. Skips where the
-    target needs an emulator that is not installed."""
-
+    target can run neither here nor in an emulator that is installed."""
     target = target or host_target()
+    if (reason := why_not_runnable(target)) and not vnni.can_stand_in(target):
+        pytest.skip(reason)
     module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
     open_sig: Signature = module.signature(params, target)
     spec = KernelSpec(family, params)
@@ -159,8 +160,7 @@ def _run_emulated(
     target: Target, kernel: Path, symbol: str, sig: Signature, arrays: Sequence[Array | None], ranges: Sequence[tuple[int, int]]
 ) -> list[Array]:  # fmt: skip
     found = emulator(target.arch)
-    if found is None:
-        pytest.skip(f"qemu-{target.arch} (qemu-user) is not installed")
+    assert found is not None
     message = [struct.pack("<I", len(sig.args))]
     for arg, array in zip(sig.args, arrays, strict=True):
         size = arg.size * np.dtype(arg.dtype).itemsize

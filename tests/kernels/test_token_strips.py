@@ -16,22 +16,11 @@ from tests.kernels.assembly import assembly, innermost_loops, uses_stack
 from tests.kernels.harness import run_kernel
 from tests.kernels.programs import lower_and_run, reference
 from tests.kernels.test_decode import keep_mask
-from tests.kernels.test_gemv import model, rounded
+from tests.kernels.test_gemv import STRIPS, model, rounded
 
 Array = np.ndarray[Any, Any]
 
-SCHEMES = [
-    "s16x1@50-cb4-g32",
-    "s16x1@50-int4-g32",
-    "s32x1@60-ternary",
-    "s16x1@70-cb2",
-    "s16x1@50-int2-g16",
-    "s16x1@50-cb3-t",
-    "s16x1@50-cb4-g64",
-    "s16x1@50-cb4-g8",
-    "s16x1@50-cb4-c",
-    "s16x1@50-cb4.r32-g32",
-]
+SCHEMES = [*STRIPS, "s16x1@50-cb4-g64", "s16x1@50-cb4-g8", "s16x1@50-cb4-c", "s16x1@50-cb4.r32-g32"]
 
 
 def check(
