@@ -119,7 +119,9 @@ def write_bundle(
     try:
         folder = scratch / "bundle"
         folder.mkdir()
-        _fill(folder, compiled, linker)
+        with ThreadPoolExecutor(1) as executor:  # hashing a large weights.bin takes as long as all else here
+            weights_hash = executor.submit(_sha256, compiled.blob.data)
+            _fill(folder, compiled, linker)
         if recipe_yaml:
             (folder / "effective-recipe.yaml").write_text(recipe_yaml)
         if report is not None:
@@ -128,7 +130,9 @@ def write_bundle(
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        (folder / "manifest.json").write_text(_json(_manifest(compiled, folder)))
+        (folder / "manifest.json").write_text(
+            _json(_manifest(compiled, folder, {"weights.bin": weights_hash.result()}))
+        )
         _move_in(folder, out, scratch / "old", force=force)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
@@ -211,11 +215,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
+def _manifest(compiled: Compiled, folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """hashes: of files whose SHA-256 is known already."""
     program, plan, name = compiled.program, compiled.plan, compiled.source.identifier
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    with ThreadPoolExecutor(4) as executor:
-        hashes = list(executor.map(_sha256, files))
+    names = [str(p.relative_to(folder)) for p in files]
     return {
         "format": 1,
         "sparsec": version("sparsec"),
@@ -246,8 +250,8 @@ def _manifest(compiled: Compiled, folder: Path) -> dict[str, Any]:
         "weights": "weights.bin",
         "program": f"bin/{name}",
         "files": {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256}
-            for p, sha256 in zip(files, hashes, strict=True)
+            name: {"bytes": p.stat().st_size, "sha256": hashes.get(name) or _sha256(p.read_bytes())}
+            for name, p in zip(names, files, strict=True)
         },
     }
 
@@ -256,9 +260,8 @@ def _io(info: IoInfo) -> dict[str, Any]:
     return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _cmake(name: str) -> str:

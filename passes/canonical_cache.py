@@ -7,7 +7,6 @@ Weights that canonicalisation left as they were are not stored again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -50,8 +49,7 @@ def canonical(
     weights = _weights(model)
     if debug_dump is not None or checking() or _bytes(model) - _bytes_of(weights) > _LARGEST_GRAPH:
         return _made(model, debug_dump, progress)
-    with ThreadPoolExecutor() as pool:
-        hashes = dict(zip(weights, pool.map(digest, weights.values()), strict=True))
+    hashes = {name: digest(array) for name, array in weights.items()}
     text, _ = _graph_bytes(model, weights)
     key = digest(_makers(), text, *(part for name in sorted(hashes) for part in (name, hashes[name])))
     if (found := load("graphs", key)) is not None and (entry := _read(*found, weights)) is not None:
@@ -116,8 +114,7 @@ def _graph_bytes(model: ir.Model, without: Mapping[str, Array]) -> tuple[bytes, 
 
 def _store(key: str, model: ir.Model, records: list[PassRecord], originals: Mapping[str, str]) -> None:
     weights = _weights(model)
-    with ThreadPoolExecutor() as pool:
-        hashes = dict(zip(weights, pool.map(digest, weights.values()), strict=True))
+    hashes = {name: digest(array) for name, array in weights.items()}
     same = {name: originals[hash_] for name, hash_ in hashes.items() if hash_ in originals}
     changed = {name: array for name, array in weights.items() if name not in same}
     if _bytes_of(changed) > _LARGEST_ENTRY:

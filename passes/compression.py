@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -64,8 +63,7 @@ class Sparsify(_JobPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
         job.masks = [None] * len(job.choices)
-        with ThreadPoolExecutor(4) as pool:
-            job.digests = list(pool.map(weight_digest, job.choices))
+        job.digests = [weight_digest(choice) for choice in job.choices]
         for index in range(len(job.recipe.rules)):
             members = [i for i, choice in enumerate(job.choices) if choice.rule_index == index]
             if not members or job.choices[members[0]].scheme.is_dense:

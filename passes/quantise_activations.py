@@ -58,11 +58,16 @@ def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]
 
 def float_activations(model: ir.Model) -> ir.Model | None:
     """A copy whose products all read float32; None if they do already."""
+    if not any(_rounds(node) for node in model.graph):
+        return None
     copy = model.clone()
-    rounded = [node for node in copy.graph if ops.is_sparsec(node) and "activations" in node.attributes]
-    for node in rounded:
+    for node in [node for node in copy.graph if _rounds(node)]:
         _rebuild(copy, node, "")
-    return copy if rounded else None
+    return copy
+
+
+def _rounds(node: ir.Node) -> bool:
+    return ops.is_sparsec(node) and "activations" in node.attributes
 
 
 def _rebuild(model: ir.Model, node: ir.Node, activations: str) -> None:

@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong (an unknown target too
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -395,6 +397,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> None:
+    """The installed command: `main`, then the end of the process without taking every object apart (0.2 s of a compile)."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more; Python's own way out says so
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
 def _fail(error: BaseException, code: int) -> int:
     if _settings.verbose:
         traceback.print_exc()
@@ -407,4 +421,4 @@ def _fail(error: BaseException, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

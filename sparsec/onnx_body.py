@@ -43,7 +43,7 @@ class Body:
 
     def const(self, array: np.ndarray) -> ir.Value:
         """A constant tensor."""
-        return self.op("Constant", value=ir.tensor(array))
+        return self.op("Constant", value=ir.AttrTensor("value", ir.Tensor(array)))
 
     def float_const(self, value: float) -> ir.Value:
         """A float32 scalar."""

@@ -153,9 +153,11 @@ def onnx_bytes(model: ir.Model) -> bytes:
     """Serialise with all data inside (mapped external data is read); `model` stays as it is."""
     import onnx_ir as ir
 
-    copy = model.clone()
-    ir.external_data.load_to_model(copy)
-    data: bytes = ir.to_proto(copy).SerializeToString(deterministic=True)
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+        model = model.clone()
+        ir.external_data.load_to_model(model)
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return data
 
 

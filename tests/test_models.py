@@ -17,8 +17,6 @@ from sparsec.compiled import CompiledModel
 
 SCHEMES = ["fp32", "int8", "cb4-g32", "s50", "s2:4", "s16x1@50-cb4-g32"]
 ARM_SCHEMES = ["fp32", "cb4-g32", "s16x1@50-cb4-g32"]
-# An emulator needs minutes for these; their kernels are the same as those of the smaller networks of their kind.
-HEAVY = {"resnet50_random", "mobilenet_v2_random", "minilm_hf"}
 MEASURED = ["mobilenet_v1", "resnet20", "kws", "resnet8", "mnist", "silero_vad"]
 
 pytestmark = pytest.mark.slow
@@ -55,7 +53,7 @@ def test_on_this_host(name: str, scheme: str) -> None:
 
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed")
 @pytest.mark.parametrize("scheme", ARM_SCHEMES)
-@pytest.mark.parametrize("name", sorted(set(MODELS) - HEAVY))
+@pytest.mark.parametrize("name", list(MODELS))
 def test_on_arm_under_emulation(name: str, scheme: str) -> None:
     compiled(model(name), scheme, "arm")
 

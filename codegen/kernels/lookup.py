@@ -51,9 +51,8 @@ def pack(weight: Unpacked) -> tuple[dict[str, Any], dict[str, Array]]:
         begin = np.concatenate([[0], np.cumsum(counts)])
         for strip in range(len(counts)):
             rows = weight.codes[begin[strip] : begin[strip + 1]].transpose(1, 0, 2).reshape(r, -1)
-            for row in range(r):
-                at = (int(first[strip]) + row * int(groups[strip])) * unit
-                flat[at : at + rows.shape[1]] = rows[row]
+            placed = flat[first[strip] * unit : first[strip + 1] * unit].reshape(r, -1)
+            placed[:, : rows.shape[1]] = rows
         arrays["positions"] = np.packbits(weight.block_mask, axis=1, bitorder="little").reshape(-1)
         arrays["starts"] = first.astype(np.int32)
     if codec.code_bits:

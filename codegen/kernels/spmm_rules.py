@@ -59,7 +59,7 @@ def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **for
     window = geometry.get("window")
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
     sizes = spmm_plan.choose(
-        weight.rows, weight.cols, geometry["pixels"], geometry["images"], float(mask.mean()), strip, quantum,
+        weight.rows, weight.cols, geometry["pixels"], geometry["images"], spmm_weights.density(weight), strip, quantum,
         spmm_values.is_plain(values), target, tokens=geometry["source"] == "tokens",
     )  # fmt: skip
     sizes |= forced
@@ -112,7 +112,7 @@ def _pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> f
     """Of spmm.py, in vector multiplications of the dense kernel."""
     single, blocked, moved = _COSTS[_isa(target)]
     n, k = weight.rows, weight.cols
-    stored = int(spmm_weights.element_mask(weight).sum())
+    stored = spmm_weights.stored(weight)
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
@@ -123,7 +123,7 @@ def _pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> f
 def _row_work(weight: Unpacked, rows: int, target: Target) -> float:
     """Of spmv.py, in the same unit."""
     first, other = _FEW_COSTS[_isa(target)]
-    stored = int(spmm_weights.element_mask(weight).sum())
+    stored = spmm_weights.stored(weight)
     return stored * (first + other * (rows - 1)) + rows * (4 * weight.rows + weight.cols / target.lanes)
 
 
@@ -133,7 +133,7 @@ def _slower(weight: Unpacked, sparse: float, pixels: int, target: Target) -> Ref
     dense = n * k * (pixels + _DECODE_LANES) / target.lanes
     if sparse < dense:
         return None
-    share, times = float(spmm_weights.element_mask(weight).mean()), f"predicted {sparse / dense:.2f} times"
+    share, times = spmm_weights.density(weight), f"predicted {sparse / dense:.2f} times"
     return Refusal(f"{share:.0%} of the weights of [{n}, {k}] are stored: the dense kernel is faster ({times})")
 
 
@@ -175,7 +175,7 @@ def lower_sparse_rows(node: ir.Node, low: Lowering) -> Refusal | None:
     if (refusal := _slower(weight, work, m, low.target)) is not None:
         return refusal
     label = node.name or "weight"
-    share = spmm_plan.rounded_share(float(spmm_weights.element_mask(weight).mean()))
+    share = spmm_plan.rounded_share(spmm_weights.density(weight))
     pieces = int(op.rows * op.cols * share) * m // _PIECE_WEIGHTS
     made = spmv_weights.pack(weight, low.target, min(_PIECES, max(1, pieces)))
     ins = [product_input(op, low), *(low.const(array, f"{label}.{name}") for name, array in made.arrays)]
@@ -212,7 +212,7 @@ def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
     weight = unpacked_weight(op)
     if dense_wins(weight, prod(low.shape(op.output)[2:]), shape[0], low.target) is not None:
         return None
-    stored = results * op.cols * float(spmm_weights.element_mask(weight).mean())
+    stored = results * op.cols * spmm_weights.density(weight)
     row = multiply_time(low, stored, 0.4)
     if not _is_pointwise(op):
         return Choice({"row": row})

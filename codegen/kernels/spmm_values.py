@@ -18,7 +18,7 @@ from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_weights import Entries, entry_values
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
-from sparsec.formats.layout import plane_widths
+from sparsec.formats.layout import pack_planes, plane_widths
 from sparsec.formats.meaning import AffineValue, FloatValue, TableValue
 
 Array = np.ndarray[Any, Any]
@@ -109,19 +109,7 @@ def code_arrays(codes: Array, bits: int) -> list[tuple[str, Array]]:
     """Codes in the order of the kernel as named planes; values of a float codec (0 bits) as they are."""
     if bits == 0:
         return [("values", codes)]
-    found, shift = [], 0
-    for plane, width in enumerate(plane_widths(bits)):
-        part = (codes.astype(np.uint8) >> shift) & ((1 << width) - 1)
-        found.append((f"codes{plane}", _pack(part, width)))
-        shift += width
-    return found
-
-
-def _pack(codes: Array, width: int) -> Array:
-    if width == 8:
-        return codes
-    bits = (codes[:, None] >> np.arange(width, dtype=np.uint8)) & 1
-    return np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little")
+    return [(f"codes{plane}", packed) for plane, packed in enumerate(pack_planes(codes, bits))]
 
 
 def arguments(p: Mapping[str, Any], strip: int, strips: int) -> list[Arg]:

@@ -82,6 +82,19 @@ def element_mask(weight: Unpacked) -> Array:
     return expand_block_mask(weight.block_mask, weight.scheme.block, weight.rows, weight.cols)
 
 
+def stored(weight: Unpacked) -> int:
+    """How many elements are stored; what edge blocks hold beyond the weight does not count."""
+    (r, c), blocks = weight.scheme.block, weight.block_mask
+    heights, widths = np.full(blocks.shape[0], r), np.full(blocks.shape[1], c)
+    heights[-1:], widths[-1:] = weight.rows - r * (len(heights) - 1), weight.cols - c * (len(widths) - 1)
+    return int(heights @ (blocks @ widths))
+
+
+def density(weight: Unpacked) -> float:
+    """Stored elements over all."""
+    return stored(weight) / (weight.rows * weight.cols)
+
+
 def arrange(
     mask: Array, *, strip: int, chunk: int, ranges: int, bands: int, align: int, pitch: int, pad: int = 1
 ) -> Entries:
@@ -96,21 +109,21 @@ def arrange(
     chunks, pieces = -(-k // chunk), bands * ranges
     bounds = balanced_bounds(columns.sum(1) + _RUN_COST * chunks, pieces, align)
     piece_of = np.searchsorted(bounds, np.arange(strips), side="right") - 1
-    strip_of, column_of = (v.astype(np.int64) for v in np.nonzero(columns))
+    strip_of, column_of = np.nonzero(columns)
     chunk_of = column_of // chunk
-    counts = np.zeros((chunks, strips), np.int64)
-    np.add.at(counts, (chunk_of, strip_of), 1)
-    ranks = (np.cumsum(counts, 0) - counts).reshape(-1)
+    counts = np.add.reduceat(columns, np.arange(0, k, chunk), axis=1, dtype=np.int64).T
+    ranks = np.cumsum(counts, 0) - counts
+    # of each run in (strip, column) order, where entries of a run lie side by side
+    begins = (np.cumsum(counts.sum(0)) - counts.sum(0) + ranks).reshape(-1)
     # every (chunk, strip) is a run; bring the runs into kernel order
     run_chunk, run_strip = (v.reshape(-1) for v in np.indices((chunks, strips)))
     run_count = counts.reshape(-1)
     group = (piece_of[run_strip] // ranges * chunks + run_chunk) * ranges + piece_of[run_strip] % ranges
     order = np.lexsort((run_strip, run_count, group))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    by_run = np.lexsort((column_of, place[chunk_of * strips + strip_of]))
+    tables = (run_chunk, run_strip, run_count, group, ranks.reshape(-1), begins)
+    run_chunk, run_strip, run_count, group, ranks, begins = (v[order] for v in tables)
+    by_run = np.arange(len(strip_of)) + np.repeat(begins - (np.cumsum(run_count) - run_count), run_count)
     strip_of, column_of, chunk_of = strip_of[by_run], column_of[by_run], chunk_of[by_run]
-    run_chunk, run_strip, run_count, group, ranks = (v[order] for v in (run_chunk, run_strip, run_count, group, ranks))
     kept = (run_count > 0) | (run_chunk == 0) | (run_chunk == chunks - 1)
 
     sizes = np.bincount(group, weights=run_count, minlength=pieces * chunks).astype(np.int64)
@@ -154,11 +167,13 @@ def entry_values(weight: Unpacked, entries: Entries, strip: int) -> Array:
         return np.zeros((len(entries.strip_of), strip), weight.codes.dtype)
     index = np.zeros(grid, np.int64)
     index[weight.block_mask] = np.arange(len(weight.codes))
-    stored = entries.strip_of >= 0
-    first, column = np.maximum(entries.strip_of, 0) * strip, np.maximum(entries.column_of, 0)
-    block = index[first // r, column // c]
-    rows = (first % r)[:, None] + np.arange(strip)
-    values = weight.codes[block[:, None], rows, (column % c)[:, None]]
-    inside = stored[:, None] & (first[:, None] + np.arange(strip) < weight.rows)
-    found: Array = np.where(inside, values, values.dtype.type(0))
-    return found
+    # codes as [stored block, column, strip of the block][S]: an entry is one row of this
+    by_strip = weight.codes.transpose(0, 2, 1).reshape(-1, strip)
+    part, column = np.maximum(entries.strip_of, 0), np.maximum(entries.column_of, 0)
+    block_row, part = np.divmod(part, r // strip)
+    block = index.reshape(-1)[block_row * grid[1] + column // c]
+    values: Array = by_strip.take((block * c + column % c) * (r // strip) + part, axis=0)
+    values[entries.strip_of < 0] = 0
+    if outside := -weight.rows % strip:
+        values[entries.strip_of == weight.rows // strip, strip - outside :] = 0
+    return values

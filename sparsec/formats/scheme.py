@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from sparsec.errors import SchemeError
@@ -72,6 +73,11 @@ class Scheme:
         """Parse a scheme such as `s2:4-int4-g32`; raises SchemeError that shows where and what is allowed."""
         if not isinstance(text, str) or not text:
             raise SchemeError(f"a scheme is a text such as 'int8', found {text!r}. Allowed:\n{GRAMMAR}")
+        return cls._parsed(text)
+
+    @classmethod
+    @cache
+    def _parsed(cls, text: str) -> Scheme:
         tokens: list[tuple[str, int]] = []
         position = 0
         for token in text.split("-"):
@@ -129,7 +135,7 @@ class Scheme:
         """(R, C) of a stored block; (1, 1) unless the structure is blocks."""
         return self.structure.block
 
-    @property
+    @cached_property
     def roles(self) -> tuple[str, ...]:
         """Names of the arrays that make up a weight, in the order in which ONNX nodes take them."""
         planes = len(plane_widths(self.codec.code_bits)) if self.codec.code_bits else 1
