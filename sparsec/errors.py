@@ -53,3 +53,7 @@ class InputError(SparsecError):
 
 class VerificationError(SparsecError):
     """The compiled program does not agree with the reference within tolerance."""
+
+
+class CalibrationError(SparsecError):
+    """Calibration inputs, or what was gathered from them, cannot be used: wrong names or shapes, NaN, a singular matrix."""

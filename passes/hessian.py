@@ -1,0 +1,88 @@
+"""The second moment of a layer's inputs, H = E[x x^T], as the Hessian of its output error: damped, factored, applied.
+
+For a weight W [N, K] and its replacement V the expected squared error of the outputs is tr((W - V) H (W - V)^T). Methods that
+compensate one weight's error on others (OBS: Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain
+Surgeon", 1992) need H^-1, which exists only after damping: inputs may be dead, constant or equal, samples fewer than inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsec.errors import CalibrationError
+
+__all__ = ["damped", "error", "inverse", "inverse_upper_cholesky"]
+
+Square = NDArray[np.float64]
+
+
+def damped(second_moment: ArrayLike, share: float = 0.01) -> Square:
+    """H + share * d * I as float64 [K, K], where d is the mean of the diagonal over live inputs.
+
+    A dead input (zero diagonal: it was never anything but 0) loses what rounding left off its diagonal, so it is independent
+    of all others and costs next to nothing to remove. Where share is 0 its diagonal becomes d, and 1 where all inputs are dead.
+    H is symmetrised. Raises CalibrationError unless H is square and finite with no negative diagonal.
+    """
+    result = np.array(second_moment, np.float64)
+    if result.ndim != 2 or result.shape[0] != result.shape[1]:
+        raise CalibrationError(f"a second moment of inputs is a square matrix; found the shape {result.shape}")
+    if not np.isfinite(result).all():
+        raise CalibrationError("the second moment of a layer's inputs holds NaN or Inf; check the calibration inputs")
+    if share < 0:
+        raise CalibrationError(f"damping is a share of the mean diagonal, 0 or more; found {share}")
+    diagonal = result.diagonal().copy()
+    if diagonal.min(initial=0.0) < 0:
+        raise CalibrationError(f"input {int(diagonal.argmin())} has the negative second moment {diagonal.min():.3g}")
+    result += result.T.copy()
+    result *= 0.5
+    dead = diagonal == 0
+    result[dead, :] = 0
+    result[:, dead] = 0
+    level = 1.0 if dead.all() else float(diagonal[~dead].mean())
+    added = share * level
+    diagonal += added
+    diagonal[dead] = level if added == 0 or dead.all() else added
+    np.fill_diagonal(result, diagonal)
+    return result
+
+
+def inverse_upper_cholesky(hessian: Square) -> Square:
+    """The upper triangular U with H^-1 = U^T U, float64 [K, K], of a positive definite H (see `damped`).
+
+    Row k of U holds what GPTQ and SparseGPT need when the inputs before k are fixed: U[k, k]^2 is the k-th diagonal element of
+    the inverse of H[k:, k:], and U[k, k:] / U[k, k] its first row over that element. Raises CalibrationError if H is not
+    positive definite.
+    """
+    from scipy.linalg.lapack import dtrtri
+
+    # H = R R^T with R upper triangular is the Cholesky factor of H read backwards; then U = R^-1. No inverse is formed.
+    lower = _cholesky(hessian[::-1, ::-1])
+    upper, info = dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
+    if info:
+        raise _not_definite()
+    return np.ascontiguousarray(upper)
+
+
+def inverse(hessian: Square) -> Square:
+    """H^-1 as float64 [K, K], exactly symmetric. Raises CalibrationError if H is not positive definite."""
+    upper = inverse_upper_cholesky(hessian)
+    result: Square = upper.T @ upper
+    return (result + result.T) * 0.5
+
+
+def error(weight: ArrayLike, changed: ArrayLike, hessian: ArrayLike) -> float:
+    """tr((W - V) H (W - V)^T) of W, V [N, K] and H [K, K]: the expected squared error of the outputs, summed over them."""
+    difference = np.asarray(weight, np.float64) - np.asarray(changed, np.float64)
+    return float(np.vdot(difference @ np.asarray(hessian, np.float64), difference))
+
+
+def _cholesky(hessian: Square) -> Square:
+    try:
+        return np.asarray(np.linalg.cholesky(hessian), np.float64)
+    except np.linalg.LinAlgError:
+        raise _not_definite() from None
+
+
+def _not_definite() -> CalibrationError:
+    return CalibrationError("the second moment of a layer's inputs is not positive definite; use more damping")
