@@ -24,7 +24,9 @@ def wanda_scores(weight: ArrayLike, second_moment: ArrayLike) -> NDArray[np.floa
     weight, second_moment = np.asarray(weight, np.float64), np.asarray(second_moment, np.float64)
     square = second_moment if second_moment.ndim == 1 else second_moment.diagonal()
     if square.shape != weight.shape[1:]:
-        raise CalibrationError(f"a weight of {weight.shape[1]} inputs needs as many second moments; found {square.shape}")
+        raise CalibrationError(
+            f"a weight of {weight.shape[1]} inputs needs as many second moments; found {square.shape}"
+        )
     return np.asarray(np.square(weight) * square)
 
 

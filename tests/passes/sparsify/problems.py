@@ -23,7 +23,9 @@ def layer(rows: int, cols: int, *, samples: int = 512, seed: int = 0) -> tuple[n
     which are 20 times larger than the rest and meet smaller weights, as in trained transformers."""
     rng = np.random.default_rng([seed, rows, cols])
     rank = max(1, cols // 4)
-    x = rng.normal(size=(samples, rank)) @ rng.normal(size=(rank, cols)) / np.sqrt(rank) + 0.5 * rng.normal(size=(samples, cols))
+    x = rng.normal(size=(samples, rank)) @ rng.normal(size=(rank, cols)) / np.sqrt(rank) + 0.5 * rng.normal(
+        size=(samples, cols)
+    )
     scale = np.exp(rng.normal(size=cols) * 0.5)
     scale[rng.permutation(cols)[: max(1, cols // 30)]] *= 20
     x *= scale
@@ -72,7 +74,9 @@ def _choices(structure: Structure, length: int) -> list[np.ndarray]:
         parts = [list(combinations(range(a, b), min(structure.n, b - a))) for a, b in groups]
         supports = [sum(chosen, ()) for chosen in product(*parts)]
     else:
-        drop = zeros(structure, (1, length)) if isinstance(structure, FanIn) else round(length * structure.percent / 100)  # type: ignore[attr-defined]
+        drop = (
+            zeros(structure, (1, length)) if isinstance(structure, FanIn) else round(length * structure.percent / 100)
+        )  # type: ignore[attr-defined]
         supports = list(combinations(range(length), length - drop))
     masks = np.zeros((len(supports), length), bool)
     for row, support in zip(masks, supports, strict=True):
