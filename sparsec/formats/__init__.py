@@ -15,7 +15,10 @@ from sparsec.formats.encoded import (
     expand_block_mask,
     unpack,
 )
+from sparsec.formats.grid import Grid
 from sparsec.formats.joined import join_rows
+from sparsec.formats.owners import kept_positions, scale_owners, table_owners
+from sparsec.formats.recode import codes_of, recode, with_codes, with_side
 from sparsec.formats.scales import CHANNEL, NO_SCALES, TENSOR, Scales, group
 from sparsec.formats.scheme import GRAMMAR, Scheme
 from sparsec.formats.structure import DENSE, NM, STRUCTURES, Block, Dense, FanIn, Structure, Unstructured
@@ -37,6 +40,7 @@ __all__ = [
     "EncodedWeight",
     "FanIn",
     "Float",
+    "Grid",
     "Scales",
     "Scheme",
     "Structure",
@@ -44,10 +48,17 @@ __all__ = [
     "Unpacked",
     "Unstructured",
     "block_mask_of",
+    "codes_of",
     "decode",
     "encode",
     "expand_block_mask",
     "group",
     "join_rows",
+    "kept_positions",
+    "recode",
+    "scale_owners",
+    "table_owners",
     "unpack",
+    "with_codes",
+    "with_side",
 ]

@@ -54,6 +54,11 @@ class Codec(ABC):
         return self.meaning.dim
 
     @property
+    def top_code(self) -> int:
+        """The largest code that is used; smaller ones all are."""
+        return (1 << self.code_bits) - 1
+
+    @property
     def has_zero_points(self) -> bool:
         """True when every scale has a zero point beside it."""
         meaning = self.meaning

@@ -197,21 +197,31 @@ def _nonzero_blocks(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     return np.asarray(padded.reshape(-(-rows // r), r, -(-cols // c), c).any((1, 3)))
 
 
-def encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None = None, *, name: str = "") -> EncodedWeight:
-    """Encode W[N, K] (floating, finite) without data: nearest rounding, k-means codebooks, TWN ternary.
+def encode(
+    weight: np.ndarray,
+    scheme: Scheme,
+    mask: np.ndarray | None = None,
+    importance: np.ndarray | None = None,
+    *,
+    name: str = "",
+) -> EncodedWeight:
+    """Encode W[N, K] (floating, finite): nearest rounding, k-means codebooks, TWN ternary.
 
     mask: bool [N, K], True where a value is kept; whole blocks for block structures; only with a sparse structure,
     where None keeps the nonzero values (blocks with any; constant
-    fan-in: some zeros too, so that all rows keep as many). name: the tensor's name, for messages. Raises WeightError for
-    a weight or mask that does not fit.
+    fan-in: some zeros too, so that all rows keep as many). importance: what a squared error counts, nonnegative and finite
+    [K] (an input's second moment) or [N, K]; scales and codebooks minimise the error so weighted. name: the tensor's name, for
+    messages. Raises WeightError for a weight, mask or importance that does not fit.
     """
     try:
-        return _encode(np.asarray(weight), scheme, mask)
+        return _encode(np.asarray(weight), scheme, mask, importance)
     except WeightError as error:
         raise WeightError(f"weight '{name}' as {scheme}: {error}" if name else f"as {scheme}: {error}") from None
 
 
-def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> EncodedWeight:
+def _encode(
+    weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None, importance: np.ndarray | None
+) -> EncodedWeight:
     if weight.ndim != 2 or 0 in weight.shape or weight.dtype.kind != "f":
         raise WeightError(f"needs a non-empty float matrix [outputs, inputs], found {weight.dtype}{list(weight.shape)}")
     with np.errstate(over="ignore"):
@@ -239,8 +249,9 @@ def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> Enco
         scheme.structure.check_mask(block_mask, cols)
     layout = Layout(rows, cols, scheme.block, block_mask)
     valid = layout.stream_valid()
+    counts = None if importance is None else layout.to_stream(_importance(importance, rows, cols))
     coded = scheme.codec.encode(
-        RowStream(layout.to_stream(weight), valid, layout.stream_columns(), rows, cols, scheme.scales)
+        RowStream(layout.to_stream(weight), valid, layout.stream_columns(), rows, cols, scheme.scales, counts)
     )
     own_rows = slice(None) if scheme.scales.kind == "tensor" else slice(rows)
     encoded = EncodedWeight(
@@ -261,6 +272,18 @@ def _encode(weight: np.ndarray, scheme: Scheme, mask: np.ndarray | None) -> Enco
     flat = code_layout.stream_to_blocks(codes).reshape(-1)
     bits = scheme.codec.code_bits
     return replace(encoded, codes=pack_planes(flat, bits) if bits else (flat,))
+
+
+def _importance(importance: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """float32 [rows, cols] with mean 1; ones where nothing counts."""
+    found = np.asarray(importance, np.float64)
+    if found.shape not in ((cols,), (rows, cols)) or not np.isfinite(found).all() or (found < 0).any():
+        raise WeightError(
+            f"importance is {found.dtype}{list(found.shape)}, needs finite values of at least 0, [{cols}] or [{rows}, {cols}]"
+        )
+    mean = float(found.mean())
+    found = found / mean if mean > 0 else np.ones_like(found)
+    return np.ascontiguousarray(np.broadcast_to(found, (rows, cols)), np.float32)
 
 
 def _stored_codes(encoded: EncodedWeight, layout: Layout) -> np.ndarray:

@@ -20,21 +20,30 @@ _MIRROR_LOSS = 0.005  # of the error, at most
 _CHUNK = 1 << 18  # distances at a time: what stays in the second-level cache
 
 
-def nearest_vectors(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Index (int32 [n]) of the centroid (float32 [k, d]) nearest to each vector (float32 [n, d])."""
+def nearest_vectors(vectors: np.ndarray, centroids: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Index (int32 [n]) of the centroid (float32 [k, d]) nearest to each vector (float32 [n, d]).
+
+    weights: what a squared difference of each element counts, float32 [n, d]; other shapes and None do not change what is nearest.
+    """
+    counted = weights is not None and weights.ndim == 2
     mirrored = is_mirrored(centroids)
     if mirrored:
         centroids = centroids[: len(centroids) // 2]
     k = len(centroids)
-    norms = 0.5 * np.square(centroids).sum(1)
+    half_squares = 0.5 * np.square(centroids)
+    norms = half_squares.sum(1)
     found = np.empty(len(vectors), np.int32)
     step = max(1, _CHUNK // k)
     for start in range(0, len(vectors), step):
         part = vectors[start : start + step]
+        if counted:
+            assert weights is not None
+            counts = weights[start : start + step].astype(np.float32, copy=False)
+            part = part * counts
         products = part @ centroids.T
         if mirrored:
             np.abs(products, out=products)
-        products -= norms
+        products -= counts @ half_squares.T if counted else norms
         best = products.argmax(1)
         if mirrored:
             best += k * (np.einsum("nd,nd->n", part, centroids[best]) < 0)
@@ -51,11 +60,11 @@ def is_mirrored(centroids: np.ndarray) -> bool:
 def kmeans_vectors(vectors: np.ndarray, k: int, weights: np.ndarray) -> np.ndarray:
     """Centroids float32 [k, d] that (locally) minimise sum(weights * |vector - nearest|^2).
 
-    vectors: float32 [n, d], finite; weights: nonnegative float32 [n]. With at most k distinct vectors the result holds them exactly,
+    vectors: float32 [n, d], finite; weights: nonnegative float32 [n], or [n, d] for every element its own. With at most k distinct vectors the result holds them exactly,
     padded by repeating the last; no vectors give zeros. From 32 centroids on they are mirrored if that costs at most `_MIRROR_LOSS`.
     """
     dim = vectors.shape[1]
-    used = weights > 0
+    used = weights > 0 if weights.ndim == 1 else (weights > 0).any(1)
     if not used.all():
         vectors, weights = vectors[used], weights[used]
     if not len(vectors):
@@ -83,12 +92,13 @@ def kmeans_vectors(vectors: np.ndarray, k: int, weights: np.ndarray) -> np.ndarr
 
 def _fitted(x: np.ndarray, w: np.ndarray, k: int, *, mirrored: bool) -> np.ndarray:
     """Centroids of the samples."""
-    centroids = _start(x, w, k // 2, mirrored=True) if mirrored else _start(x, w, k)
+    mass = w if w.ndim == 1 else w.mean(1)
+    centroids = _start(x, mass, k // 2, mirrored=True) if mirrored else _start(x, mass, k)
     if mirrored:
         centroids = np.concatenate([centroids, -centroids])
     before: np.ndarray | None = None
     for _ in range(_ITERATIONS):
-        label = nearest_vectors(x, centroids)
+        label = nearest_vectors(x, centroids, w)
         if before is not None and np.array_equal(label, before):
             break
         before = label
@@ -97,11 +107,15 @@ def _fitted(x: np.ndarray, w: np.ndarray, k: int, *, mirrored: bool) -> np.ndarr
 
 
 def _error(x: np.ndarray, w: np.ndarray, centroids: np.ndarray) -> float:
-    return float((w * np.square(x - centroids[nearest_vectors(x, centroids)]).sum(1)).sum())
+    off = np.square(x - centroids[nearest_vectors(x, centroids, w)])
+    return float((w * off.sum(1)).sum() if w.ndim == 1 else (w * off).sum())
 
 
 def cluster_means(x: np.ndarray, w: np.ndarray, label: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Weighted means, float32 [k, d], of the clusters of vectors [n, d]; empty ones keep their centroid, mirrored ones stay so."""
+    """Weighted means, float32 [k, d], of the clusters of vectors [n, d]; empty ones keep their centroid, mirrored ones stay so.
+
+    w: [n] or [n, d].
+    """
     if is_mirrored(centroids):
         half = len(centroids) // 2
         above = label >= half
@@ -114,6 +128,13 @@ def cluster_means(x: np.ndarray, w: np.ndarray, label: np.ndarray, centroids: np
 def _means(x: np.ndarray, w: np.ndarray, label: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     k = len(centroids)
     w = w.astype(np.float64)
+    if w.ndim == 2:
+        result = centroids.astype(np.float32)
+        for dim, (column, counts) in enumerate(zip(x.T, w.T, strict=True)):
+            mass = np.bincount(label, counts, k)
+            filled = mass > 0
+            result[filled, dim] = np.bincount(label, counts * column, k)[filled] / mass[filled]
+        return result
     mass = np.bincount(label, w, k)
     sums = np.stack([np.bincount(label, w * column, k) for column in x.T], 1)
     filled = mass > 0
@@ -129,7 +150,8 @@ def _moved(x: np.ndarray, w: np.ndarray, label: np.ndarray, centroids: np.ndarra
     mirrored = is_mirrored(centroids)
     empty = np.flatnonzero((count[:half] + count[half:] if mirrored else count) == 0)
     if empty.size:
-        cost = w * np.square(x - centroids[label]).sum(1)
+        off = np.square(x - centroids[label])
+        cost = w * off.sum(1) if w.ndim == 1 else (w * off).sum(1)
         centroids[empty] = x[np.argsort(-cost, kind="stable")[: empty.size]]
         if mirrored:
             centroids[half + empty] = -centroids[empty]

@@ -18,7 +18,8 @@ class RowStream:
 
     values: float32 [rows, L], 0 where not valid. valid: bool [rows, L] or None for all. columns: int32 input index of
     each value, broadcastable to values. rows, cols: N, K (the stream may have more rows: N rounded up to a block).
-    scales: which values share a scale.
+    scales: which values share a scale. importance: what a squared error of each value counts, float32 [rows, L], 0 where not
+    valid; None for 1 everywhere.
     """
 
     values: np.ndarray
@@ -27,6 +28,7 @@ class RowStream:
     rows: int
     cols: int
     scales: Scales
+    importance: np.ndarray | None = None
 
     def shared(self, array: np.ndarray) -> np.ndarray:
         """View [A, G, n]: the n values that share scale (a, g). Padded with zeros (False) to whole groups."""

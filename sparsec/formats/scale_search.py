@@ -37,6 +37,10 @@ class Fit:
         # Small groups lie side by side, so that numpy's inner loops run over many of them and not over the few values of one.
         self.outer = n <= 1024
         self.values = np.ascontiguousarray(values.transpose(2, 0, 1)) if self.outer else values
+        self.counts: np.ndarray | None = None
+        if stream.importance is not None:
+            counts = stream.shared(stream.importance)
+            self.counts = np.ascontiguousarray(counts.transpose(2, 0, 1)) if self.outer else counts
         self.scales = stream.stored_scales(np.zeros((a, g), np.float32))
         self.zeros = np.zeros((a, g), np.float32)
         self.error = np.full((a, g), np.inf)
@@ -67,7 +71,7 @@ class Fit:
                 return
 
     def _sums(self, scales: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Squared error, <w, l> and <l, l> of each group, float64 [A, G]."""
+        """Squared error, <w, l> and <l, l> of each group, weighted by importance, float64 [A, G]."""
         sums = np.zeros((3, *scales.shape))
         wide = scales.astype(np.float32)
         # A scale so small that its inverse is infinite would make NaN of 0; such a group counts as having no scale.
@@ -81,11 +85,15 @@ class Fit:
         for rows, part in self._chunks():
             w = self.values[:, rows] if self.outer else self.values[rows, :, part]
             level = self.levels(w * spread(inverse[rows]), spread(zeros[rows]))
-            sums[1, rows] += np.einsum(dot, w, level)
-            sums[2, rows] += np.einsum(dot, level, level)
+            counted = level
+            if self.counts is not None:
+                counts = self.counts[:, rows] if self.outer else self.counts[rows, :, part]
+                counted = level * counts
+            sums[1, rows] += np.einsum(dot, w, counted)
+            sums[2, rows] += np.einsum(dot, level, counted)
             level *= spread(wide[rows])
             level -= w
-            sums[0, rows] += np.einsum(dot, level, level)
+            sums[0, rows] += np.einsum(dot, level, level if self.counts is None else level * counts)
         return sums[0], sums[1], sums[2]
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:

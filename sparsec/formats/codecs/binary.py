@@ -23,7 +23,12 @@ class Binary(FixedTable):
 
     def encode(self, stream: RowStream) -> Coded:
         values = stream.shared(stream.values)
-        valid = np.ones(stream.values.shape, bool) if stream.valid is None else stream.valid
-        count = stream.shared(valid).sum(2)
-        mean = np.abs(values).sum(2, dtype=np.float64) / np.maximum(count, 1)
+        size = np.abs(values)
+        if stream.importance is None:
+            valid = np.ones(stream.values.shape, bool) if stream.valid is None else stream.valid
+            count = np.maximum(stream.shared(valid).sum(2), 1)
+        else:
+            counts = stream.shared(stream.importance)
+            size, count = size * counts, np.maximum(counts.sum(2, dtype=np.float64), 1e-300)
+        mean = size.sum(2, dtype=np.float64) / count
         return Coded((stream.values >= 0).astype(np.uint8), stream.stored_scales(mean))

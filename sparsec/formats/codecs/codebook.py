@@ -17,8 +17,8 @@ from sparsec.formats.scales import NO_SCALES, Scales
 
 __all__ = ["Codebook"]
 
-# Times the codebook and the scales are fitted in turn.
-_ROUNDS = 3
+# Times the codebook and the scales are fitted in turn, without and with importance.
+_ROUNDS, _MORE_ROUNDS = 3, 6
 
 
 @register
@@ -59,31 +59,46 @@ class Codebook(Codec):
             codes, codebook, _ = self._fit(stream, stream.values, None)
             return Coded(codes, None, None, codebook)
         shared = stream.shared(stream.values)
-        scales = stream.stored_scales(np.abs(shared).max(2))
+        largest = np.abs(shared).max(2)
+        if stream.importance is None:
+            return self._alternated(stream, shared, largest, _ROUNDS)[0]
+        # Rows with outliers want the scale of their bulk, others that of their largest value.
+        typical = np.sqrt(np.square(shared, dtype=np.float64).mean(2))
+        first, second = (self._alternated(stream, shared, start, _MORE_ROUNDS) for start in (largest, typical))
+        return (first if first[1] <= second[1] else second)[0]
+
+    def _alternated(self, stream: RowStream, shared: np.ndarray, start: np.ndarray, rounds: int) -> tuple[Coded, float]:
+        """Codebook and scales fitted in turn from the scales `start`, and the squared error."""
+        counts = None if stream.importance is None else stream.shared(stream.importance)
+        scales = stream.stored_scales(start)
         best, best_error = None, np.inf
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             # Values are fitted relative to their scale, so an error counts scale**2 times in the weight itself.
             square = np.square(scales.astype(np.float32) / max(float(np.abs(scales).max(initial=0)), 1e-38))
             mass = stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
+            if stream.importance is not None:
+                mass = mass * stream.importance
             codes, codebook, levels = self._fit(stream, stream.unshared(divide(shared, scales)), mass)
             level = stream.shared(levels).astype(np.float64)
-            error = float(np.square(level * scales.astype(np.float64)[:, :, None] - shared).sum())
+            off = np.square(level * scales.astype(np.float64)[:, :, None] - shared)
+            error = float(off.sum() if counts is None else (off * counts).sum())
             if not error < best_error and best is not None:
                 break
             best, best_error = Coded(codes, scales, None, codebook), error
             # With the levels fixed, least squares gives better scales than the largest value.
-            norms = np.square(level).sum(2)
-            found = np.where(norms > 0, (level * shared).sum(2) / np.where(norms > 0, norms, 1), scales)
+            counted = level if counts is None else level * counts
+            norms = np.square(level).sum(2) if counts is None else (level * counted).sum(2)
+            found = np.where(norms > 0, (counted * shared).sum(2) / np.where(norms > 0, norms, 1), scales)
             scales = stream.stored_scales(np.clip(found, -65504, 65504) if stream.scales.kind == "group" else found)
         assert best is not None
-        return best
+        return best, best_error
 
     def _fit(
         self, stream: RowStream, values: np.ndarray, mass: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes, codebook [S, 2**bits] and levels (codebook[code], 0 where nothing is stored) of weighted values [rows, L]."""
-        weights = mass
-        if stream.valid is not None:
+        weights = mass if mass is not None else stream.importance
+        if stream.valid is not None and stream.importance is None:
             valid = stream.valid.astype(np.float32)
             weights = valid if mass is None else mass * valid
         codes, levels = np.zeros(values.shape, np.uint8), np.zeros(values.shape, np.float32)
@@ -100,7 +115,10 @@ class Codebook(Codec):
                 part = (slice(None), slice(None))
             chosen = values[part]
             codebook[index] = kmeans_1d(
-                chosen.reshape(-1), 1 << self.bits, None if weights is None else weights[part].reshape(-1)
+                chosen.reshape(-1),
+                1 << self.bits,
+                None if weights is None else weights[part].reshape(-1),
+                exact=stream.importance is not None,
             )
             codes[part] = assign(chosen, codebook[index])
             levels[part] = codebook[index][codes[part]]

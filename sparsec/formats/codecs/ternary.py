@@ -39,17 +39,30 @@ class Ternary(Codec):
         return 2
 
     @property
+    def top_code(self) -> int:
+        return 2
+
+    @property
     def meaning(self) -> AffineValue:
         return AffineValue(1)
 
     def encode(self, stream: RowStream) -> Coded:
         values = stream.shared(stream.values)
         # Keeping the k largest magnitudes, whose sum is S, the best scale is S / k and it takes S^2 / k off the error.
-        size = -np.sort(-np.abs(values), axis=2)
-        sums = np.cumsum(size, axis=2, dtype=np.float64)
-        kept = np.arange(1, size.shape[2] + 1)
+        # With importance h, S is the sum of h |w| and k that of h.
+        if stream.importance is None:
+            size = -np.sort(-np.abs(values), axis=2)
+            kept: np.ndarray = np.arange(1, size.shape[2] + 1)[None, None]
+            sums = np.cumsum(size, axis=2, dtype=np.float64)
+        else:
+            size = np.abs(values)
+            order = np.argsort(-size, axis=2, kind="stable")
+            counts = np.take_along_axis(stream.shared(stream.importance), order, 2)
+            kept = np.maximum(np.cumsum(counts, axis=2, dtype=np.float64), 1e-300)
+            sums = np.cumsum(np.take_along_axis(size, order, 2) * counts, axis=2, dtype=np.float64)
         best = (sums * sums / kept).argmax(2)[:, :, None]
-        scales = stream.stored_scales((np.take_along_axis(sums, best, 2) / kept[best])[:, :, 0])
+        kept = np.broadcast_to(kept, sums.shape)
+        scales = stream.stored_scales((np.take_along_axis(sums, best, 2) / np.take_along_axis(kept, best, 2))[:, :, 0])
         codes = np.clip(np.rint(divide(values, scales)), -1, 1) + 1
         return Coded(stream.unshared(codes.astype(np.uint8)), scales)
 

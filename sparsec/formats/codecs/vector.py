@@ -97,6 +97,8 @@ class Vector(Codec):
         scales, values = None, stream.values
         # An error counts as often as its scale squared; a vector without stored values does not count.
         weights = np.ones((rows, length), np.float32) if stream.valid is None else stream.valid.astype(np.float32)
+        if stream.importance is not None:
+            weights = stream.importance
         if stream.scales.kind != "none":
             shared = stream.shared(values)
             scales = stream.stored_scales(np.abs(shared).max(2) / np.float32(self.top))
@@ -104,7 +106,9 @@ class Vector(Codec):
             square = np.square(scales.astype(np.float32) / max(float(scales.max(initial=0)), 1e-38))
             weights = weights * stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
         vectors = _padded(values, width * self.dims).reshape(rows, width, self.dims)
-        mass = _padded(weights, width * self.dims).reshape(rows, width, self.dims).mean(2)
+        mass = _padded(weights, width * self.dims).reshape(rows, width, self.dims)
+        if stream.importance is None:
+            mass = mass.mean(2)
         meaning = self.meaning
         count = self.scope.count(stream.rows, stream.cols)
         codebook = np.zeros((count, self.stages, 1 << meaning.bits, self.dims), self.entry)
@@ -127,7 +131,7 @@ class Vector(Codec):
         return part
 
     def _fit(self, vectors: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tables [stages, entries, dim] and codes [n] of vectors [n, dim]."""
+        """Tables [stages, entries, dim] and codes [n] of vectors [n, dim]; mass is [n] or [n, dim]."""
         bits, stages = self.meaning.bits, self.stages
         peak = float(np.abs(vectors).max(initial=0))
         if peak > 65504.0:
@@ -142,7 +146,7 @@ class Vector(Codec):
         rest = vectors.copy() if stages > 1 else vectors
         for stage in range(stages):
             tables[stage] = self._rounded(kmeans_vectors(rest, 1 << bits, mass))
-            labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
+            labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32), mass)
             if stages > 1:
                 rest -= entries(stage)
         for _ in range(_ROUNDS if stages > 1 else 1):
@@ -150,7 +154,7 @@ class Vector(Codec):
                 if stages > 1:
                     rest += entries(stage)
                 tables[stage] = self._rounded(cluster_means(rest, mass, labels[stage], tables[stage]))
-                labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32))
+                labels[stage] = nearest_vectors(rest, tables[stage].astype(np.float32), mass)
                 if stages > 1:
                     rest -= entries(stage)
         codes = np.zeros(len(vectors), code_dtype(self.code_bits))
