@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.errors import CalibrationError
 
-__all__ = ["damped", "error", "inverse", "inverse_upper_cholesky"]
+__all__ = ["damped", "dead", "error", "inverse", "inverse_upper_cholesky"]
 
 Square = NDArray[np.float64]
 
@@ -36,15 +36,21 @@ def damped(second_moment: ArrayLike, share: float = 0.01) -> Square:
         raise CalibrationError(f"input {int(diagonal.argmin())} has the negative second moment {diagonal.min():.3g}")
     result += result.T.copy()
     result *= 0.5
-    dead = diagonal == 0
-    result[dead, :] = 0
-    result[:, dead] = 0
-    level = 1.0 if dead.all() else float(diagonal[~dead].mean())
+    never = dead(result)
+    result[never, :] = 0
+    result[:, never] = 0
+    level = 1.0 if never.all() else float(diagonal[~never].mean())
     added = share * level
     diagonal += added
-    diagonal[dead] = level if added == 0 or dead.all() else added
+    diagonal[never] = level if added == 0 or never.all() else added
     np.fill_diagonal(result, diagonal)
     return result
+
+
+def dead(second_moment: ArrayLike) -> NDArray[np.bool_]:
+    """bool [K]: inputs that were never anything but 0, whose weights may be anything."""
+    found: NDArray[np.bool_] = np.asarray(second_moment).diagonal() == 0
+    return found
 
 
 def inverse_upper_cholesky(hessian: Square) -> Square:
