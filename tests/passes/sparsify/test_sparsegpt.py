@@ -41,7 +41,9 @@ def test_beats_wanda_which_beats_magnitude(scheme: str) -> None:
     assert theirs < hessian.error(weight, weight * plain, second)
 
 
-@pytest.mark.parametrize(("scheme", "ratio"), [("s1:2", 1.6), ("s2:4", 1.6), ("sf50", 1.9), ("s4x1@50", 1.9), ("s4x2@50", 1.9)])
+@pytest.mark.parametrize(
+    ("scheme", "ratio"), [("s1:2", 1.6), ("s2:4", 1.6), ("sf50", 1.9), ("s4x1@50", 1.9), ("s4x2@50", 1.9)]
+)
 def test_near_the_best_of_all_masks(scheme: str, ratio: float) -> None:
     structure = structure_of(scheme)
     found, best = 0.0, 0.0
