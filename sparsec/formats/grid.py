@@ -92,9 +92,11 @@ class Grid:
         if isinstance(self.meaning, AffineValue):
             zero = _part(self._zero, inputs)
             inverse = _part(self._inverse, inputs)
-            assert scale is not None and zero is not None and inverse is not None
+            assert scale is not None
+            assert zero is not None
+            assert inverse is not None
             with np.errstate(over="ignore"):
-                code = values * inverse
+                code: Matrix = values * inverse
             np.rint(code, out=code)
             code += zero
             np.clip(code, np.float32(0), self._top, out=code)
@@ -129,7 +131,8 @@ class Grid:
         if isinstance(self.meaning, FloatValue):
             found = self._nearest(turned, inputs)
         elif isinstance(self.meaning, AffineValue):
-            assert self._inverse is not None and self._zero is not None
+            assert self._inverse is not None
+            assert self._zero is not None
             found = np.clip(np.rint(turned * self._inverse) + self._zero, 0, self._top).astype(np.uint8)
         else:
             scope, index = self._look_up(turned, inputs)

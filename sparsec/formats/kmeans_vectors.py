@@ -60,8 +60,9 @@ def is_mirrored(centroids: np.ndarray) -> bool:
 def kmeans_vectors(vectors: np.ndarray, k: int, weights: np.ndarray) -> np.ndarray:
     """Centroids float32 [k, d] that (locally) minimise sum(weights * |vector - nearest|^2).
 
-    vectors: float32 [n, d], finite; weights: nonnegative float32 [n], or [n, d] for every element its own. With at most k distinct vectors the result holds them exactly,
-    padded by repeating the last; no vectors give zeros. From 32 centroids on they are mirrored if that costs at most `_MIRROR_LOSS`.
+    vectors: float32 [n, d], finite; weights: nonnegative float32 [n], or [n, d] for every element its own. With at most k distinct
+    vectors the result holds them exactly, padded by repeating the last; no vectors give zeros. From 32 centroids on they are mirrored
+    if that costs at most `_MIRROR_LOSS`.
     """
     dim = vectors.shape[1]
     used = weights > 0 if weights.ndim == 1 else (weights > 0).any(1)

@@ -88,8 +88,8 @@ def test_side_arrays_are_checked() -> None:
             with_side(encoded, **wrong)
     with pytest.raises(WeightError, match="codes"):
         with_codes(encoded, np.full((4, 16), 16))
+    ternary = encode(np.ones((2, 4), np.float32), Scheme.parse("ternary"))
     with pytest.raises(WeightError, match="ternary"):
-        ternary = encode(np.ones((2, 4), np.float32), Scheme.parse("ternary"))
         with_codes(ternary, np.full((2, 4), 3))
     with pytest.raises(WeightError, match="finite"):
         recode(encoded, np.full((4, 16), np.nan, np.float32))

@@ -1,0 +1,66 @@
+"""The whole of it for one weight: fit, round with compensation, refit and descend in turn."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsec.formats import EncodedWeight, Scheme, decode, encode
+from sparsec.formats.meaning import FloatValue
+from sparsec.passes.hessian import damped, error
+from sparsec.passes.quantise.compensate import Order, compensated
+from sparsec.passes.quantise.descent import descended
+from sparsec.passes.quantise.refit import refit_codebook, refit_scales
+from sparsec.passes.quantise.support import solved_on_support
+
+__all__ = ["quantise"]
+
+Matrix = NDArray[np.float32]
+
+_ENOUGH = 1e-3  # a round that gains less is the last
+
+
+def quantise(
+    weight: Matrix,
+    second_moment: ArrayLike,
+    scheme: Scheme,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    damping: float = 0.01,
+    order: Order = "activation",
+    refits: int = 2,
+    sweeps: int = 1,
+    start: Matrix | None = None,
+) -> EncodedWeight:
+    """Encode W [N, K] so that tr((W - Q) H (W - Q)^T) is small, H the damped second moment [K, K] of the inputs.
+
+    mask: bool [N, K] as for `encode`; with it W may be the dense weight, whose outputs the kept values then approach. Where a sparse
+    scheme has no mask, the nonzero values of W are kept. start: the values [N, K] that scales and codebooks are fitted to and rounding
+    starts from (None: W, with a mask the best values on it). refits: rounds of refitting scales and codebooks, each followed by
+    `sweeps` of coordinate descent; they end early when nothing is gained. Deterministic. Raises WeightError as `encode` does,
+    CalibrationError for a second moment that is none.
+    """
+    hessian = damped(second_moment, damping)
+    weight = np.asarray(weight, np.float32)
+    values = weight if start is None else np.asarray(start, np.float32)
+    if mask is not None and start is None and not mask.all():
+        values = solved_on_support(weight, hessian, mask)
+    best = encode(values, scheme, mask, hessian.diagonal())
+    lowest = error(weight, decode(best), hessian)
+    if isinstance(scheme.codec.meaning, FloatValue) and scheme.codec.meaning.width == 32:
+        return best
+
+    def better(candidate: EncodedWeight) -> bool:
+        nonlocal best, lowest
+        found = error(weight, decode(candidate), hessian)
+        gained, fell = found < lowest * (1 - _ENOUGH), found < lowest
+        if fell:
+            best, lowest = candidate, found
+        return gained
+
+    better(compensated(values, hessian, best, order=order))
+    for _ in range(refits):
+        fitted = refit_codebook(weight, hessian, refit_scales(weight, hessian, best))
+        if not better(descended(weight, hessian, fitted, sweeps=sweeps)):
+            break
+    return best
