@@ -30,27 +30,32 @@ from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
-from sparsec.op_view import view
+from sparsec.formats.encoded import Unpacked
+from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
 
 def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with int8 activations whose weight can be laid out as bytes."""
     op = view(node)
-    assert op.x is not None
     operands = int8_operands(op)
     if isinstance(operands, Refusal):
         return operands
-    unpacked, x_group = operands
-    if why := byte_weights.refusal(unpacked, low.target, x_group):
+    return lower_bytes(op, low, *operands)
+
+
+def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) -> Refusal | None:
+    """The product of a node with `weight`, an encoded form of its own."""
+    assert op.x is not None
+    if why := byte_weights.refusal(weight, low.target, x_group):
         return Refusal(why)
     if (refusal := refused_epilogue(op, low)) is not None:
         return refusal
     m = prod(low.shape(op.x)[:-1])
     if m == 0:
         return Refusal("the product has no rows")
-    label = node.name or "weight"
-    packed = byte_weights.pack(unpacked, low.target, x_group, label)
+    label = op.node.name or "weight"
+    packed = byte_weights.pack(weight, low.target, x_group, label)
     ins = [low.get(op.x), *(low.const(array, name) for name, array in packed.arrays)]
     if packed.params["sparse"]:
         table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
@@ -60,7 +65,7 @@ def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     params = {"m": m, "w": packed.params, "x_group": x_group, **finish}
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip()
     low.call(
-        "gemv", params, [*ins, *added], [low.new(op.output)], node=node.name or "", op="MatMul", note=note,
+        "gemv", params, [*ins, *added], [low.new(op.output)], node=op.node.name or "", op="MatMul", note=note,
         cost=cost(params, packed.blocks),
     )  # fmt: skip
     return None

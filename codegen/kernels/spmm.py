@@ -19,7 +19,7 @@ from typing import Any
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import spmm_values, spmm_weights
+from sparsec.codegen.kernels import spmm_bytes, spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape, transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_values import SLACK
@@ -29,7 +29,7 @@ from sparsec.target import Target
 
 def _input_size(p: Mapping[str, Any]) -> int:
     w = p.get("window")
-    per_image = w["c"] * w["ih"] * w["iw"] if w else p["k"] * p["pixels"]
+    per_image = w["c"] * w["ih"] * w["iw"] if w else p["values"].get("cols", p["k"]) * p["pixels"]
     return int(p["images"] * per_image)
 
 
@@ -53,16 +53,23 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     lanes, strip = target.lanes, p["strip"]
     width, out_size = pitch(p, lanes), p["images"] * p["n"] * p["pixels"]
     args = [Arg("x", "float32", _input_size(p), "in"), *spmm_weights.arguments(p)]
-    args += spmm_values.arguments(p["values"], strip, ceil(p["n"] / strip))
+    whole = spmm_bytes.is_whole(p["values"])
+    if whole:
+        args += spmm_bytes.arguments(p["values"], strip, ceil(p["n"] / strip), target)
+    else:
+        args += spmm_values.arguments(p["values"], strip, ceil(p["n"] / strip))
+    sums = "int32" if whole else "float32"
     if p["bias"]:
         args.append(Arg("bias", "float32", padded_rows(p), "in"))
     if p["residual"]:
         args.append(Arg("residual", "float32", out_size, "in"))
     args.append(Arg("y", "float32", out_size, "out"))
     columns = p["k"] if p["whole"] else p["chunk"]
-    args.append(Arg("panel", "float32", columns * width + panel_slack(p, lanes), "work"))
+    args.append(Arg("panel", sums, columns * width + panel_slack(p, lanes), "work"))
     if _keeps_sums(p):
-        args.append(Arg("sums", "float32", FROM_DATA, "work"))
+        args.append(Arg("sums", sums, FROM_DATA, "work"))
+    if whole:
+        args += spmm_bytes.work_arguments(width)
     if not spmm_values.is_plain(p["values"]):
         args.append(Arg("decoded", "float32", FROM_DATA, "work"))
     if p["source"] == "window":
@@ -99,7 +106,9 @@ class _Spmm:
         self.sums_pitch = _sums_pitch(p, k.lanes)
         self.kinds = tile_kinds(p, k.lanes)
         self.tiles = tiles(p, k.lanes)
-        self.pack = Packer(p, k, self.pitch)
+        self.rounding = spmm_bytes.Rounding(p, k, self.pitch) if spmm_bytes.is_whole(p["values"]) else None
+        self.dtype = "float32" if self.rounding is None else "int32"  # of sums
+        self.pack = Packer(p, k, self.pitch, self.rounding)
         self.strip: int = p["strip"]
         self.plain = spmm_values.is_plain(p["values"])
         self.values = k.arg("values") if self.plain else k.arg("decoded")
@@ -193,6 +202,8 @@ class _Spmm:
     def _tile(self, kind: TileKind, band: Any, image: Any, tile: Any, first: Any, end: Any) -> None:
         T, p, k, lanes = self.T, self.p, self.k, self.lanes
         pixel = bind(k, (tile - kind.first) * (kind.vectors * lanes) + kind.pixel)
+        if self.rounding is not None:
+            self.rounding.scales(kind, pixel)
         if p["whole"]:
             with T.serial(0, p["chunks"]) as chunk:
                 self._pack(kind, image, pixel, chunk)
@@ -230,14 +241,18 @@ class _Spmm:
         """Add the entries of one run to its S x vectors accumulators."""
         T, p, k, lanes, height, vectors = self.T, self.p, self.k, self.lanes, self.strip, kind.vectors
         panel, offsets, values = k.arg("panel"), k.arg("offsets"), self.values
-        acc = k.local(height * vectors * lanes)
+        acc = k.local(height * vectors * lanes, self.dtype)
+        zeros = k.splat(T.Cast(self.dtype, T.int32(0)), lanes)
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
         resumes = p["chunks"] > 1
         base: Any = bind(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
-            for _, _, slot in slots:
-                k.store(acc, slot, k.f32(0.0, lanes), lanes)
+            for s, _, slot in slots:
+                origin = zeros
+                if self.rounding is not None and self.rounding.origins:
+                    origin = k.splat(k.load(k.arg("origins"), strip * height + s), lanes)
+                k.store(acc, slot, origin, lanes)
 
         if resumes:
             with T.If(chunk > 0):
@@ -251,10 +266,18 @@ class _Spmm:
         start = bind(k, (at - self.entry_base) * height) if not self.plain else bind(k, at * height)
         origin = bind(k, chunk * (p["chunk"] * self.pitch)) if p["whole"] and resumes else 0
         sets = accumulator_sets(height, vectors)
-        other = k.local(height * vectors * lanes) if sets == 2 else acc
+        other = k.local(height * vectors * lanes, self.dtype) if sets == 2 else acc
 
         def add(e: Any, into: Any) -> None:
             column = bind(k, T.Cast("int32", k.load(offsets, at + e)) * 2)
+            if self.rounding is not None:
+                words = [self.rounding.weights(k.load(values, start + e * height + s)) for s in range(height)]
+                for v in range(vectors):
+                    x = self.rounding.inputs(origin + column + v * lanes)
+                    for s in range(height):
+                        slot = (s * vectors + v) * lanes
+                        k.store(into, slot, self.rounding.add(k.load(into, slot, lanes), x, words[s]), lanes)
+                return
             weights = [bind(k, k.splat(k.load(values, start + e * height + s), lanes)) for s in range(height)]
             for v in range(vectors):
                 x = k.load(panel, origin + column + v * lanes, lanes)
@@ -269,7 +292,7 @@ class _Spmm:
                 add(e, acc)
         else:
             for _, _, slot in slots:
-                k.store(other, slot, k.f32(0.0, lanes), lanes)
+                k.store(other, slot, zeros, lanes)
             pairs = bind(k, count >> 1)
             with T.serial(0, pairs) as pair:
                 add(bind(k, pair * 2), acc)
@@ -350,7 +373,7 @@ class _Spmm:
 
     def _token_block(self, pixel: Any, quad: Any, tokens: int, row: Any, rows: int) -> None:
         """Pixels [quad, quad + tokens) of the tile, outputs [row, row + rows)."""
-        p, k, lanes = self.p, self.k, self.lanes
+        T, p, k, lanes = self.T, self.p, self.k, self.lanes
         y, sums = k.arg("y"), k.arg("sums")
         cuts = pieces(rows, lanes)
 
@@ -364,10 +387,13 @@ class _Spmm:
             to = bind(k, (pixel + quad + c) * p["n"] + row)
             whole = None
             if rows < lanes:
-                whole = k.local(lanes)
+                whole = k.local(lanes, self.dtype)
                 k.store(whole, 0, columns[c], lanes)
+            factor = None if self.rounding is None else bind(k, k.load(k.arg("xscale"), quad + c))
             for index, (at, width) in enumerate(cuts):
                 part = columns[c] if whole is None else k.load(whole, at, width)
+                if factor is not None:
+                    part = T.Cast("float32" if width == 1 else f"float32x{width}", part) * k.splat(factor, width)
                 if scale:
                     part = part * scale[index]
                 if bias:

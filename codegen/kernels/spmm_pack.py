@@ -14,6 +14,7 @@ from typing import Any
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.spmm_bytes import Rounding
 from sparsec.codegen.kernels.spmm_plan import TileKind
 
 Loader = Callable[[int], Any]
@@ -46,13 +47,17 @@ def transpose(k: Any, load4: Loader) -> list[Any]:
 class Packer:
     """Emits the packing of one chunk for one tile."""
 
-    def __init__(self, p: Mapping[str, Any], k: Any, pitch: int) -> None:
+    def __init__(self, p: Mapping[str, Any], k: Any, pitch: int, rounding: Rounding | None = None) -> None:
         self.p, self.k, self.T, self.pitch, self.lanes = p, k, k.T, pitch, k.lanes
+        self.rounding = rounding
         self.origin: Any = 0
 
     def write(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any, origin: Any) -> None:
         """Columns [first, first + columns) of the tile of `kind` at `pixel` of image number `image`, from panel[origin] on."""
         self.origin = bind(self.k, origin)
+        if self.rounding is not None:
+            self._rounded(self.rounding, pixel, kind, first, columns)
+            return
         {"planes": self._planes, "tokens": self._tokens, "window": self._window}[self.p["source"]](
             image, pixel, kind, first, columns
         )
@@ -74,15 +79,45 @@ class Packer:
                 for at, width in pieces(count, lanes):
                     k.store(panel, dest + v * lanes + at, k.load(x, source + v * lanes + at, width), width)
 
+    def _token(self, kind: TileKind, v: int, row: int) -> int:
+        """The token of a lane; lanes behind the last one repeat it."""
+        index = v * self.lanes + row
+        if kind.tail and v == kind.vectors - 1:
+            index = min(index, (kind.vectors - 1) * self.lanes + kind.tail - 1)
+        return index
+
+    def _rounded(self, rounding: Rounding, pixel: Any, kind: TileKind, first: Any, columns: Any) -> None:
+        """Slots [first, first + columns) of tokens, four inputs at a time."""
+        k, T, lanes, slots, depth = self.k, self.T, self.lanes, len(rounding.slots), self.p["values"]["cols"]
+        x, whole = k.arg("x"), depth // 4
+        four0, fours = bind(k, T.truncdiv(first, slots)), bind(k, T.truncdiv(columns, slots))
+        for v in range(kind.vectors):
+            rows = [self._token(kind, v, row) * depth for row in range(lanes)]
+            with T.serial(0, T.min(fours, whole - four0)) as four:
+                source = bind(k, pixel * depth + (four0 + four) * 4)
+                dest = bind(k, self.origin + four * (slots * self.pitch) + v * lanes)
+
+                def load4(row: int, source: Any = source, rows: list[int] = rows) -> Any:
+                    return k.load(x, source + rows[row], 4)
+
+                rounding.four(transpose(k, load4), T.int32(v * lanes), dest)
+            if rest := depth % 4:
+                with T.If(four0 + fours > whole), T.Then():
+                    source = bind(k, pixel * depth + whole * 4)
+                    values = [k.local(lanes) for _ in range(4)]
+                    for column, value in enumerate(values):
+                        k.store(value, 0, k.f32(0.0, lanes), lanes)
+                        for row in range(lanes if column < rest else 0):
+                            k.store(value, row, k.load(x, source + rows[row] + column))
+                    dest = bind(k, self.origin + (whole - four0) * (slots * self.pitch) + v * lanes)
+                    rounding.four([k.load(value, 0, lanes) for value in values], T.int32(v * lanes), dest)
+
     def _tokens(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any) -> None:
         k, p, T, lanes = self.k, self.p, self.T, self.lanes
         x, panel, depth = k.arg("x"), k.arg("panel"), p["k"]
 
-        def token(v: int, row: int) -> Any:
-            index = v * lanes + row
-            if kind.tail and v == kind.vectors - 1:
-                index = min(index, (kind.vectors - 1) * lanes + kind.tail - 1)
-            return index * depth
+        def token(v: int, row: int) -> int:
+            return self._token(kind, v, row) * int(depth)
 
         for v in range(kind.vectors):
             start = bind(k, pixel * depth + first)

@@ -24,15 +24,15 @@ Array = np.ndarray[Any, Any]
 # Measured, in vector multiplications of the dense kernel: one by a single stored weight, one by a weight of a block of two rows
 # or more, and bringing a vector of activations into or out of the pixel layout. (aarch64: as AVX2, not measured.)
 _COSTS = {"x86-512": (1.7, 1.3, 16.0), "x86-256": (1.35, 1.1, 10.0), "aarch64": (1.35, 1.1, 8.0)}
-_NARROW = 2.1  # a stored weight, beside its multiplications: shows in tiles of one or two vectors
+NARROW = 2.1  # a stored weight, beside its multiplications: shows in tiles of one or two vectors
 # The same for spmv.py: a stored weight with the first row of activations, and every other row.
 _FEW_COSTS = {"x86-512": (2.6, 1.1), "x86-256": (3.0, 1.05), "aarch64": (3.0, 1.05)}
-_MOST_ROWS = 8  # of activations, for spmv.py
+MOST_ROWS = 8  # of activations, for spmv.py
 _PIECES = 32  # of rows: 2, 4, 8 ... threads share them evenly
 _PIECE_WEIGHTS = 4096  # stored, at least, of a piece
-_DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
+DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
 _FEWEST_PIXELS = 16  # of an image
-_FEWEST_TOKENS = 2
+FEWEST_TOKENS = 2
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
 
@@ -74,7 +74,7 @@ def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **for
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
 
 
-def _refused(op: SparsecNode, low: Lowering) -> Refusal | None:
+def refused_sparse(op: SparsecNode, low: Lowering) -> Refusal | None:
     """Why no product over stored weights alone can be done."""
     assert op.x is not None
     if op.scheme.is_dense:
@@ -88,7 +88,7 @@ def _refused(op: SparsecNode, low: Lowering) -> Refusal | None:
 
 def _refusal(op: SparsecNode, low: Lowering, pixels: int, fewest: int = _FEWEST_PIXELS) -> Refusal | None:
     """Why a product vectorised over pixels or tokens is not worth it, or cannot be done, here."""
-    if (refusal := _refused(op, low)) is not None:
+    if (refusal := refused_sparse(op, low)) is not None:
         return refusal
     if pixels < fewest:
         return Refusal(f"{pixels} pixels or tokens: sparse products vectorise over at least {fewest}")
@@ -101,36 +101,41 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int, fewest: int = _FEWEST_
 
 def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target) -> Refusal | None:
     """A refusal when the dense kernel, which decodes all weights, is predicted to be as fast as skipping zeros."""
-    return _slower(weight, _pixel_work(weight, pixels, images, target), pixels * images, target)
+    return _slower(weight, pixel_work(weight, pixels, images, target), pixels * images, target)
 
 
-def _isa(target: Target) -> str:
+def isa(target: Target) -> str:
     return "aarch64" if target.arch == "aarch64" else f"x86-{target.vector_bits}"
 
 
-def _pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> float:
+def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> float:
     """Of spmm.py, in vector multiplications of the dense kernel."""
-    single, blocked, moved = _COSTS[_isa(target)]
+    single, blocked, moved = _COSTS[isa(target)]
     n, k = weight.rows, weight.cols
     stored = spmm_weights.stored(weight)
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     work = vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
-    return work + (tiles * stored * _NARROW / strip if vectors <= 2 * tiles else 0)
+    return work + (tiles * stored * NARROW / strip if vectors <= 2 * tiles else 0)
 
 
-def _row_work(weight: Unpacked, rows: int, target: Target) -> float:
+def row_work(weight: Unpacked, rows: int, target: Target) -> float:
     """Of spmv.py, in the same unit."""
-    first, other = _FEW_COSTS[_isa(target)]
+    first, other = _FEW_COSTS[isa(target)]
     stored = spmm_weights.stored(weight)
     return stored * (first + other * (rows - 1)) + rows * (4 * weight.rows + weight.cols / target.lanes)
+
+
+def dense_work(weight: Unpacked, pixels: int, target: Target) -> float:
+    """Of the dense kernel that decodes all weights, in the same unit."""
+    return weight.rows * weight.cols * (pixels + DECODE_LANES) / target.lanes
 
 
 def _slower(weight: Unpacked, sparse: float, pixels: int, target: Target) -> Refusal | None:
     """A refusal where the dense kernel, decoding included, does less work than `sparse`."""
     n, k = weight.rows, weight.cols
-    dense = n * k * (pixels + _DECODE_LANES) / target.lanes
+    dense = dense_work(weight, pixels, target)
     if sparse < dense:
         return None
     share, times = spmm_weights.density(weight), f"predicted {sparse / dense:.2f} times"
@@ -161,16 +166,16 @@ def lower_sparse_rows(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with sparse weights and a few rows of activations: spmv.py."""
     op = view(node)
     assert op.x is not None
-    if (refusal := _refused(op, low)) is not None:
+    if (refusal := refused_sparse(op, low)) is not None:
         return refusal
     m = prod(low.shape(op.x)[:-1])
-    if not 0 < m <= _MOST_ROWS:
-        return Refusal(f"{m} rows of activations: 1 to {_MOST_ROWS} are multiplied row by row")
+    if not 0 < m <= MOST_ROWS:
+        return Refusal(f"{m} rows of activations: 1 to {MOST_ROWS} are multiplied row by row")
     if op.cols >= (1 << 16) - 1:
         return Refusal("more than 65534 columns")
     weight = unpacked_weight(op)
-    work = _row_work(weight, m, low.target)
-    if m >= _FEWEST_TOKENS and _pixel_work(weight, m, 1, low.target) < work:
+    work = row_work(weight, m, low.target)
+    if m >= FEWEST_TOKENS and pixel_work(weight, m, 1, low.target) < work:
         return Refusal(f"{m} rows of activations: vectors over them are predicted to be faster")
     if (refusal := _slower(weight, work, m, low.target)) is not None:
         return refusal
@@ -194,7 +199,7 @@ def lower_sparse_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
     op = view(node)
     assert op.x is not None
     tokens = prod(low.shape(op.x)[:-1])
-    refusal = _refusal(op, low, tokens, _FEWEST_TOKENS)
+    refusal = _refusal(op, low, tokens, FEWEST_TOKENS)
     if refusal is not None:
         return refusal
     geometry = {"pixels": tokens, "images": 1, "source": "tokens", "dest": "tokens"}

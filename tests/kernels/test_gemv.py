@@ -176,11 +176,11 @@ def test_sums_in_16_bits_at_their_limit(name: str, inputs: list[int]) -> None:
     np.testing.assert_allclose(out.reshape(m, n), x.astype(np.float64) @ rounded(weight).T, rtol=1e-6, atol=1e-3)
 
 
-def model(text: str, m: int, n: int, k: int, activations: str) -> tuple[ir.Model, dict[str, Array]]:
+def model(text: str, m: int, n: int, k: int, activations: str, share: float = 0.5) -> tuple[ir.Model, dict[str, Array]]:
     """One sparsec::MatMul with bias and residual."""
     rng = np.random.default_rng([m, n, k])
     scheme = Scheme.parse(text)
-    weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng))
+    weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
     feed = {"x": rng.normal(size=(m, k)).astype(np.float32), "r": rng.normal(size=(m, n)).astype(np.float32)}
     bias = constant("bias", rng.normal(size=n).astype(np.float32))
 

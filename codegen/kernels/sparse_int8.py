@@ -1,0 +1,210 @@
+"""Lowering of sparse linear layers with int8 activations where no strips of whole vectors are stored (gemv.py takes those).
+
+Two ways to multiply whole numbers, each taken where it is predicted to be the fastest, float32 kernels included:
+
+* `lower_sparse_whole`: vectors over tokens and stored entries only (spmm.py in the words of spmm_bytes.py).
+* `lower_filled`: a few tokens and weights that store about half or more: with its zeros written out the weight is dense bytes, which
+  gemv.py multiplies four at a time, where the float32 kernel would load its inputs one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import lcm, prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.kernels import byte_weights, spmm, spmm_bytes, spmm_plan, spmm_weights
+from sparsec.codegen.kernels.gemv import lower_bytes
+from sparsec.codegen.kernels.spmm_rules import (
+    FEWEST_TOKENS,
+    MOST_ROWS,
+    NARROW,
+    Prepared,
+    dense_work,
+    isa,
+    pixel_work,
+    refused_sparse,
+    row_work,
+)
+from sparsec.codegen.kernels.weights import epilogue, int8_operands
+from sparsec.formats import Scheme
+from sparsec.formats.encoded import Unpacked
+from sparsec.op_view import SparsecNode, view
+from sparsec.target import Target
+
+# Measured, in vector multiplications of the dense float32 kernel (as in spmm_rules.py): a vector of tokens by an entry of a single
+# row, and by one row of an entry of several; then bringing four inputs in. (VNNI and aarch64: by counting instructions.)
+_ENTRY = {
+    "x86-512": {"pairs": (2.0, 1.6), "quads": (2.75, 2.5)},
+    "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
+    "aarch64": {"quads": (1.6, 1.3)},
+}
+_VNNI_QUADS = (1.8, 1.5)
+_MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
+# gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
+_FILLED = {8: (0.9, 1.0), 4: (0.4, 0.65), 2: (0.4, 0.65)}
+# Bytes of a filled weight over those of what spmv.py stores (a column and a code for every weight), at most.
+_MOST_GROWTH = 1.5
+
+
+def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **forced: int) -> Prepared:
+    """A weight laid out for spmm.py in whole numbers; `forced` overrides sizes of spmm_plan.choose."""
+    made = spmm_bytes.words(weight, form)
+    strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
+    slots = made.mask.shape[1]
+    sizes = spmm_plan.choose(
+        weight.rows, slots, tokens, 1, float(made.mask.mean()), strip, len(spmm_bytes.SLOTS[form]), True, target, tokens=True
+    )  # fmt: skip
+    sizes |= forced
+    sizes["chunks"] = -(-slots // sizes["chunk"])
+    values = spmm_bytes.describe(form, weight.cols)
+    p: dict[str, Any] = {
+        "n": weight.rows, "k": slots, "strip": strip, "values": values, "pixels": tokens, "images": 1, "source": "tokens",
+        "dest": "tokens", **sizes,
+    }  # fmt: skip
+    entries = spmm_weights.arrange(
+        made.mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
+        align=lcm(strip, target.lanes) // strip, pitch=spmm_plan.pitch(p, target.lanes),
+    )  # fmt: skip
+    arrays = [*entries.arrays(), *spmm_bytes.arrays(made, entries, strip, values, target)]
+    counts = entries.sizes(sizes["bands"])
+    return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
+
+
+def filled(weight: Unpacked) -> Unpacked | None:
+    """A sparse weight as a dense one of the narrowest integers that hold its numbers; None where 8 bits do not."""
+    values, scales = spmm_bytes.numbers(weight)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    for bits in (2, 4, 8):
+        half = 1 << (bits - 1)
+        if -half <= low and high < half:
+            codes = (values + half).astype(np.uint8).reshape(-1, 1, 1)
+            scheme = Scheme.parse(f"int{bits}-c")
+            mask = np.ones(values.shape, bool)
+            return replace(
+                weight, scheme=scheme, block_mask=mask, codes=codes, scales=scales[:, None], zero_points=None, codebook=None
+            )  # fmt: skip
+    return None
+
+
+def whole_work(weight: Unpacked, form: str, tokens: int, target: Target) -> float:
+    """Of spmm.py in whole numbers, in the unit of spmm_rules.py."""
+    n, k = weight.rows, weight.cols
+    strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
+    entries = spmm_bytes.entries(weight, form, strip)
+    costs = _ENTRY[isa(target)]
+    alone, shared = _VNNI_QUADS if target.vnni and form == "quads" else costs["quads" if form == "quads" else "pairs"]
+    vectors = -(-tokens // target.lanes)
+    tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
+    work = vectors * (entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)])
+    return work + (tiles * entries * NARROW if vectors <= 2 * tiles else 0)
+
+
+def filled_work(weight: Unpacked, dense: Unpacked, tokens: int, target: Target) -> float:
+    """Of gemv.py on a weight with its zeros, in the same unit."""
+    once, each = _FILLED[dense.scheme.codec.code_bits]
+    return weight.rows * weight.cols / target.lanes * (once + each * tokens)
+
+
+def _floats_work(weight: Unpacked, tokens: int, target: Target) -> float:
+    """Of the fastest float32 kernel."""
+    found = [dense_work(weight, tokens, target)]
+    if tokens <= MOST_ROWS:
+        found.append(row_work(weight, tokens, target))
+    if tokens >= FEWEST_TOKENS:
+        found.append(pixel_work(weight, tokens, 1, target))
+    return min(found)
+
+
+def _plans(
+    weight: Unpacked, tokens: int, x_group: int, target: Target
+) -> tuple[dict[str, float], str, Unpacked | None]:
+    """Predicted work by kernel ("floats", "whole", "filled": those that can), the form of "whole" and the weight of "filled"."""
+    found = {"floats": _floats_work(weight, tokens, target)}
+    form = spmm_bytes.choose_form(weight, target)
+    if form:
+        found["whole"] = whole_work(weight, form, tokens, target)
+    dense = filled(weight)
+    if dense is not None and not byte_weights.refusal(dense, target, x_group):
+        stored = spmm_weights.stored(weight) * (16 + max(weight.scheme.codec.code_bits, 1))
+        if weight.rows * weight.cols * dense.scheme.codec.code_bits <= _MOST_GROWTH * stored:
+            found["filled"] = filled_work(weight, dense, tokens, target)
+    return found, form, dense
+
+
+def _operands(op: SparsecNode, low: Lowering) -> tuple[Unpacked, int] | Refusal:
+    operands = int8_operands(op)
+    if isinstance(operands, Refusal):
+        return operands
+    if (refusal := refused_sparse(op, low)) is not None:
+        return refusal
+    weight, x_group = operands
+    if why := spmm_bytes.refusal(weight, low.target, x_group):
+        return Refusal(why)
+    return operands
+
+
+_NAMES = {
+    "floats": "float32 products of stored weights",
+    "whole": "whole numbers by tokens",
+    "filled": "dense bytes",
+}
+
+
+def _slower(plans: dict[str, float], name: str) -> Refusal | None:
+    """A refusal where another kernel is predicted to be faster."""
+    best = min(plans, key=lambda other: plans[other])
+    if name not in plans:
+        return Refusal(f"{_NAMES[name]}: not possible, or much larger than the stored weights")
+    if plans[best] >= plans[name]:
+        return None
+    times = f"predicted {plans[name] / plans[best]:.2f} times"
+    return Refusal(f"{_NAMES[name]} would take longer than {_NAMES[best]} ({times})")
+
+
+def lower_filled(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with sparse weights and int8 activations of a few tokens: the zeros too, in bytes."""
+    op = view(node)
+    assert op.x is not None
+    operands = _operands(op, low)
+    if isinstance(operands, Refusal):
+        return operands
+    plans, _, dense = _plans(operands[0], prod(low.shape(op.x)[:-1]), operands[1], low.target)
+    if (refusal := _slower(plans, "filled")) is not None:
+        return refusal
+    assert dense is not None
+    return lower_bytes(op, low, dense, operands[1])
+
+
+def lower_sparse_whole(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with sparse weights and int8 activations: spmm.py in whole numbers."""
+    op = view(node)
+    assert op.x is not None
+    operands = _operands(op, low)
+    if isinstance(operands, Refusal):
+        return operands
+    weight, x_group = operands
+    tokens = prod(low.shape(op.x)[:-1])
+    if tokens == 0:
+        return Refusal("the product has no rows")
+    if max(weight.rows, 2 * weight.cols) >= 1 << 16:
+        return Refusal("more than 65535 rows or entries of a row")
+    plans, form, _ = _plans(weight, tokens, x_group, low.target)
+    if (refusal := _slower(plans, "whole")) is not None:
+        return refusal
+    label = node.name or "weight"
+    made = prepare_whole(weight, form, tokens, low.target)
+    p = made.params
+    finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, -op.rows % p["strip"])))
+    p |= finish
+    weights = [low.const(array, f"{label}.{name}") for name, array in made.arrays]
+    low.call(
+        "spmm", p, [low.get(op.x), *weights, *added], [low.new(op.output)], node=node.name or "", op="MatMul",
+        note=f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip(),
+        scratch=made.scratch, cost=spmm.cost(p, made.entries * len(spmm_bytes.SLOTS[form][0])),
+    )  # fmt: skip
+    return None
