@@ -81,7 +81,7 @@ class Packer:
 
     def _token(self, kind: TileKind, v: int, row: int) -> int:
         """The token of a lane; lanes behind the last one repeat it."""
-        index = v * self.lanes + row
+        index: int = v * self.lanes + row
         if kind.tail and v == kind.vectors - 1:
             index = min(index, (kind.vectors - 1) * self.lanes + kind.tail - 1)
         return index
