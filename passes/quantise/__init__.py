@@ -4,10 +4,12 @@
 the second moment [K, K] of its inputs, a scheme and a keep-mask, and give an `EncodedWeight`.
 """
 
+from sparsec.passes.quantise.awq import input_scales
 from sparsec.passes.quantise.compensate import compensate
 from sparsec.passes.quantise.descent import descend
+from sparsec.passes.quantise.gpfq import follow_paths
 from sparsec.passes.quantise.refit import refit
 from sparsec.passes.quantise.solve import quantise
 from sparsec.passes.quantise.support import on_support
 
-__all__ = ["compensate", "descend", "on_support", "quantise", "refit"]
+__all__ = ["compensate", "descend", "follow_paths", "input_scales", "on_support", "quantise", "refit"]
