@@ -5,7 +5,7 @@ over the stored columns of a strip loads one offset, broadcasts S weights and mu
 offset, as in Elsen et al., "Fast Sparse ConvNets" (CVPR 2020). Activations are packed per tile into a panel [column][pitch],
 a chunk of columns at a time, so that the panel stays in level-1 cache; between chunks partial sums wait in a second one.
 
-A unit is (band, image, tile, range of strips): spmm_weights.py says what these are, spmm_plan.py how large, spmm_pack.py
+A unit is (band, image, tile, range of strips), where every group of a convolution has bands of its own: spmm_weights.py says what these are, spmm_plan.py how large, spmm_pack.py
 where activations come from, spmm_values.py how values are decoded. Results are stored as `planes` (y[image][N][pixel]) from
 registers, or as `tokens` (y[pixel][N]) through a transposition.
 """
@@ -30,7 +30,7 @@ from sparsec.target import Target
 def _input_size(p: Mapping[str, Any]) -> int:
     w = p.get("window")
     per_image = w["c"] * w["ih"] * w["iw"] if w else p["values"].get("cols", p["k"]) * p["pixels"]
-    return int(p["images"] * per_image)
+    return int(p["images"] * p.get("groups", 1) * per_image)
 
 
 def _keeps_sums(p: Mapping[str, Any]) -> bool:
@@ -115,6 +115,8 @@ class _Spmm:
         self.scaled = p["values"]["scales"] in ("channel", "tensor")
         # first entry and first strip of the band: what scratch is indexed from
         self.entry_base: Any = 0
+        # image, or group of its channels, that is read
+        self.part: Any = 0
         self.strip_base: Any = 0
 
     def write(self) -> None:
@@ -128,6 +130,10 @@ class _Spmm:
             tile_of_all = bind(k, q - band * count)
             image = bind(k, T.truncdiv(tile_of_all, self.tiles)) if p["images"] > 1 else T.int32(0)
             tile = bind(k, tile_of_all - image * self.tiles)
+            if (groups := p.get("groups", 1)) > 1:  # a band reads the channels of its group only
+                self.part = bind(k, image * groups + T.truncdiv(band, p["bands"] // groups))
+            else:
+                self.part = image
             first = bind(k, T.max(k.lo - q * ranges, 0))
             end = bind(k, T.min(k.hi - q * ranges, ranges))
             if p["bands"] > 1:
@@ -206,7 +212,7 @@ class _Spmm:
             self.rounding.scales(kind, pixel)
         if p["whole"]:
             with T.serial(0, p["chunks"]) as chunk:
-                self._pack(kind, image, pixel, chunk)
+                self._pack(kind, pixel, chunk)
             with T.serial(first, end) as index:
                 if _keeps_sums(p):
                     self.strip_base = bind(k, k.load(k.arg("bounds"), band * p["ranges"] + index))
@@ -215,15 +221,15 @@ class _Spmm:
                 self._finish(kind, band, pixel, index, index + 1)
             return
         with T.serial(0, p["chunks"]) as chunk:
-            self._pack(kind, image, pixel, chunk)
+            self._pack(kind, pixel, chunk)
             self._products(kind, band, image, pixel, chunk, first, end)
         self._finish(kind, band, pixel, first, end)
 
-    def _pack(self, kind: TileKind, image: Any, pixel: Any, chunk: Any) -> None:
+    def _pack(self, kind: TileKind, pixel: Any, chunk: Any) -> None:
         p, k = self.p, self.k
         column = bind(k, chunk * p["chunk"])
         columns = bind(k, self.T.min(p["chunk"], p["k"] - column))
-        self.pack.write(image, pixel, kind, column, columns, column * self.pitch if p["whole"] else self.T.int32(0))
+        self.pack.write(self.part, pixel, kind, column, columns, column * self.pitch if p["whole"] else self.T.int32(0))
 
     def _products(self, kind: TileKind, band: Any, image: Any, pixel: Any, chunk: Any, first: Any, end: Any) -> None:
         self._runs(band, chunk, first, end, lambda _, s, c, at: self._run(kind, image, pixel, chunk, s, c, at))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import lcm, prod
+from math import gcd, lcm, prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.kernels import spmm, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
+from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, unpacked_weight
 from sparsec.codegen.layouts import Choice, move_time, multiply_time
@@ -28,6 +29,8 @@ NARROW = 2.1  # a stored weight, beside its multiplications: shows in tiles of o
 # The same for spmv.py: a stored weight with the first row of activations, and every other row.
 _FEW_COSTS = {"x86-512": (2.6, 1.1), "x86-256": (3.0, 1.05), "aarch64": (3.0, 1.05)}
 MOST_ROWS = 8  # of activations, for spmv.py
+# The dense kernel on groups: times as long as a large product of as many multiplications, and as many more for one row.
+_GROUPED = (1.5, 12.0)
 _PIECES = 32  # of rows: 2, 4, 8 ... threads share them evenly
 _PIECE_WEIGHTS = 4096  # stored, at least, of a piece
 DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
@@ -51,23 +54,26 @@ class Prepared:
 def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **forced: int) -> Prepared:
     """A weight laid out for a product; `forced` overrides sizes of spmm_plan.choose.
 
-    geometry: pixels, images, source, dest and, for source "window", window.
+    geometry: pixels, images, source, dest; for source "window", window; groups where there are several.
     """
     mask = spmm_weights.element_mask(weight)
-    strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
+    groups = geometry.get("groups", 1)
+    strip = _strip(weight, groups, target)
     values = spmm_values.describe(weight)
     window = geometry.get("window")
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
     sizes = spmm_plan.choose(
-        weight.rows, weight.cols, geometry["pixels"], geometry["images"], spmm_weights.density(weight), strip, quantum,
-        spmm_values.is_plain(values), target, tokens=geometry["source"] == "tokens",
+        weight.rows // groups, weight.cols, geometry["pixels"], geometry["images"] * groups, spmm_weights.density(weight),
+        strip, quantum, spmm_values.is_plain(values), target, tokens=geometry["source"] == "tokens",
     )  # fmt: skip
     sizes |= forced
+    sizes["bands"] *= groups
     sizes["chunks"] = -(-weight.cols // sizes["chunk"])
     p: dict[str, Any] = {"n": weight.rows, "k": weight.cols, "strip": strip, "values": values, **geometry, **sizes}
     entries = spmm_weights.arrange(
         mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
-        align=lcm(strip, target.lanes) // strip, pitch=spmm_plan.pitch(p, target.lanes), pad=spmm_values.entry_pad(values),
+        align=lcm(strip, target.lanes) // strip if groups == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
+        pad=spmm_values.entry_pad(values), groups=groups,
     )  # fmt: skip
     arrays = [*entries.arrays(), *spmm_values.arrays(weight, entries, strip, values)]
     counts = entries.sizes(sizes["bands"])
@@ -99,21 +105,27 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int, fewest: int = _FEWEST_
     return None
 
 
-def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target) -> Refusal | None:
+def _strip(weight: Unpacked, groups: int, target: Target) -> int:
+    """Rows of an entry, all of one group."""
+    return spmm_weights.strip_height(gcd(weight.scheme.block[0], weight.rows // groups), spmm_plan.max_strip(target))
+
+
+def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target, groups: int = 1) -> Refusal | None:
     """A refusal when the dense kernel, which decodes all weights, is predicted to be as fast as skipping zeros."""
-    return _slower(weight, pixel_work(weight, pixels, images, target), pixels * images, target)
+    work = pixel_work(weight, pixels, images, target, groups)
+    return _slower(weight, work, pixels * images, target, groups)
 
 
 def isa(target: Target) -> str:
     return "aarch64" if target.arch == "aarch64" else f"x86-{target.vector_bits}"
 
 
-def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target) -> float:
+def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target, groups: int = 1) -> float:
     """Of spmm.py, in vector multiplications of the dense kernel."""
     single, blocked, moved = _COSTS[isa(target)]
-    n, k = weight.rows, weight.cols
+    n, k = weight.rows, weight.cols * groups
     stored = spmm_weights.stored(weight)
-    strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
+    strip = _strip(weight, groups, target)
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     work = vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
@@ -127,15 +139,20 @@ def row_work(weight: Unpacked, rows: int, target: Target) -> float:
     return stored * (first + other * (rows - 1)) + rows * (4 * weight.rows + weight.cols / target.lanes)
 
 
-def dense_work(weight: Unpacked, pixels: int, target: Target) -> float:
-    """Of the dense kernel that decodes all weights, in the same unit."""
-    return weight.rows * weight.cols * (pixels + DECODE_LANES) / target.lanes
+def dense_work(weight: Unpacked, pixels: int, target: Target, groups: int = 1) -> float:
+    """Of the dense kernel that decodes all weights, in the same unit; every group has whole panels of rows."""
+    work = weight.cols * (pixels + DECODE_LANES) / target.lanes
+    if groups == 1:
+        return weight.rows * work
+    n = weight.rows // groups
+    width = panel_width(n, pixels, target)
+    return groups * (-(-n // width) * width) * work * (_GROUPED[0] + _GROUPED[1] / n)
 
 
-def _slower(weight: Unpacked, sparse: float, pixels: int, target: Target) -> Refusal | None:
+def _slower(weight: Unpacked, sparse: float, pixels: int, target: Target, groups: int = 1) -> Refusal | None:
     """A refusal where the dense kernel, decoding included, does less work than `sparse`."""
     n, k = weight.rows, weight.cols
-    dense = dense_work(weight, pixels, target)
+    dense = dense_work(weight, pixels, target, groups)
     if sparse < dense:
         return None
     share, times = spmm_weights.density(weight), f"predicted {sparse / dense:.2f} times"
@@ -146,7 +163,7 @@ def _lower(
     op: SparsecNode, low: Lowering, geometry: dict[str, Any], source: Callable[[], Tensor], layout: Any, note: str
 ) -> Refusal | None:
     weight = unpacked_weight(op)
-    refusal = dense_wins(weight, geometry["pixels"], geometry["images"], low.target)
+    refusal = dense_wins(weight, geometry["pixels"], geometry["images"], low.target, geometry.get("groups", 1))
     if refusal is not None:
         return refusal
     label = op.node.name or "weight"
@@ -212,14 +229,14 @@ def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
     op = view(node)
     assert op.x is not None
     shape, results = low.shape(op.x), prod(low.shape(op.output))
-    if len(shape) not in (3, 4) or op.group != 1 or _refusal(op, low, prod(low.shape(op.output)[2:])) is not None:
+    if len(shape) not in (3, 4) or _refusal(op, low, prod(low.shape(op.output)[2:])) is not None:
         return None
     weight = unpacked_weight(op)
-    if dense_wins(weight, prod(low.shape(op.output)[2:]), shape[0], low.target) is not None:
+    if dense_wins(weight, prod(low.shape(op.output)[2:]), shape[0], low.target, op.group) is not None:
         return None
     stored = results * op.cols * spmm_weights.density(weight)
     row = multiply_time(low, stored, 0.4)
-    if not _is_pointwise(op):
+    if not _is_pointwise(op) or op.group > 1:
         return Choice({"row": row})
     return Choice({"row": row, "cl": row + 0.8 * (move_time(low, op.x) + move_time(low, op.output))})
 
@@ -229,15 +246,13 @@ def _is_pointwise(op: SparsecNode) -> bool:
 
 
 def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::Conv, 1-D and 2-D, with sparse weights and one group."""
+    """sparsec::Conv, 1-D and 2-D, with sparse weights."""
     op = view(node)
     assert op.x is not None
     x = op.x
     shape, out_shape = low.shape(x), low.shape(op.output)
     if len(shape) not in (3, 4):
         return Refusal(f"{len(shape) - 2}-D convolution is not supported (1-D and 2-D are)")
-    if op.group != 1:
-        return Refusal(f"{op.group} groups: sparse products take one")
     pixels = prod(out_shape[2:])
     refusal = _refusal(op, low, pixels)
     if refusal is not None:
@@ -251,18 +266,20 @@ def lower_sparse_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     size = "x".join(str(v) for v in op.kernel_shape)
     note = f"{size} s{strides[-1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
     pointwise = _is_pointwise(op)
-    if pointwise and (low.plan.get(node) or low.layout(op.x)) == "cl":
+    if pointwise and op.group == 1 and (low.plan.get(node) or low.layout(op.x)) == "cl":
         # channels last is a matrix [pixel][channel] already
         geometry: dict[str, Any] = {"pixels": shape[0] * pixels, "images": 1, "source": "tokens", "dest": "tokens"}
         return _lower(op, low, geometry, lambda: low.get(x, "cl"), "cl", note)
     geometry = {"pixels": pixels, "images": shape[0], "source": "planes", "dest": "planes"}
+    if op.group > 1:
+        geometry["groups"] = op.group
     if not pointwise:
         height, width = (1, shape[2]) if wide else shape[2:]
         out_h, out_w = (1, out_shape[2]) if wide else out_shape[2:]
         geometry |= {
             "source": "window",
             "window": {
-                "c": shape[1], "ih": height, "iw": width, "oh": out_h, "ow": out_w, "kh": kernel[0], "kw": kernel[1],
+                "c": shape[1] // op.group, "ih": height, "iw": width, "oh": out_h, "ow": out_w, "kh": kernel[0], "kw": kernel[1],
                 "sh": strides[0], "sw": strides[1], "dh": dilations[0], "dw": dilations[1], "pt": top, "pl": left,
             },
         }  # fmt: skip

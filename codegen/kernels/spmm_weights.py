@@ -3,7 +3,7 @@
 A *strip* is S consecutive output rows with the same columns (S divides the R of R x C blocks; 1 for single weights), an
 *entry* one stored column of a strip: S values and one offset. Columns are cut into *chunks* (whose part of the activations
 stays in level-1 cache), strips into *ranges* of about equal stored weight (what threads share), ranges into *bands* (one,
-unless the decoded values of all rows would be too large a scratch). Entries are ordered by (band, chunk, range, run, column);
+unless the decoded values of all rows would be too large a scratch, or the groups of a convolution). Entries are ordered by (band, chunk, range, run, column);
 a *run* is one strip inside one chunk. The runs of a (chunk, range) are sorted by their number of entries, so that the exit of
 the kernel's inner loop is predicted. Middle chunks leave out empty runs; the first and the last hold every strip, because the
 kernel starts and finishes rows there.
@@ -96,18 +96,29 @@ def density(weight: Unpacked) -> float:
 
 
 def arrange(
-    mask: Array, *, strip: int, chunk: int, ranges: int, bands: int, align: int, pitch: int, pad: int = 1
+    mask: Array,
+    *,
+    strip: int,
+    chunk: int,
+    ranges: int,
+    bands: int,
+    align: int,
+    pitch: int,
+    pad: int = 1,
+    groups: int = 1,
 ) -> Entries:
     """Order the entries of a weight whose stored elements are mask[N, K].
 
     strip: rows that share columns (all rows of a strip have equal masks). chunk: columns of a chunk. bands * ranges: pieces
     the strips are cut into, at multiples of `align` strips. pitch: floats between two columns of the activation panel (even).
-    pad: the first entry of every (band, chunk, range) is a multiple of it.
+    pad: the first entry of every (band, chunk, range) is a multiple of it. groups: parts of as many strips that share no band.
     """
     columns = mask[::strip]  # [strips, K]
     strips, k = columns.shape
     chunks, pieces = -(-k // chunk), bands * ranges
-    bounds = balanced_bounds(columns.sum(1) + _RUN_COST * chunks, pieces, align)
+    work, each = columns.sum(1) + _RUN_COST * chunks, strips // groups
+    cuts = [balanced_bounds(work[i * each : (i + 1) * each], pieces // groups, align) + i * each for i in range(groups)]
+    bounds = np.concatenate([*(part[:-1] for part in cuts), [strips]])
     piece_of = np.searchsorted(bounds, np.arange(strips), side="right") - 1
     strip_of, column_of = np.nonzero(columns)
     chunk_of = column_of // chunk

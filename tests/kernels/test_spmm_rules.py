@@ -19,7 +19,7 @@ from sparsec.codegen.kernels.spmm_rules import dense_wins, lower_sparse_matmul, 
 from sparsec.codegen.lower import lower
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.op_view import view
-from sparsec.target import NAMED, host_target
+from sparsec.target import NAMED, Target, host_target
 from tests.kernels.programs import lower_and_run, reference
 from tests.kernels.test_conv import build, check_conv, constant
 from tests.kernels.test_decode import keep_mask
@@ -51,6 +51,45 @@ def test_geometries() -> None:
     check_conv("s75", (1, 5, 6, 5), 8, (3, 3), pads=[4, 4, 4, 4])
     check_conv("s75", (2, 5, 137), 11, (7,), strides=[3], pads=[2, 4])
     check_conv("s75", (1, 5, 37), 11, (3,), dilations=[2])
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("target", [host_target(), NAMED["x86-avx2"], NAMED["arm"]], ids=lambda t: f"{t.name}-{t.arch}")
+@pytest.mark.parametrize("scheme", ["s75", "s2x1@75-int8", "s4x4@60-cb4-g8", "s2:4-uint4", "s3x2@50-cb3.i4"])
+def test_groups(scheme: str, target: Target) -> None:
+    check_conv(scheme, (1, 6, 17, 19), 10, (3, 3), pads=[1, 1, 1, 1], group=2, target=target)
+    check_conv(scheme, (2, 21, 9, 8), 33, (1, 1), residual=True, act="relu", group=3, target=target)
+    check_conv(
+        scheme, (3, 16, 11, 13), 24, (3, 2), pads=[0, 1, 2, 1], strides=[2, 3], group=8, act="relu6", target=target
+    )
+
+
+@pytest.mark.usefixtures("always")
+def test_geometries_of_groups() -> None:
+    check_conv("s75", (1, 8, 12, 12), 6, (3, 3), dilations=[2, 3], pads=[2, 3, 2, 3], group=2)
+    check_conv("s75", (2, 6, 137), 12, (7,), strides=[3], pads=[2, 4], group=3)
+    check_conv("s75-int4", (1, 16, 10, 10), 8, (1, 1), strides=[2, 2], group=8)
+    check_conv("s75-int8-g4", (1, 4, 23, 9), 300, (3, 3), group=2, residual=True)
+
+
+@pytest.mark.parametrize("scheme", ["s90", "s90-int8", "s2x1@90-cb4"])
+def test_groups_skip_zeros(scheme: str) -> None:
+    """No dense panel is decoded, and every group reads its own channels only."""
+    rng = np.random.default_rng(7)
+    parsed = Scheme.parse(scheme)
+    weight = encode(rng.normal(size=(96, 288)).astype(np.float32), parsed, mask=keep_mask(parsed, 96, 288, rng, 0.1))
+    feed = {"x": rng.normal(size=(1, 96, 14, 15)).astype(np.float32)}
+
+    def make(values: dict[str, ir.Value]) -> Any:
+        return ops.conv(values["x"], ops.weight_inputs(weight, "w"), kernel_shape=(3, 3), pads=(1, 1, 1, 1), group=3)
+
+    made = build(make, feed, (1, 96, 14, 15))
+    steps = lower(made, host_target(), "groups").steps
+    assert [step.spec.family for step in steps] == ["spmm"]
+    assert steps[0].spec.params["groups"] == 3
+    (want,) = reference(made, feed)
+    (got,) = lower_and_run(made, feed)
+    assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
 
 
 def _linear(scheme: str, shape: tuple[int, ...], n: int) -> tuple[ir.Model, dict[str, Array]]:
