@@ -5,7 +5,8 @@ over the stored columns of a strip loads one offset, broadcasts S weights and mu
 offset, as in Elsen et al., "Fast Sparse ConvNets" (CVPR 2020). Activations are packed per tile into a panel [column][pitch],
 a chunk of columns at a time, so that the panel stays in level-1 cache; between chunks partial sums wait in a second one.
 
-A unit is (band, image, tile, range of strips), where every group of a convolution has bands of its own: spmm_weights.py says what these are, spmm_plan.py how large, spmm_pack.py
+A unit is (band, image, tile, range of strips), where every group of a convolution has bands of its own: spmm_weights.py says what
+these are, spmm_plan.py how large, spmm_pack.py
 where activations come from, spmm_values.py how values are decoded. Results are stored as `planes` (y[image][N][pixel]) from
 registers, or as `tokens` (y[pixel][N]) through a transposition.
 """

@@ -1,6 +1,7 @@
 """Activations for spmm.py: a chunk of columns of one tile of pixels, brought into the panel [column][pitch] of the work space.
 
-Sources (an image is the channels of one group): `planes` x[image][K][pixel] (NCHW, pointwise convolution), `tokens` x[pixel][K] (linear layers, or channels last), and
+Sources (an image is the channels of one group):
+`planes` x[image][K][pixel] (NCHW, pointwise convolution), `tokens` x[pixel][K] (linear layers, or channels last), and
 `window` x[image][channel][row][column] of a convolution, whose receptive fields become columns (channel, tap). Lanes of a tile
 past the last pixel hold any finite value that is in x, or zero.
 """

@@ -3,7 +3,8 @@
 A *strip* is S consecutive output rows with the same columns (S divides the R of R x C blocks; 1 for single weights), an
 *entry* one stored column of a strip: S values and one offset. Columns are cut into *chunks* (whose part of the activations
 stays in level-1 cache), strips into *ranges* of about equal stored weight (what threads share), ranges into *bands* (one,
-unless the decoded values of all rows would be too large a scratch, or the groups of a convolution). Entries are ordered by (band, chunk, range, run, column);
+unless the decoded values of all rows would be too large a scratch, or the groups of a convolution).
+Entries are ordered by (band, chunk, range, run, column);
 a *run* is one strip inside one chunk. The runs of a (chunk, range) are sorted by their number of entries, so that the exit of
 the kernel's inner loop is predicted. Middle chunks leave out empty runs; the first and the last hold every strip, because the
 kernel starts and finishes rows there.
