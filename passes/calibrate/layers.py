@@ -1,0 +1,164 @@
+"""Calibration, layer by layer: run the samples up to a layer, gather what its inputs are like, compress it, go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.calibrate.biases import add_to_bias, own_bias
+from sparsec.passes.calibrate.inputs import layer_rows
+from sparsec.passes.calibrate.segments import Segment, segments
+from sparsec.passes.calibrate.solve import Layer, Solved, solve
+from sparsec.passes.calibrate.stream import Stream
+from sparsec.passes.select import Choice
+from sparsec.passes.statistics import Moments, Statistics
+
+__all__ = ["calibrate", "why_not"]
+
+Array = np.ndarray[Any, Any]
+
+_MOST_ROWS = 2048
+"""Positions of one sample that count: neighbouring pixels of an image say much the same."""
+
+
+@dataclass
+class _Group:
+    """Layers that read the same value: they are compressed together, from one look at it."""
+
+    node: int
+    x: str
+    members: list[int]
+
+
+def why_not(choice: Choice) -> str:
+    """Why the weight cannot be calibrated, or ''."""
+    uses = choice.weight.uses
+    if any(use.operator == "Gather" for use in uses):
+        return "rows of a lookup table have no products to calibrate"
+    if len(uses) > 1:
+        return f"read by {len(uses)} nodes"
+    return ""
+
+
+def calibrate(
+    model: ir.Model,
+    choices: Sequence[Choice],
+    samples: Sequence[Mapping[str, Array]],
+    executor: Executor,
+    *,
+    sequential: bool = True,
+    correction: float = 0.5,
+    threads: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> list[Solved | None]:
+    """Compress the weights of `choices` (None for those that `why_not` names); biases of `model` change in place.
+
+    Args:
+        model: canonical, static shapes.
+        samples: inputs by name, at least one.
+        executor: where layers are solved; arguments and results are picklable.
+        sequential: layers see the activations of the layers compressed before; else those of the uncompressed model.
+        correction: 0 to 1, how much of the difference to the uncompressed model's activations a layer makes up for.
+        threads: of onnxruntime.
+    """
+    groups = _groups(model, choices)
+    biases = {i: own_bias(model, choices[i].weight.uses[0], choices[i].weight.rows) for g in groups for i in g.members}
+    numbers = {node: number for number, node in enumerate(model.graph)}  # biases have moved them
+    for group in groups:
+        group.node = min(numbers[choices[i].weight.uses[0].node] for i in group.members)
+    groups.sort(key=lambda group: group.node)
+    plan = segments(model.graph, [group.node for group in groups], [[group.x] for group in groups])
+    with_dense = sequential and correction > 0
+    stream = Stream(model.clone(), samples, threads)
+    dense = Stream(model.clone(), samples, threads) if with_dense else None
+    found: list[Solved | None] = [None] * len(choices)
+    waiting: dict[int, Future[Solved]] = {}
+    try:
+        for group, segment in zip(groups, plan, strict=True):
+            _advance((stream, dense), segment)
+            for index, statistics in _gather(group, choices, stream, dense, len(samples)):
+                if progress is not None:
+                    progress(choices[index].weight.name)
+                choice = choices[index]
+                layer = Layer(choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.rule, statistics, correction)
+                waiting[index] = executor.submit(solve, layer)
+            if sequential:
+                for index, future in waiting.items():
+                    found[index] = future.result()
+                    _replace(stream.model, choices[index], found[index], biases[index])
+                waiting.clear()
+        for index, future in waiting.items():
+            found[index] = future.result()
+    finally:
+        stream.close()
+        if dense is not None:
+            dense.close()
+    for index, solved in enumerate(found):
+        if solved is not None and solved.shift is not None:
+            add_to_bias(model, biases[index], solved.shift)
+    return found
+
+
+def _groups(model: ir.Model, choices: Sequence[Choice]) -> list[_Group]:
+    groups: dict[str, _Group] = {}
+    for index, choice in enumerate(choices):
+        if why_not(choice):
+            continue
+        x = choice.weight.uses[0].node.inputs[0]
+        assert x is not None
+        groups.setdefault(x.name or "", _Group(0, x.name or "", [])).members.append(index)
+    return list(groups.values())
+
+
+def _advance(streams: Sequence[Stream | None], segment: Segment) -> None:
+    for stream in streams:
+        if stream is not None:
+            stream.advance(segment)
+
+
+def _gather(
+    group: _Group, choices: Sequence[Choice], stream: Stream, dense: Stream | None, count: int
+) -> list[tuple[int, list[Statistics]]]:
+    """Statistics of each member's inputs, one for each group of its convolution; equal geometries are looked at once."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index in group.members:
+        alike.setdefault(_geometry(choices[index]), []).append(index)
+    found = []
+    for members in alike.values():
+        use = choices[members[0]].weight.uses[0]
+        moments: list[Moments] = []
+        for sample in range(count):
+            rows = layer_rows(use, stream.value(group.x, sample), _MOST_ROWS, sample)
+            before = layer_rows(use, dense.value(group.x, sample), _MOST_ROWS, sample) if dense is not None else None
+            if not moments:
+                moments = [Moments(part.shape[1], with_dense=dense is not None) for part in rows]
+            for number, part in enumerate(rows):
+                moments[number].add(part, None if before is None else before[number])
+        statistics = [m.statistics(centred=True) for m in moments]
+        found += [(index, statistics) for index in members]
+    return found
+
+
+def _geometry(choice: Choice) -> tuple[Any, ...]:
+    """What decides which inputs a layer sees of its activations."""
+    node = choice.weight.uses[0].node
+    if node.op_type != "Conv":
+        return ()
+    kept = {k: tuple(a.as_ints()) for k, a in node.attributes.items() if k in ("strides", "pads", "dilations")}
+    return (choice.weight.shape[2:], node.attributes.get_int("group", 1), tuple(sorted(kept.items())))
+
+
+def _replace(model: ir.Model, choice: Choice, solved: Solved | None, bias: str) -> None:
+    """Give a model the decoded weight, and the bias that goes with it."""
+    assert solved is not None
+    value = model.graph.initializers[choice.weight.name]
+    matrix = solved.decoded()
+    array = matrix.T if choice.weight.flipped else matrix
+    value.const_value = ir.tensor(np.ascontiguousarray(array).reshape(choice.weight.shape), name=value.name)
+    if solved.shift is not None:
+        add_to_bias(model, bias, solved.shift)

@@ -1,0 +1,79 @@
+"""What calibration finds out about the inputs of a linear layer y = W x + b."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Moments", "Statistics"]
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Moments of the K inputs x of one layer (of one group of a grouped convolution), over `samples` columns x.
+
+    second_moment: float32 [K, K], E[(x - m)(x - m)^T] where m is `mean` if the layer's bias takes the mean's part (`centred`),
+    else 0. mean: float32 [K], E[x]. cross: float32 [K, K], E[(d - x)(x - m)^T] with d the same inputs in the uncompressed model
+    (their mean difference taken out likewise), or None where they are the same. mean_dense: float32 [K], E[d].
+    """
+
+    samples: int
+    second_moment: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    mean_dense: NDArray[np.float32]
+    cross: NDArray[np.float32] | None
+    centred: bool
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """Root mean square of each input, mean included, float32 [K]."""
+        power = np.diag(self.second_moment).astype(np.float64)
+        if self.centred:
+            power = power + np.square(self.mean, dtype=np.float64)
+        return np.sqrt(np.maximum(power, 0)).astype(np.float32)
+
+
+class Moments:
+    """Sums up `Statistics` over batches of inputs; products in float32, sums in float64."""
+
+    def __init__(self, inputs: int, *, with_dense: bool) -> None:
+        self._count = 0
+        self._second = np.zeros((inputs, inputs))
+        self._sum = np.zeros(inputs)
+        self._cross = np.zeros((inputs, inputs)) if with_dense else None
+        self._dense_sum = np.zeros(inputs)
+
+    def add(self, x: Floats, dense: Floats | None = None) -> None:
+        """x: float32 [T, K], one input a row; dense: the same inputs in the uncompressed model."""
+        self._count += len(x)
+        self._second += x.T @ x
+        self._sum += x.sum(0, dtype=np.float64)
+        if self._cross is not None:
+            assert dense is not None
+            self._cross += (dense - x).T @ x
+            self._dense_sum += dense.sum(0, dtype=np.float64)
+
+    def statistics(self, *, centred: bool) -> Statistics:
+        """What was added so far; at least one input."""
+        n = max(self._count, 1)
+        mean, second = self._sum / n, self._second / n
+        dense, cross = mean, None
+        if self._cross is not None:
+            dense, cross = self._dense_sum / n, self._cross / n
+        if centred:
+            second = second - np.outer(mean, mean)
+            if cross is not None:
+                cross = cross - np.outer(dense - mean, mean)
+        return Statistics(
+            self._count,
+            second.astype(np.float32),
+            mean.astype(np.float32),
+            dense.astype(np.float32),
+            None if cross is None else cross.astype(np.float32),
+            centred,
+        )
