@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsec.errors import RecipeError
+from sparsec.passes.calibrate.layers import calibrate, why_not
+from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_masks, weight_digest
 from sparsec.passes.insert_decode import encode_weights, insert_decode
 from sparsec.passes.layers import LayerRecord
@@ -18,7 +23,28 @@ from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.recipe import Recipe
 
-__all__ = ["EncodeWeights", "Job", "QuantiseActivations", "SelectSchemes", "Sparsify"]
+__all__ = [
+    "CalibrateWeights",
+    "Calibration",
+    "EncodeWeights",
+    "Job",
+    "QuantiseActivations",
+    "SelectSchemes",
+    "Sparsify",
+]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibrated compression works with.
+
+    samples: inputs by name, at least one, as the model takes them. executor: where layers are solved (arguments and results are
+    picklable). threads: of onnxruntime.
+    """
+
+    samples: Sequence[Mapping[str, NDArray[Any]]]
+    executor: Executor
+    threads: int = 1
 
 
 @dataclass
@@ -27,9 +53,11 @@ class Job:
 
     recipe: Recipe
     progress: Callable[[str], None] | None = None
+    calibration: Calibration | None = None
     choices: list[Choice] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
+    solved: list[Solved | None] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
 
@@ -40,7 +68,9 @@ class Job:
             names = tuple(choice.weight.name for choice in self.choices if choice.rule_index == index)
             if names:
                 rules.append(rule.model_copy(update={"targets": names, "ignore": (), "optional": False}))
-        return Recipe(rules=tuple(rules), min_elements=0, keep=self.recipe.keep).to_yaml()
+        return Recipe(
+            rules=tuple(rules), min_elements=0, calibrate=self.recipe.calibrate, keep=self.recipe.keep
+        ).to_yaml()
 
 
 class _JobPass(ir.passes.InPlacePass):
@@ -57,15 +87,49 @@ class SelectSchemes(_JobPass):
         return ir.passes.PassResult(model, False)
 
 
+class CalibrateWeights(_JobPass):
+    """Weights whose rules use calibration inputs, pruned and coded layer by layer; biases take up shifts of the outputs."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job, given = self.job, self.job.calibration
+        job.solved = [None] * len(job.choices)
+        if given is None:
+            _refuse_calibrated_rules(job.recipe)
+            return ir.passes.PassResult(model, False)
+        members = [i for i, choice in enumerate(job.choices) if not why_not(choice)]
+        solved = calibrate(
+            model, [job.choices[i] for i in members], given.samples, given.executor,
+            settings=job.recipe.calibrate, threads=given.threads, progress=job.progress,
+        )  # fmt: skip
+        for index, result in zip(members, solved, strict=True):
+            job.solved[index] = result
+        return ir.passes.PassResult(model, bool(members))
+
+
+def _refuse_calibrated_rules(recipe: Recipe) -> None:
+    for index, rule in enumerate(recipe.rules):
+        for key, name, free in (
+            ("sparsify", rule.sparsify.algorithm, "magnitude"),
+            ("quantize", rule.quantize.algorithm, "nearest"),
+        ):
+            if name not in ("auto", free):
+                raise RecipeError(
+                    f"recipe rules[{index}].{key}.algorithm: '{name}' needs calibration inputs; give some "
+                    f"(calibration=..., --calibration data.npz), or choose '{free}'"
+                )
+
+
 class Sparsify(_JobPass):
-    """Keep-masks for the sparse schemes, rule by rule."""
+    """Keep-masks for the sparse schemes, rule by rule, of weights that calibration has left."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
         job.masks = [None] * len(job.choices)
         job.digests = [weight_digest(choice) for choice in job.choices]
         for index in range(len(job.recipe.rules)):
-            members = [i for i, choice in enumerate(job.choices) if choice.rule_index == index]
+            members = [
+                i for i, choice in enumerate(job.choices) if choice.rule_index == index and job.solved[i] is None
+            ]
             if not members or job.choices[members[0]].scheme.is_dense:
                 continue
             chosen = [job.choices[i] for i in members]
@@ -89,9 +153,11 @@ class EncodeWeights(_JobPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
-        results = encode_weights(job.choices, job.digests, job.masks, job.progress)
+        results = encode_weights(job.choices, job.digests, job.masks, job.solved, job.progress)
         for choice, (encoded, record) in zip(job.choices, results, strict=True):
             insert_decode(model, choice, encoded)
+            if job.calibration is not None and record.output_error is None:
+                record.reason = f"not calibrated: {why_not(choice)}"
             job.layers.append(record)
         place = {name: i for i, name in enumerate(job.order)}
         job.layers.sort(key=lambda layer: place[layer.name])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsec import ops
 from sparsec.formats import EncodedWeight, decode, encode
+from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_encoding
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.select import Choice
@@ -24,18 +25,23 @@ def encode_weights(
     choices: Sequence[Choice],
     digests: Sequence[str],
     masks: Sequence[Mask | None],
+    solved: Sequence[Solved | None],
     progress: Callable[[str], None] | None = None,
 ) -> list[tuple[EncodedWeight, LayerRecord]]:
     """Encode every weight in its scheme (numpy, in threads: the heavy parts release the interpreter's lock).
 
-    digests: of `weight_digest`; what was encoded before comes from the cache.
+    digests: of `weight_digest`; what was encoded before comes from the cache. solved: weights that calibration has encoded.
 
     Raises:
         WeightError: a weight does not fit its scheme.
     """
 
-    def work(item: tuple[Choice, str, Mask | None]) -> tuple[EncodedWeight, LayerRecord]:
-        choice, digest, mask = item
+    def work(index: int) -> tuple[EncodedWeight, LayerRecord]:
+        choice, digest, mask, given = choices[index], digests[index], masks[index], solved[index]
+        if given is not None:
+            record = _record(choice, given.encoded, given.zeros, given.nmse)
+            record.output_error = given.output_error
+            return given.encoded, record
         if progress is not None:
             progress(choice.weight.name)
         encoded, zeros, nmse = cached_encoding(choice, digest, mask, lambda: _encode(choice, mask))
@@ -44,7 +50,7 @@ def encode_weights(
     with ThreadPoolExecutor(max_workers=4) as pool:
         # The largest first: an embedding table that comes last keeps one thread busy while three wait.
         order = sorted(range(len(choices)), key=lambda i: -choices[i].weight.rows * choices[i].weight.cols)
-        futures = {i: pool.submit(work, (choices[i], digests[i], masks[i])) for i in order}
+        futures = {i: pool.submit(work, i) for i in order}
         return [futures[i].result() for i in range(len(choices))]
 
 

@@ -26,5 +26,7 @@ class LayerRecord:
     nmse: float
     rule: int | None = None
     """Index of the rule in the recipe that chose the scheme; None when the weight is dense for another reason."""
+    output_error: float | None = None
+    """Of calibrated weights: the layer's squared error on the calibration inputs over its outputs' squares (means taken out)."""
     activations: str = ""
     """How the product reads its inputs: "" for float32, else as in `sparsec.int8`."""

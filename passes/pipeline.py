@@ -12,7 +12,15 @@ import onnx_ir.passes.common as common
 
 from sparsec.passes.attention import FuseAttention
 from sparsec.passes.canonical_cache import canonical
-from sparsec.passes.compression import EncodeWeights, Job, QuantiseActivations, SelectSchemes, Sparsify
+from sparsec.passes.compression import (
+    CalibrateWeights,
+    Calibration,
+    EncodeWeights,
+    Job,
+    QuantiseActivations,
+    SelectSchemes,
+    Sparsify,
+)
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.join_products import JoinProducts
 from sparsec.passes.layers import LayerRecord
@@ -24,6 +32,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
     """The stages that follow canonicalisation; `job` carries what they decide from one to the next."""
     return (
         Stage("select-schemes", lambda: SelectSchemes(job)),
+        Stage("calibrate", lambda: CalibrateWeights(job)),
         Stage("sparsify", lambda: Sparsify(job)),
         Stage("encode-weights", lambda: EncodeWeights(job)),
         Stage("fuse", Fuse),
@@ -52,6 +61,7 @@ def compress(
     model: ir.Model,
     recipe: Any = None,
     *,
+    calibration: Calibration | None = None,
     debug_dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compressed:
@@ -60,6 +70,7 @@ def compress(
     Args:
         model: from `sparsec.frontend.load_model`, input shapes static.
         recipe: what `sparsec.recipe.load_recipe` takes; None leaves every weight dense (fp32) and fuses all the same.
+        calibration: inputs to calibrate on, for the algorithms that need them; None: data-free ones only.
         debug_dump: folder that gets `NN-name.onnx` after each stage.
         progress: called with the name of each stage, and of each weight while it is encoded.
 
@@ -68,7 +79,7 @@ def compress(
         RecipeError: the recipe is wrong, or a selector matches nothing.
         WeightError: weights hold NaN or Inf, or do not fit their scheme.
     """
-    job = Job(load_recipe(recipe), progress=progress)
+    job = Job(load_recipe(recipe), progress=progress, calibration=calibration)
     work, records = canonical(model, debug_dump=debug_dump, progress=progress)
     records += run_stages(work, compression(job), debug_dump=debug_dump, first=len(records) + 1, progress=progress)
     return Compressed(work, job.layers, records, job.effective_recipe())

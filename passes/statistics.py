@@ -69,6 +69,7 @@ class Moments:
             second = second - np.outer(mean, mean)
             if cross is not None:
                 cross = cross - np.outer(dense - mean, mean)
+            np.fill_diagonal(second, np.maximum(np.diag(second), 0))
         return Statistics(
             self._count,
             second.astype(np.float32),

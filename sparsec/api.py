@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec import samples
+from sparsec.calibration import calibration_samples
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
@@ -18,9 +22,9 @@ from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
 from sparsec.files import replacing_file
 from sparsec.frontend import load_model
-from sparsec.passes import Compressed, float_activations
+from sparsec.passes import Calibration, Compressed, float_activations
 from sparsec.passes import compress as compress_graph
-from sparsec.recipe import load_recipe
+from sparsec.recipe import Recipe, load_recipe
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.target import resolve_target
@@ -60,8 +64,10 @@ def compress(
     example_inputs: Any = None,
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
+    calibration: Any = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     verify: bool = True,
+    jobs: int | None = None,
     debug_dump: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
@@ -74,18 +80,24 @@ def compress(
         example_inputs: for torch modules, as for calling them.
         input_shapes: `{"x": [1, 3, 224, 224], "batch": 1}`: every dynamic dimension needs a size.
         input_values: `{"sr": 16000}` turns inputs into constants.
+        calibration: inputs to calibrate on: an .npz file or mapping of arrays that hold all samples, an iterable of samples, or
+            a callable that returns one (see `sparsec.calibration`). None: only data-free algorithms.
         inputs: arrays by input name, or an .npz of them, to compare on; random ones (seed 0) if None.
         verify: run the result and the original in onnxruntime and report the error.
+        jobs: threads that calibrate; None: one per core.
         debug_dump: folder that gets the graph after each pass.
 
     Raises:
-        SparsecError: a subclass says what is wrong with model, shapes, recipe or weights.
+        CalibrationError: calibration inputs do not fit the model, or hold NaN.
+        SparsecError: other subclasses say what is wrong with model, shapes, recipe or weights.
         VerificationError: the result does not run in onnxruntime, or gives NaN.
     """
     source = load_model(model, example_inputs, input_shapes, input_values)
-    compressed = compress_graph(
-        source, load_recipe(recipe), debug_dump=debug_dump, progress=_named(progress, "compress")
-    )
+    chosen = load_recipe(recipe)
+    with _calibration(calibration, source, chosen, jobs) as calibrated:
+        compressed = compress_graph(
+            source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
+        )
     data = onnx_bytes(compressed.model)
     report = Report(
         source.graph.name or "model",
@@ -118,6 +130,7 @@ def compile(
     example_inputs: Any = None,
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
+    calibration: Any = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     threads: int = 1,
     keep: str | None = None,
@@ -139,7 +152,7 @@ def compile(
         tune: measure every kernel that can compute a product and take the fastest, instead of predicting; the target must
             be this machine. Times are cached.
         verify: compare with onnxruntime; for another machine's target this needs an emulator (qemu-user).
-        jobs: kernel compilers at once; None: one per core.
+        jobs: kernel compilers at once, and threads that calibrate; None: one per core.
         progress: called with (stage, done, total, detail).
         name: prefix of the C symbols; None: from the file or module.
         The other arguments are those of `compress`.
@@ -154,7 +167,10 @@ def compile(
     source = load_model(model, example_inputs, input_shapes, input_values)
     chosen = load_recipe(recipe)
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
-    compressed = compress_graph(source, chosen, debug_dump=debug_dump, progress=_named(progress, "compress"))
+    with _calibration(calibration, source, chosen, jobs) as calibrated:
+        compressed = compress_graph(
+            source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
+        )
     program = lower(compressed.model, machine, c_name(name or default_name(model)), policy=policy)
     built = build(program, jobs, progress)
     report = Report(
@@ -184,6 +200,18 @@ def compile(
         if progress:
             progress("verify", 1, 1, "")
     return compiled
+
+
+@contextmanager
+def _calibration(source: Any, model: ir.Model, recipe: Recipe, jobs: int | None) -> Iterator[Calibration | None]:
+    """Calibration inputs and the threads that work on them."""
+    if source is None:
+        yield None
+        return
+    samples = calibration_samples(source, model, recipe.calibrate.samples)
+    workers = jobs or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as executor:
+        yield Calibration(samples, executor, workers)
 
 
 def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:

@@ -71,10 +71,17 @@ Shapes = Annotated[
 Values = Annotated[
     str | None, typer.Option("--input-values", metavar="NAME=VALUE,...", help="Make inputs constants: sr=16000.")
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="X.NPZ", help="Inputs by name, all samples side by side, to calibrate on."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="Write the graph after each pass.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of the program and of onnxruntime.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Kernel compilers at once [default: all cores].")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Kernel compilers, and threads that calibrate, at once [default: all cores]."),
+]
 TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
 Keep = Annotated[
     str | None,
@@ -115,9 +122,11 @@ def compress(
     recipe: RecipeOption = DEFAULT_RECIPE,
     input_shapes: Shapes = None,
     input_values: Values = None,
+    calibration: CalibrationOption = None,
     inputs: Inputs = None,
     force: Force = False,
     no_verify: NoVerify = False,
+    jobs: Jobs = None,
     no_cache: NoCache = False,
     debug_dump: Dump = None,
     as_json: Json = False,
@@ -133,8 +142,10 @@ def compress(
             DEFAULT_RECIPE if recipe is None else recipe,
             input_shapes=parse_shapes(input_shapes),
             input_values=parse_values(input_values),
+            calibration=calibration,
             inputs=inputs,
             verify=not no_verify,
+            jobs=jobs,
             debug_dump=debug_dump,
             progress=progress,
         )
@@ -153,6 +164,7 @@ def compile(
     recipe: RecipeOption = None,
     input_shapes: Shapes = None,
     input_values: Values = None,
+    calibration: CalibrationOption = None,
     inputs: Inputs = None,
     name: Annotated[str | None, typer.Option("--name", help="C name of the model [default: from the file].")] = None,
     force: Force = False,
@@ -179,6 +191,7 @@ def compile(
             recipe,
             input_shapes=parse_shapes(input_shapes),
             input_values=parse_values(input_values),
+            calibration=calibration,
             inputs=inputs,
             threads=threads,
             keep=keep,

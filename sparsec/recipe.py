@@ -30,7 +30,7 @@ from sparsec.errors import RecipeError, SchemeError
 from sparsec.formats import Scheme
 
 __all__ = [
-    "OPERATORS", "PRESETS", "Assignment", "Candidate", "Quantize", "Recipe", "Rule", "Sparsify", "assign", "load_recipe",
+    "OPERATORS", "PRESETS", "Assignment", "Calibrate", "Candidate", "Quantize", "Recipe", "Rule", "Sparsify", "assign", "load_recipe",
 ]  # fmt: skip
 
 OPERATORS = ("Conv", "DepthwiseConv", "MatMul", "Gemm", "Gather")
@@ -45,20 +45,41 @@ class _Strict(BaseModel):
 
 
 class Sparsify(_Strict):
-    """How the zeros of a sparse structure are chosen.
+    """How the zeros of a sparse structure are chosen (docs/recipes.md).
 
     `magnitude` keeps the largest absolute values; `scope: global` compares all weights of the rule with each other (after
-    dividing each by its root mean square), so that layers may end up with different shares of zeros.
+    dividing each by its root mean square), so that layers may end up with different shares of zeros. The others need calibration
+    inputs: `wanda` weighs values by their inputs, `sparsegpt` and `obs` also move what is lost to the weights that stay. `auto`:
+    `obs` for blocks and `sparsegpt` for other structures where there are calibration inputs, else `magnitude`.
     """
 
-    algorithm: Literal["magnitude"] = "magnitude"
+    algorithm: Literal["auto", "magnitude", "wanda", "sparsegpt", "obs"] = "auto"
     scope: Literal["layer", "global"] = "layer"
 
 
 class Quantize(_Strict):
-    """How stored values become codes: `nearest` rounds to the nearest level, k-means for codebooks; no data needed."""
+    """How stored values become codes (docs/recipes.md).
 
-    algorithm: Literal["nearest"] = "nearest"
+    `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `gptq` rounds column by column and moves the
+    error to the columns that follow; `descent` goes on from there with coordinate descent and fits scales and codebooks again.
+    `auto`: `descent` where there are calibration inputs, else `nearest`.
+    """
+
+    algorithm: Literal["auto", "nearest", "gptq", "descent"] = "auto"
+
+
+class Calibrate(_Strict):
+    """How calibration inputs are used.
+
+    sequential: layers see the activations of the model as compressed so far; else the uncompressed model's. correction: 0 to 1,
+    how much of the difference between the two a layer makes up for. samples: the most that are read. damping: added to the
+    diagonal of Hessians, as a share of its mean.
+    """
+
+    sequential: bool = True
+    correction: float = Field(default=0.5, ge=0, le=1)
+    samples: int = Field(default=256, ge=1)
+    damping: float = Field(default=0.01, ge=0)
 
 
 class Rule(_Strict):
@@ -102,6 +123,7 @@ class Recipe(_Strict):
     rules: tuple[Rule, ...] = ()
     ignore: tuple[str, ...] = ()
     min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
+    calibrate: Calibrate = Calibrate()
     keep: Literal["size", "speed"] = "size"
     """speed: a compiler decodes a weight to float32 where the dense product is faster; size: never."""
 

@@ -49,6 +49,7 @@ class LayerRow:
             "bits_per_weight": round(r.bits_per_weight, 4),
             "bytes": r.nbytes,
             "nmse": rounded(r.nmse),
+            **({} if r.output_error is None else {"output_error": rounded(r.output_error)}),
             "kernel": self.kernel,
             "reason": r.reason,
             **({"choice": self.choice} if self.choice else {}),
@@ -63,7 +64,7 @@ class LayerRow:
             LayerRecord(
                 data["name"], data["node"], data["op"], tuple(data["shape"]), data["scheme"], data["reason"],
                 data["zeros"], data["bits_per_weight"], data["bytes"], data["nmse"],
-                activations=data["activations"].replace("fp32", ""),
+                activations=data["activations"].replace("fp32", ""), output_error=data.get("output_error"),
             ),
             data["kernel"],
             data.get("choice", ""),
@@ -132,10 +133,15 @@ class Report:
 
 
 def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
-    """One row per weight. The last column is the kernel, or the REASON why the weight is dense; `why`: both columns."""
+    """One row per weight. The last column is the kernel, or the REASON why the weight is dense; `why`: both columns.
+
+    Calibrated weights show the error of their layer's outputs on the calibration inputs too.
+    """
     # A reason that all weights share ("the recipe has no rules") tells nothing: the kernels do.
     plain = len({row.record.reason for row in layers}) == 1 and any(row.kernel for row in layers)
+    calibrated = any(row.record.output_error is not None for row in layers)
     headers = ["layer", "op", "shape", "scheme", "zeros %", "bits/weight", "KB", "NMSE"]
+    headers += ["output error"] if calibrated else []
     headers += ["kernel", "REASON"] if why else ["kernel or REASON"]
     rows = []
     for row in layers:
@@ -145,9 +151,11 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
             r.name, r.op, "x".join(map(str, r.shape)), scheme, f"{100 * r.zeros:.1f}", f"{r.bits_per_weight:.2f}",
             f"{r.nbytes / 1000:.1f}", f"{r.nmse:.2g}",
         ]  # fmt: skip
+        if calibrated:
+            cells.append(_number(r.output_error, ".2g"))
         last = [row.kernel, r.reason or row.choice] if why else [row.kernel if plain or not r.reason else r.reason]
         rows.append((*cells, *last))
-    return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, 8, 9}))
+    return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, *range(8 + calibrated, len(headers))}))
 
 
 def dumps(data: Any) -> str:

@@ -98,17 +98,22 @@ def load_inputs(path: str | Path, model: ir.Model) -> dict[str, Array]:
     Raises:
         InputError: no such file, not an .npz, or names, dtypes or shapes that do not fit the model.
     """
+    feed = open_arrays(Path(path))
+    check_inputs(feed, model, str(path))
+    return feed
+
+
+def open_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file. Raises InputError: no such file, not an .npz."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            feed = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
         raise InputError(
             f"{path}: not an .npz file of arrays; write one with numpy.savez(path, name=array, ...)"
         ) from error
-    check_inputs(feed, model, str(path))
-    return feed
 
 
 def check_inputs(feed: Mapping[str, Array], model: ir.Model, where: str) -> None:

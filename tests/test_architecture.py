@@ -35,6 +35,7 @@ VOCABULARY = {
     "decode_body",
     "activations",
     "int8",
+    "reference",
 }
 # What each layer may import; whatever is not named here is face (api, cli, compiled ...) and may import everything.
 ALLOWED = {

@@ -17,6 +17,7 @@ from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.select import Choice
 from sparsec.passes.statistics import Moments, Statistics
+from sparsec.recipe import Calibrate
 
 __all__ = ["calibrate", "why_not"]
 
@@ -37,7 +38,11 @@ class _Group:
 
 def why_not(choice: Choice) -> str:
     """Why the weight cannot be calibrated, or ''."""
-    uses = choice.weight.uses
+    rule, uses = choice.rule, choice.weight.uses
+    if rule.quantize.algorithm == "nearest" and (
+        choice.scheme.is_dense or rule.sparsify.algorithm == "magnitude" or rule.sparsify.scope == "global"
+    ):
+        return "its rule asks for data-free algorithms"
     if any(use.operator == "Gather" for use in uses):
         return "rows of a lookup table have no products to calibrate"
     if len(uses) > 1:
@@ -51,8 +56,7 @@ def calibrate(
     samples: Sequence[Mapping[str, Array]],
     executor: Executor,
     *,
-    sequential: bool = True,
-    correction: float = 0.5,
+    settings: Calibrate,
     threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> list[Solved | None]:
@@ -62,8 +66,6 @@ def calibrate(
         model: canonical, static shapes.
         samples: inputs by name, at least one.
         executor: where layers are solved; arguments and results are picklable.
-        sequential: layers see the activations of the layers compressed before; else those of the uncompressed model.
-        correction: 0 to 1, how much of the difference to the uncompressed model's activations a layer makes up for.
         threads: of onnxruntime.
     """
     groups = _groups(model, choices)
@@ -73,7 +75,8 @@ def calibrate(
         group.node = min(numbers[choices[i].weight.uses[0].node] for i in group.members)
     groups.sort(key=lambda group: group.node)
     plan = segments(model.graph, [group.node for group in groups], [[group.x] for group in groups])
-    with_dense = sequential and correction > 0
+    sequential = settings.sequential
+    with_dense = sequential and settings.correction > 0
     stream = Stream(model.clone(), samples, threads)
     dense = Stream(model.clone(), samples, threads) if with_dense else None
     found: list[Solved | None] = [None] * len(choices)
@@ -85,7 +88,9 @@ def calibrate(
                 if progress is not None:
                     progress(choices[index].weight.name)
                 choice = choices[index]
-                layer = Layer(choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.rule, statistics, correction)
+                layer = Layer(
+                    choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.rule, settings, statistics
+                )
                 waiting[index] = executor.submit(solve, layer)
             if sequential:
                 for index, future in waiting.items():

@@ -1,0 +1,127 @@
+"""Calibration inputs: an .npz file, arrays, an iterable or a callable, checked and cut into one feed a run of the model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsec.errors import CalibrationError
+from sparsec.samples import open_arrays
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["calibration_samples"]
+
+Array = np.ndarray[Any, Any]
+Feed = dict[str, Array]
+
+
+def calibration_samples(source: Any, model: ir.Model, most: int) -> list[Feed]:
+    """The first `most` samples of `source`, each with every input of the model as it was bound.
+
+    Args:
+        source: path of an .npz file; a mapping of arrays; an iterable of samples, or a callable that returns one. Arrays of a
+            file or mapping hold all samples: [S, *shape] for an input of that shape, or [S * B, ...] if the input is [B, ...].
+            A sample is a mapping by input name, a list of arrays in the order of the inputs, or, for one input, an array.
+        model: from `load_model`, input shapes static.
+
+    Raises:
+        CalibrationError: names, shapes or dtypes do not fit, values are NaN or Inf, there is no sample; says which sample.
+    """
+    wanted = {v.name or "": v for v in model.graph.inputs if v.const_value is None}
+    if callable(source):
+        source = source()
+    if isinstance(source, str | PathLike):
+        where = str(source)
+        samples = _cut(open_arrays(Path(source)), wanted, where)
+    elif isinstance(source, Mapping):
+        where = "calibration"
+        samples = _cut({name: np.asarray(array) for name, array in source.items()}, wanted, where)
+    elif isinstance(source, Iterable):
+        where = "calibration"
+        samples = (_named(sample, wanted, f"calibration sample {i}") for i, sample in enumerate(source))
+    else:
+        raise CalibrationError(
+            f"calibration inputs are an .npz file, a mapping, an iterable or a callable; found {type(source).__name__}"
+        )
+    found = []
+    for index, sample in enumerate(itertools.islice(samples, most)):
+        found.append(_checked(sample, wanted, f"{where}, sample {index}"))
+    if not found:
+        raise CalibrationError(f"{where}: there is no sample; calibration needs at least one")
+    return found
+
+
+def _cut(arrays: Mapping[str, Array], wanted: Mapping[str, ir.Value], where: str) -> Iterator[Feed]:
+    """Samples of arrays that hold all of them along their first axis."""
+    _check_names(arrays, wanted, where)
+    counts = {name: _count(array, _shape(wanted[name]), f"{where}: '{name}'") for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        raise CalibrationError(f"{where}: inputs have different numbers of samples: {listed}")
+    total = next(iter(counts.values()), 0)
+    for index in range(total):
+        feed = {}
+        for name, array in arrays.items():
+            shape = _shape(wanted[name])
+            step = len(array) // total if array.ndim == len(shape) else 1
+            feed[name] = array[index * step : (index + 1) * step] if array.ndim == len(shape) else array[index]
+        yield feed
+
+
+def _count(array: Array, shape: tuple[int, ...], where: str) -> int:
+    if array.ndim == len(shape) + 1 and array.shape[1:] == shape:
+        return len(array)
+    if shape and array.ndim == len(shape) and array.shape[1:] == shape[1:] and len(array) % shape[0] == 0:
+        return len(array) // shape[0]
+    raise CalibrationError(
+        f"{where} is {list(array.shape)}; samples of {list(shape)} are {[None, *shape]} side by side"
+    )
+
+
+def _named(sample: Any, wanted: Mapping[str, ir.Value], where: str) -> Feed:
+    if isinstance(sample, Mapping):
+        return {name: np.asarray(array) for name, array in sample.items()}
+    values = list(sample) if isinstance(sample, list | tuple) else [sample]
+    if len(values) != len(wanted):
+        raise CalibrationError(
+            f"{where} has {len(values)} arrays; the model has {len(wanted)} inputs: {', '.join(wanted)}"
+        )
+    return dict(zip(wanted, map(np.asarray, values), strict=True))
+
+
+def _checked(feed: Feed, wanted: Mapping[str, ir.Value], where: str) -> Feed:
+    _check_names(feed, wanted, where)
+    result = {}
+    for name, value in wanted.items():
+        array, shape = feed[name], _shape(value)
+        assert value.dtype is not None
+        dtype = value.dtype.numpy()
+        if array.shape != shape:
+            raise CalibrationError(
+                f"{where}: '{name}' has the shape {list(array.shape)}, the model takes {list(shape)}"
+            )
+        if array.dtype != dtype and not (array.dtype.kind == np.dtype(dtype).kind and array.dtype.kind in "fiu"):
+            raise CalibrationError(f"{where}: '{name}' is {array.dtype}, the model takes {dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CalibrationError(f"{where}: '{name}' holds NaN or Inf")
+        result[name] = np.ascontiguousarray(array, dtype)
+    return result
+
+
+def _check_names(feed: Mapping[str, Any], wanted: Mapping[str, ir.Value], where: str) -> None:
+    problems = [f"'{name}' is missing" for name in wanted if name not in feed]
+    problems += [f"'{name}' is no input of the model ({', '.join(wanted)})" for name in feed if name not in wanted]
+    if problems:
+        raise CalibrationError(f"{where}: " + "; ".join(problems))
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(int(size) for size in value.shape.numpy())
