@@ -46,13 +46,11 @@ def segments(graph: ir.Graph, cuts: Sequence[int], wanted: Sequence[Sequence[str
         for name in names:
             last_read[name] = max(last_read.get(name, -1), cut)
     found, start = [], 0
-    alive: set[str] = set()
+    alive = {value.name or "" for value in graph.inputs}
     for cut in cuts:
-        before = {name for name in last_read if made_at[name] < start}
         after = {name for name, last in last_read.items() if made_at[name] < cut and last >= cut}
         makes = sorted(name for name in after if made_at[name] >= start)
         reads = _needed(nodes, reads_of, made_at, makes, start)
-        alive |= before
         drops = sorted((alive | set(makes)) - after)
         found.append(Segment(tuple(sorted(reads)), tuple(makes), tuple(drops)))
         alive = after

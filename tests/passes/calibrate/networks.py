@@ -1,0 +1,98 @@
+"""Small networks to calibrate: convolutions with groups, shared activations, layers without bias, text form of ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from sparsec.formats import Scheme
+from sparsec.passes.select import Choice
+from sparsec.passes.weights import Weight, find_weights
+from sparsec.recipe import Rule
+
+Array = np.ndarray[Any, Any]
+
+
+def image_network(seed: int = 0) -> ir.Model:
+    """x [1, 6, 9, 7] -> grouped 3x3 convolution (stride 2, pads, dilation), 1x1 without bias, residual, Gemm."""
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[1, 6, 9, 7] x) => (float[1, 5] y)
+        {
+            a = Conv <group = 3, kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 2, 1], dilations = [2, 1]> (x, w1, b1)
+            r = Relu (a)
+            c = Conv (r, w2)
+            d = Add (c, r)
+            f = Flatten (d)
+            y = Gemm <transB = 1> (f, w3, b3)
+        }"""
+    )
+    shape = (9, 2, 3, 2)
+    tensors = {
+        "w1": rng.standard_normal(shape),
+        "b1": rng.standard_normal(9),
+        "w2": rng.standard_normal((9, 9, 1, 1)) / 3,
+        "w3": rng.standard_normal((5, 9 * 4 * 7)) / 16,
+        "b3": rng.standard_normal(5),
+    }
+    return _with(model, tensors)
+
+
+def text_network(seed: int = 0, width: int = 12) -> ir.Model:
+    """x [1, 8, width] -> three products of one input (one with a bias, one shared constant), their sum through tanh, a product."""
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        net (float[1, 8, {width}] x) => (float[1, 8, 7] y)
+        {{
+            q = MatMul (x, wq)
+            qb = Add (q, bq)
+            k = MatMul (x, wk)
+            v = MatMul (x, wv)
+            vb = Add (bq, v)
+            s = Add (qb, k)
+            t = Add (s, vb)
+            u = Tanh (t)
+            y = MatMul (u, wo)
+        }}"""
+    )
+    tensors = {name: rng.standard_normal((width, width)) / width**0.5 for name in ("wq", "wk", "wv")}
+    tensors |= {"bq": rng.standard_normal(width), "wo": rng.standard_normal((width, 7))}
+    return _with(model, tensors)
+
+
+def _with(model: onnx.ModelProto, tensors: dict[str, Array]) -> ir.Model:
+    for name, array in tensors.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    result = ir.from_proto(inferred)
+    for number, node in enumerate(result.graph):
+        node.name = f"{node.op_type}{number}"
+    return result
+
+
+def choices(model: ir.Model, scheme: str, **rule: Any) -> list[Choice]:
+    """Every weight of the model in one scheme."""
+    made = Rule(scheme=scheme, **rule)
+    return [
+        Choice(weight, Scheme.parse(scheme), made, 0) for weight in find_weights(model) if isinstance(weight, Weight)
+    ]
+
+
+def samples(model: ir.Model, count: int, seed: int = 1) -> list[dict[str, Array]]:
+    """Correlated inputs with a mean."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        feed = {}
+        for value in model.graph.inputs:
+            assert value.shape is not None
+            shape = tuple(int(size) for size in value.shape.numpy())
+            base = rng.standard_normal((*shape[:-1], 1))
+            feed[value.name or ""] = (rng.standard_normal(shape) + base + 0.5).astype(np.float32)
+        found.append(feed)
+    return found
