@@ -46,9 +46,9 @@ def _patches(node: ir.Node, x: Floats, limit: int, seed: int) -> list[NDArray[np
     groups = node.attributes.get_int("group", 1)
     padded = np.pad(x, [(0, 0), (0, 0), *((pads[axis], pads[axis + rank]) for axis in range(rank))])
     reach = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True))
-    windows = sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))  # type: ignore[call-overload]
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
-    windows = windows[(..., *(slice(None, None, d) for d in dilations))]
+    windows: NDArray[Any] = sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+    every = (slice(None), slice(None))
+    windows = windows[(*every, *(slice(None, None, step) for step in (*strides, *dilations)))]
     # [B, C, out..., k...] -> [positions, C, k...]
     places = (windows.shape[0], *windows.shape[2 : 2 + rank])
     moved = np.moveaxis(windows, 1, 1 + rank)
