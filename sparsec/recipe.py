@@ -73,13 +73,15 @@ class Calibrate(_Strict):
 
     sequential: layers see the activations of the model as compressed so far; else the uncompressed model's. correction: 0 to 1,
     how much of the difference between the two a layer makes up for. samples: the most that are read. damping: added to the
-    diagonal of Hessians, as a share of its mean.
+    diagonal of Hessians, as a share of its mean. mask: an input of the model that is 0 where another input is padding; what products
+    read there does not count (models without such an input: no matter).
     """
 
     sequential: bool = True
     correction: float = Field(default=0.5, ge=0, le=1)
     samples: int = Field(default=256, ge=1)
     damping: float = Field(default=0.01, ge=0)
+    mask: str = "attention_mask"
 
 
 class Rule(_Strict):

@@ -16,15 +16,20 @@ __all__ = ["layer_rows"]
 Floats = NDArray[np.floating[Any]]
 
 
-def layer_rows(use: Use, x: Floats, limit: int, seed: int) -> list[NDArray[np.float32]]:
+def layer_rows(
+    use: Use, x: Floats, limit: int, seed: int, mask: NDArray[Any] | None = None
+) -> list[NDArray[np.float32]]:
     """Inputs of a layer for one sample, float32 [T, K]; as many arrays as a convolution has groups.
 
     x: what the node reads, [..., K] for MatMul and Gemm, [B, C, spatial...] for Conv. Of more than `limit` positions a random
-    choice is taken, the same for the same seed.
+    choice is taken, the same for the same seed. mask: positions where it is 0 are padding and left out, if it has an element for
+    each position of a product.
     """
     if use.node.op_type == "Conv":
         return _patches(use.node, x, limit, seed)
     rows = x.reshape(-1, x.shape[-1])
+    if mask is not None and mask.size == len(rows):
+        rows = rows[mask.reshape(-1) != 0]
     return [np.ascontiguousarray(rows[_chosen(len(rows), limit, seed)], np.float32)]
 
 

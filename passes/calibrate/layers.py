@@ -23,8 +23,8 @@ __all__ = ["calibrate", "why_not"]
 
 Array = np.ndarray[Any, Any]
 
-_MOST_ROWS = 2048
-"""Positions of one sample that count: neighbouring pixels of an image say much the same."""
+_ROWS_PER_INPUT = 64
+"""Rows that a layer's moments are made of, for each of its inputs: more of an image's pixels say much the same."""
 
 
 @dataclass
@@ -76,6 +76,7 @@ def calibrate(
     groups.sort(key=lambda group: group.node)
     plan = segments(model.graph, [group.node for group in groups], [[group.x] for group in groups])
     sequential = settings.sequential
+    masks = [sample.get(settings.mask) for sample in samples]
     with_dense = sequential and settings.correction > 0
     stream = Stream(model.clone(), samples, threads)
     dense = Stream(model.clone(), samples, threads) if with_dense else None
@@ -84,7 +85,7 @@ def calibrate(
     try:
         for group, segment in zip(groups, plan, strict=True):
             _advance((stream, dense), segment)
-            for index, statistics in _gather(group, choices, stream, dense, len(samples)):
+            for index, statistics in _gather(group, choices, stream, dense, masks):
                 if progress is not None:
                     progress(choices[index].weight.name)
                 choice = choices[index]
@@ -127,7 +128,7 @@ def _advance(streams: Sequence[Stream | None], segment: Segment) -> None:
 
 
 def _gather(
-    group: _Group, choices: Sequence[Choice], stream: Stream, dense: Stream | None, count: int
+    group: _Group, choices: Sequence[Choice], stream: Stream, dense: Stream | None, masks: Sequence[Array | None]
 ) -> list[tuple[int, list[Statistics]]]:
     """Statistics of each member's inputs, one for each group of its convolution; equal geometries are looked at once."""
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -135,11 +136,12 @@ def _gather(
         alike.setdefault(_geometry(choices[index]), []).append(index)
     found = []
     for members in alike.values():
-        use = choices[members[0]].weight.uses[0]
+        weight = choices[members[0]].weight
+        use, limit = weight.uses[0], -(-_ROWS_PER_INPUT * weight.cols // len(masks))
         moments: list[Moments] = []
-        for sample in range(count):
-            rows = layer_rows(use, stream.value(group.x, sample), _MOST_ROWS, sample)
-            before = layer_rows(use, dense.value(group.x, sample), _MOST_ROWS, sample) if dense is not None else None
+        for sample, mask in enumerate(masks):
+            rows = layer_rows(use, stream.value(group.x, sample), limit, sample, mask)
+            before = layer_rows(use, dense.value(group.x, sample), limit, sample, mask) if dense is not None else None
             if not moments:
                 moments = [Moments(part.shape[1], with_dense=dense is not None) for part in rows]
             for number, part in enumerate(rows):

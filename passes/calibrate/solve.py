@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
 from sparsec.passes import hessian
+from sparsec.passes.quantise.compensate import compensate
+from sparsec.passes.sparsify.masks import mask_of_scores
+from sparsec.passes.sparsify.sparsegpt import sparsegpt
+from sparsec.passes.sparsify.wanda import wanda
 from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Calibrate, Rule
 
 __all__ = ["Layer", "Solved", "solve"]
 
+Mask = NDArray[np.bool_]
 Matrix = NDArray[np.floating[Any]]
 
 
@@ -52,10 +57,57 @@ class Solved:
 
 def solve(layer: Layer) -> Solved:
     """Compress one layer as its rule says."""
-    scheme = Scheme.parse(layer.scheme)
-    target = np.concatenate([aimed_at(part, s, layer.settings) for part, s in _parts(layer.weight, layer.statistics)])
-    encoded = encode(target.astype(np.float32), scheme, name=layer.name)
-    return _solved(layer, encoded)
+    scheme, statistics = Scheme.parse(layer.scheme), layer.statistics
+    parts = [aimed_at(part, s, layer.settings) for part, s in _parts(layer.weight, statistics)]
+    target = np.ascontiguousarray(np.concatenate(parts), np.float32)
+    if len(statistics) > 1:
+        return _solved(layer, _by_groups(layer, scheme, target))
+    second_moment = statistics[0].second_moment
+    mask = None
+    if not scheme.is_dense:
+        mask, target = prune(target, second_moment, scheme, layer.rule, layer.settings.damping)
+    return _solved(layer, code(target, second_moment, scheme, mask, layer))
+
+
+def prune(
+    weight: NDArray[np.float32], second_moment: Matrix, scheme: Scheme, rule: Rule, damping: float
+) -> tuple[Mask, NDArray[np.float32]]:
+    """(keep-mask, weight that makes up for what is gone) by the rule's algorithm."""
+    structure = scheme.structure
+    match rule.sparsify.algorithm:
+        case "magnitude":
+            mask = mask_of_scores(np.square(weight, dtype=np.float64), structure)
+        case "wanda":
+            mask = wanda(weight, second_moment, structure)
+        case _:
+            return sparsegpt(weight, second_moment, structure, damping=damping)
+    return mask, np.where(mask, weight, np.float32(0))
+
+
+def code(
+    weight: NDArray[np.float32], second_moment: Matrix, scheme: Scheme, mask: Mask | None, layer: Layer
+) -> EncodedWeight:
+    """The weight in its scheme by the rule's algorithm."""
+    match layer.rule.quantize.algorithm:
+        case "nearest":
+            return encode(weight, scheme, mask, name=layer.name)
+        case "gptq":
+            return compensate(weight, second_moment, scheme, mask, damping=layer.settings.damping)
+        case _:
+            return compensate(weight, second_moment, scheme, mask, damping=layer.settings.damping)
+
+
+def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> EncodedWeight:
+    """A grouped convolution: rows read different inputs, so each weight counts by its own input's second moment."""
+    importance = np.concatenate(
+        [np.broadcast_to(np.diag(s.second_moment), part.shape) for part, s in _parts(target, layer.statistics)]
+    )
+    mask = None
+    if not scheme.is_dense:
+        magnitude = layer.rule.sparsify.algorithm == "magnitude"
+        score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
+        mask = mask_of_scores(score, scheme.structure)
+    return encode(target, scheme, mask, importance, name=layer.name)
 
 
 def aimed_at(weight: Matrix, statistics: Statistics, settings: Calibrate) -> Matrix:

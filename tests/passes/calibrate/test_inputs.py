@@ -70,3 +70,13 @@ def test_products_read_the_last_axis() -> None:
     x = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
     (rows,) = layer_rows(Use(node, 1, "MatMul", True), x, 100, 0)
     assert np.array_equal(rows, x.reshape(6, 4))
+
+
+def test_padding_does_not_count() -> None:
+    node = ir.node("MatMul", [ir.Value(name="x"), ir.Value(name="w")])
+    x = np.arange(24.0, dtype=np.float32).reshape(1, 6, 4)
+    mask = np.array([[1, 1, 0, 1, 0, 0]])
+    (rows,) = layer_rows(Use(node, 1, "MatMul", True), x, 100, 0, mask)
+    assert np.array_equal(rows, x[0, [0, 1, 3]])
+    (rows,) = layer_rows(Use(node, 1, "MatMul", True), x[:, 0], 100, 0, mask)  # one row a sample: pooled
+    assert np.array_equal(rows, x[0, :1])
