@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsec.formats import EncodedWeight, Scheme, decode, encode
+from sparsec.errors import WeightError
+from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
-from sparsec.passes.quantise.compensate import compensate
+from sparsec.passes.quantise import compensate, quantise
 from sparsec.passes.sparsify.masks import mask_of_scores
+from sparsec.passes.sparsify.obs import obs_mask
+from sparsec.passes.sparsify.refit import refit
 from sparsec.passes.sparsify.sparsegpt import sparsegpt
 from sparsec.passes.sparsify.wanda import wanda
 from sparsec.passes.statistics import Statistics
@@ -63,38 +66,55 @@ def solve(layer: Layer) -> Solved:
     if len(statistics) > 1:
         return _solved(layer, _by_groups(layer, scheme, target))
     second_moment = statistics[0].second_moment
-    mask = None
+    mask, start = None, target
     if not scheme.is_dense:
-        mask, target = prune(target, second_moment, scheme, layer.rule, layer.settings.damping)
-    return _solved(layer, code(target, second_moment, scheme, mask, layer))
+        mask, start = prune(target, second_moment, scheme.structure, layer.rule, layer.settings.damping)
+    return _solved(layer, code(target, start, second_moment, scheme, mask, layer))
 
 
 def prune(
-    weight: NDArray[np.float32], second_moment: Matrix, scheme: Scheme, rule: Rule, damping: float
+    weight: NDArray[np.float32], second_moment: Matrix, structure: Structure, rule: Rule, damping: float
 ) -> tuple[Mask, NDArray[np.float32]]:
-    """(keep-mask, weight that makes up for what is gone) by the rule's algorithm."""
-    structure = scheme.structure
-    match rule.sparsify.algorithm:
+    """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
+    best make up for what is gone."""
+    algorithm = rule.sparsify.algorithm
+    if algorithm == "auto":
+        algorithm = "obs" if structure.block[0] > 1 else "sparsegpt"
+    start = weight
+    match algorithm:
         case "magnitude":
             mask = mask_of_scores(np.square(weight, dtype=np.float64), structure)
         case "wanda":
             mask = wanda(weight, second_moment, structure)
-        case _:
-            return sparsegpt(weight, second_moment, structure, damping=damping)
-    return mask, np.where(mask, weight, np.float32(0))
+        case "obs":
+            mask = obs_mask(weight, second_moment, structure, damping=damping)
+        case "sparsegpt":
+            mask, start = sparsegpt(weight, second_moment, structure, damping=damping)
+    if rule.quantize.algorithm == "nearest" and algorithm != "obs":
+        return mask, np.where(mask, start, np.float32(0))
+    return mask, refit(weight, second_moment, mask, start=start, damping=damping)
 
 
 def code(
-    weight: NDArray[np.float32], second_moment: Matrix, scheme: Scheme, mask: Mask | None, layer: Layer
+    weight: NDArray[np.float32],
+    start: NDArray[np.float32],
+    second_moment: Matrix,
+    scheme: Scheme,
+    mask: Mask | None,
+    layer: Layer,
 ) -> EncodedWeight:
-    """The weight in its scheme by the rule's algorithm."""
-    match layer.rule.quantize.algorithm:
-        case "nearest":
-            return encode(weight, scheme, mask, name=layer.name)
-        case "gptq":
-            return compensate(weight, second_moment, scheme, mask, damping=layer.settings.damping)
-        case _:
-            return compensate(weight, second_moment, scheme, mask, damping=layer.settings.damping)
+    """The weight in its scheme by the rule's algorithm; `start` is what is rounded, `weight` whose outputs are wanted."""
+    damping = layer.settings.damping
+    try:
+        match layer.rule.quantize.algorithm:
+            case "nearest":
+                return encode(start, scheme, mask)
+            case "gptq":
+                return compensate(start, second_moment, scheme, mask, damping=damping)
+            case "auto" | "descent":
+                return quantise(weight, second_moment, scheme, mask, damping=damping, start=start)
+    except WeightError as error:
+        raise WeightError(f"weight '{layer.name}' as {scheme}: {error}") from None
 
 
 def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> EncodedWeight:
