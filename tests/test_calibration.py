@@ -77,7 +77,7 @@ def test_bad_inputs(source: Any, message: str | None) -> None:
 def test_algorithms_that_need_inputs_say_so() -> None:
     recipe = {"version": 1, "rules": [{"scheme": "int4", "quantize": {"algorithm": "gptq"}}]}
     with pytest.raises(RecipeError, match=r"rules\[0\].quantize.algorithm: 'gptq' needs calibration inputs"):
-        sparsec.compress(DIGITS_MLP, recipe)
+        sparsec.compress(DIGITS_MLP, recipe, input_shapes={"N": 1})
 
 
 @pytest.mark.parametrize("model", [DIGITS, DIGITS_MLP], ids=["convolutions", "products"])
