@@ -7,6 +7,7 @@
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
+    python -m bench instructions                                          instructions a multiplication on aarch64
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
 
 Models are those of the zoo (default: every model whose data is there); `--json FILE` keeps the figures.
@@ -86,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command("roof", "read bandwidth of each memory level and multiply-add peaks of this machine, 1 thread and all")
 
+    command("instructions", "instructions a multiplication of int8 products on aarch64, from their assembly")
+
     operators = command("operators", "time of every step of a compiled model")
     operators.add_argument("model", choices=sorted(MODELS), metavar="MODEL")
     operators.add_argument("--recipe")
@@ -131,6 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import roof
 
         return roof.run(args.json)
+    if args.command == "instructions":
+        from bench import instructions
+
+        return instructions.run(args.json)
     if args.command == "operators":
         from bench import operators
 

@@ -29,6 +29,7 @@ _CPU = {
     "avx512": "SPC_CPU_AVX512",
     "avx512vnni": "SPC_CPU_AVX512_VNNI",
     "dotprod": "SPC_CPU_DOTPROD",
+    "i8mm": "SPC_CPU_I8MM",
 }
 """target feature -> the bit the runtime checks; NEON is part of every aarch64."""
 

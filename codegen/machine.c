@@ -169,6 +169,21 @@ __attribute__((target("dotprod"))) static double int8_dot(double seconds)
     return rate;
 }
 
+__attribute__((target("i8mm"))) static double int8_matrix(double seconds)
+{
+    int32x4_t acc[ACCUMULATORS];
+    int8x16_t a = vdupq_n_s8(1), b = vdupq_n_s8(1);
+    for (int i = 0; i < ACCUMULATORS; i++)
+        acc[i] = vdupq_n_s32(0);
+    MEASURE(2 * 32 * ACCUMULATORS, {
+        TOUCH(a);
+        _Pragma("unroll") for (int i = 0; i < ACCUMULATORS; i++) acc[i] = vmmlaq_s32(acc[i], a, b);
+    })
+    for (int i = 0; i < ACCUMULATORS; i++)
+        TOUCH(acc[i]);
+    return rate;
+}
+
 static double int8_128(double seconds)
 {
     int32x4_t acc[ACCUMULATORS];
@@ -201,14 +216,14 @@ static int64_t read_128(const uint8_t *data, int64_t bytes)
 }
 
 #define FMA(wide, seconds) ((void)(wide), fma_128(seconds))
-#define INT8(wide, seconds) ((wide) ? int8_dot(seconds) : int8_128(seconds))
+#define INT8(wide, seconds) ((wide) == 2 ? int8_matrix(seconds) : (wide) ? int8_dot(seconds) : int8_128(seconds))
 #define READ(wide, data, bytes) ((void)(wide), read_128(data, bytes))
 #endif
 
 /* Floating-point operations a second (a multiply-add is two). `wide`: AVX-512 on x86-64. */
 EXPORT double spc_machine_fma(int wide, double seconds) { return FMA(wide, seconds); }
 
-/* Operations on bytes a second, summed into 32 bits. `wide`: AVX-512 on x86-64, dot product on aarch64. */
+/* Operations on bytes a second, summed into 32 bits. `wide`: 1 for AVX-512 on x86-64, for the dot product on aarch64, 2 for its matrix product. */
 EXPORT double spc_machine_int8(int wide, double seconds) { return INT8(wide, seconds); }
 
 /* Bytes read a second, over and over from `data`; `bytes` is a multiple of 512. */

@@ -84,7 +84,10 @@ NAMED: dict[str, Target] = {
     "x86-avxvnni": _x86("x86-avxvnni", "haswell", 256, 16, ("avx2", "fma", "avxvnni"), ("+avxvnni",)),
     "x86-avx512": _x86("x86-avx512", "skylake-avx512", 512, 32, ("avx2", "fma", "avx512")),
     "x86-avx512vnni": _x86("x86-avx512vnni", "cascadelake", 512, 32, ("avx2", "fma", "avx512", "avx512vnni")),
-    "arm": _arm("arm", "cortex-a76", ("+neon", "+dotprod"), ("neon", "dotprod")),
+    # Neoverse N1 is Cortex-A76 to a compiler; LLVM's schedule for the one spills less.
+    "arm": _arm("arm", "neoverse-n1", ("+neon", "+dotprod"), ("neon", "dotprod")),
+    # Server cores with i8mm have SVE in LLVM's eyes, Apple's lack it: so the last one without SVE, and i8mm.
+    "arm-i8mm": _arm("arm-i8mm", "neoverse-n1", ("+neon", "+dotprod", "+i8mm"), ("neon", "dotprod", "i8mm")),
     "arm-v8.0": _arm("arm-v8.0", "cortex-a53", ("+neon",), ("neon",)),
 }
 
@@ -125,7 +128,9 @@ def host_target() -> Target:
             return replace(NAMED["x86-avx512vnni" if "avx512_vnni" in flags else "x86-avx512"], name="cpu")
         return replace(NAMED["x86-avxvnni" if "avx_vnni" in flags else "x86-avx2"], name="cpu")
     if machine in ("aarch64", "arm64"):
-        return replace(NAMED["arm" if "asimddp" in flags else "arm-v8.0"], name="cpu")
+        if "asimddp" not in flags:
+            return replace(NAMED["arm-v8.0"], name="cpu")
+        return replace(NAMED["arm-i8mm" if "i8mm" in flags else "arm"], name="cpu")
     raise TargetError(
         f"this machine ({machine}) is not a supported host: x86-64 with AVX2 and FMA, or aarch64, is needed; "
         f"name a target to cross-compile for: {', '.join(NAMED)}"

@@ -5,16 +5,21 @@ A vector holds `4 * k.lanes` bytes: in each 32-bit lane four consecutive inputs 
 ones (vpmaddubsw): either the weights get an offset, whose share the caller takes off by the sum of the inputs, or the inputs
 do (`X_OFFSET`), to be taken off by the sum of the weights.
 
+aarch64 with i8mm has smmla, four times as many products as sdot has lanes: two rows of inputs with two of weights, eight bytes of
+each. Its weights lie differently (`pair_quads`).
+
 x86 without VNNI adds pairs of products in 16 bits, so tables keep to 7 bits: 2 * 127 * 127 and 2 * 255 * 63 fit. With VNNI
 (vpdpbusd) four products join 32 bits at once, whatever the bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from sparsec.codegen.isa.pieces import pieces
 from sparsec.int8 import ACTIVATION_MAX, TABLE_MAX
 from sparsec.target import Target
 
@@ -34,6 +39,19 @@ def supported(target: Target) -> bool:
 def table_offset(target: Target) -> int:
     """What is added to table entries so that the instruction can read them."""
     return TABLE_OFFSET if target.arch == "x86_64" else 0
+
+
+def multiplies_pairs(target: Target) -> bool:
+    """Whether the target multiplies two rows of inputs with two rows of weights at once (smmla)."""
+    return "i8mm" in target.features
+
+
+def pair_quads(quads: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Quads [blocks, quad, vector, lane, 4] as smmla reads them: of each two quads of a vector, first the eight inputs of its
+    lanes 0 and 1, then those of lanes 2 and 3."""
+    blocks, count, vectors, lanes, _ = quads.shape
+    split = quads.reshape(blocks, count // 2, 2, vectors, 2, lanes // 2, 4)
+    return split.transpose(0, 1, 4, 3, 5, 2, 6).reshape(quads.shape)
 
 
 def pairs_in_16_bits(target: Target, largest: int) -> int:
@@ -64,6 +82,11 @@ class ByteDot:
             return packed
         mask = k.splat(T.uint8(((1 << width) - 1) << to), n)
         move = shift - to
+        if move and not self.x86:
+            amount = k.splat(T.uint8(abs(move)), n)
+            packed = packed >> amount if move > 0 else packed << amount
+            alone = max(0, -move) >= to and min(8, 8 - move) <= to + width  # nothing else is left in the byte
+            return packed if alone else packed & mask
         if move:
             # there is no shift of bytes on x86; bits that cross over from the neighbour are masked away
             words = self._as(f"uint16x{n // 2}", packed)
@@ -82,6 +105,27 @@ class ByteDot:
         name = "llvm.x86.avx512.pshuf.b.512" if self.wide else "llvm.x86.avx2.pshuf.b"
         result = T.call_llvm_pure_intrin(f"int8x{n}", name, self._as(f"int8x{n}", table), self._as(f"int8x{n}", codes))
         return self._as(f"uint8x{n}", result)
+
+    def quads(self, source: Any, at: Any, stride: int, count: int) -> Callable[[int], Any]:
+        """Quad i of `count` that begin at source[at], `stride` bytes apart, in every lane. aarch64 loads up to four at once: sdot
+        takes one of them as it is."""
+        T, k = self.T, self.k
+        loaded: dict[int, tuple[Any, int, int]] = {}
+        if self.x86 or stride != 4:
+            return lambda i: self.broadcast(T.reinterpret("int32", k.load(source, at + i * stride, 4)))
+        for first, width in pieces(count, 4):
+            held = k.local(width, "int32")
+            dtype = "int32" if width == 1 else f"int32x{width}"
+            k.store(held, 0, T.reinterpret(dtype, k.load(source, at + first * 4, 4 * width)), width)
+            loaded |= {first + i: (held, i, width) for i in range(width)}
+
+        def lane(quad: int) -> Any:
+            held, i, width = loaded[quad]
+            if width == 1:
+                return self.broadcast(k.load(held, 0))
+            return self._as("int8x16", T.Shuffle([k.load(held, 0, width)] * 2, [T.int32(i)] * 4))
+
+        return lane
 
     def broadcast(self, quad: Any) -> Any:
         """Four int8 inputs, as one int32, in every lane."""
@@ -116,6 +160,18 @@ class ByteDot:
         return self.T.call_llvm_pure_intrin(
             "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, self._as("int8x16", weights), self._as("int8x16", x)
         )
+
+    def matrix(self, total: Any, weights: Any, x: Any) -> Any:
+        """total + the products of two rows of inputs (bytes 0-7, 8-15 of `x`) with two rows of weights (likewise), in lanes
+        [x row][weight row] (`multiplies_pairs`)."""
+        operands = [self._as("int8x16", v) for v in (x, weights)]
+        return self.T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, *operands)
+
+    def pair(self, first: Any, second: Any, half: int) -> Any:
+        """Two quads of every lane (bytes) -> the eight bytes of lanes 0 and 1 (half 0), or of lanes 2 and 3."""
+        words = [self._as("int32x4", v) for v in (first, second)]
+        both = self.k.shuffle(*words, [2 * half, 4 + 2 * half, 2 * half + 1, 5 + 2 * half])
+        return self._as("uint8x16", both)
 
 
 def pack_table(target: Target, *, lanes: bool = False) -> np.ndarray[Any, Any]:

@@ -10,6 +10,9 @@ block are spread over the bits of each plane's bytes, so that one load feeds 8 /
 * strip: blocks of R rows x 1 input (R a multiple of the lanes): only stored inputs, in order; the kernel packs the
   activations by the strip's bitmap and then runs the dense loop. Each strip is padded to whole blocks.
 
+For smmla (`paired`: two or more rows of activations on aarch64 with i8mm, blocks of whole eights) every two quads of a vector
+hold rows 0 and 1, then rows 2 and 3, eight inputs each (dot.pair_quads).
+
 * vector (dense only): a code of a vector codebook stands for several inputs. The codes of a block of a row, b bits an input, are a
   stream of bits; vectors of rows hold it word by word, where quads of b-bit codes would lie (vector_codes.py).
 
@@ -27,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.isa.dot import supported, table_offset
+from sparsec.codegen.isa.dot import multiplies_pairs, pair_quads, supported, table_offset
 from sparsec.codegen.kernels import vector_codes
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
@@ -107,8 +110,9 @@ def _tile_rows(weight: Unpacked, target: Target) -> int:
     return weight.scheme.block[0]
 
 
-def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
-    """Lay a weight out; `x_group`: inputs that share an activation scale (0: all). `refusal` must be empty."""
+def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1) -> Packed:
+    """Lay a weight out for `m` rows of activations; `x_group`: inputs that share an activation scale (0: all). `refusal` must
+    be empty."""
     scheme = weight.scheme
     meaning, scales = scheme.codec.meaning, scheme.scales
     tile = _tile_rows(weight, target)
@@ -127,6 +131,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         form = vector_codes.Form.of(meaning)
         params |= {"kind": "vector", "bits": bits // meaning.dim}
         params |= {"unit_quads": form.unit_quads, "lookups": form.lookups, "code_bits": form.code_bits}
+
+    def paired(size: int) -> bool:
+        return multiplies_pairs(target) and m > 1 and size % 8 == 0
+
     if sparse:
         mask = weight.block_mask  # strips x inputs; the weights of a strip are a run of blocks
         counts = mask.sum(axis=1)
@@ -138,7 +146,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
         place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
-        params |= {"block": size, "one_block": not block}
+        params |= {"block": size, "one_block": not block, "paired": paired(size)}
         # a power of two: strips of about the same density share their kernel
         words = ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))
         params["words_a_block"] = 1 << max(0, round(log2(words)))
@@ -146,7 +154,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
     else:
         size = block or ceil(weight.cols / (4 * _STEP)) * 4 * _STEP
         count = ceil(weight.cols / size)
-        params |= {"block": size, "blocks": tiles * count, "one_block": not block}
+        params |= {"block": size, "blocks": tiles * count, "one_block": not block, "paired": paired(size)}
         arrays = []
         if params["kind"] == "vector":
             streams = vector_codes.streams(weight, tiles * tile, size).reshape(tiles, tile, count, -1)
@@ -160,7 +168,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str) -> Packed:
                 params["offset"] -= 128
             physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
     if params["kind"] != "vector":
-        arrays += code_arrays(physical, bits, target.lanes)
+        arrays += code_arrays(physical, bits, target.lanes, paired=params["paired"])
     arrays += _scale_arrays(weight, params, arrays)
     if params["kind"] != "affine":
         arrays += table_arrays(weight, params, target)
@@ -184,10 +192,12 @@ def _bitmap(mask: Array) -> Array:
     return np.packbits(wide, axis=1, bitorder="little").reshape(-1)
 
 
-def code_arrays(physical: Array, bits: int, lanes: int) -> list[tuple[str, Array]]:
+def code_arrays(physical: Array, bits: int, lanes: int, *, paired: bool = False) -> list[tuple[str, Array]]:
     """Planes of codes [blocks, R, block]: see the module's docstring."""
     blocks, tile, size = physical.shape
     quads = physical.reshape(blocks, tile // lanes, lanes, size // 4, 4).transpose(0, 3, 1, 2, 4)
+    if paired:
+        quads = pair_quads(quads)
     arrays = []
     for plane, (width, shift) in enumerate(planes(bits)):
         part = (quads >> shift) & ((1 << width) - 1)

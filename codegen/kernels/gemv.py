@@ -12,9 +12,7 @@ A unit is a tile of one block of rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from math import ceil, prod
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,11 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.isa.pieces import pieces
+from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined
+from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, paired
 from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
+from sparsec.codegen.kernels.gemv_results import Results
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
@@ -55,7 +53,7 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
     if m == 0:
         return Refusal("the product has no rows")
     label = op.node.name or "weight"
-    packed = byte_weights.pack(weight, low.target, x_group, label)
+    packed = byte_weights.pack(weight, low.target, x_group, label, m)
     ins = [low.get(op.x), *(low.const(array, name) for name, array in packed.arrays)]
     if packed.params["sparse"]:
         table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
@@ -73,7 +71,9 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
 
 def decodes_once(p: Mapping[str, Any], target: Target) -> bool:
     """Whether a tile's weights are decoded into scratch, for several passes of rows over them."""
-    return rows_of_block(p["m"]) > ROWS_AT_ONCE and not (p["w"]["bits"] == 8 and p["w"]["kind"] == "affine")
+    w = p["w"]
+    at_once = paired.rows_at_once(w, w["tile"] // target.lanes) if w["paired"] else ROWS_AT_ONCE
+    return rows_of_block(p["m"]) > at_once and not (w["bits"] == 8 and w["kind"] == "affine")
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
@@ -120,7 +120,9 @@ class _Gemv:
         # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
         self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
+        self.results = Results(p, k, self.weights, self.inputs)
         self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
+        self.paired = paired.Paired(self.inputs, k, self.vectors) if self.w["paired"] else None
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
     def write(self) -> None:
@@ -146,6 +148,8 @@ class _Gemv:
         self.inputs.quantise_rows(self.row_base, rows)
         if self.inputs.interleaved:
             self.inputs.mix(rows)
+        if self.inputs.paired and self.paired is not None:
+            self.paired.prepare(rows)
         if self.joins is not None:
             self.joins.prepare(rows)
         self.inputs.first_ahead()
@@ -166,6 +170,8 @@ class _Gemv:
         if self.decoded:
             self._decode(tile, first, count)
         at_once = self.joins.rows_at_once if self.joins is not None else ROWS_AT_ONCE
+        if self.paired is not None:
+            at_once = paired.rows_at_once(w, self.vectors)
         whole, rest = divmod(m, at_once)
         if whole:
             with T.serial(0, whole) as chunk:
@@ -204,32 +210,29 @@ class _Gemv:
         self.inputs.pack(tile, row0, rows, count)
         slots = rows * self.vectors
         total = k.local(slots * n)
-        acc = k.local(slots * n, "int32")
+        acc = k.local(slots * n, "int32") if self.paired is None else self.paired.sums(rows)
         for i in range(slots):
             k.store(total, i * n, k.f32(0.0, n), n)
         self.weights.set_table(tile)
         if w["one_block"]:
-            for i in range(slots):
-                k.store(acc, i * n, k.i32(0, n), n)
+            self._begin(acc, [T.int32(0)] * rows)
             # without group scales a dense row is one block, a strip a run of blocks
             self.inputs.each_block(
                 tile, count, lambda b: self._products(first, b, self._starts(tile, b, row0, rows), acc)
             )
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
-            self._scaled(tile, T.int32(0), sums, rows, acc, total, at_end=True)
+            self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=True)
         else:
 
             def slow(b: Any) -> None:
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
-                for row in range(rows):
-                    start = sums[row] * T.int32(-w["offset"]) if w["offset"] else T.int32(0)
-                    for v in range(self.vectors):
-                        k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
+                self._begin(acc, [x * T.int32(-w["offset"]) if w["offset"] else T.int32(0) for x in sums])
                 self._products(first, b, self._starts(tile, b, row0, rows), acc)
                 scales = None
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
-                self._scaled(tile, first + b, sums, rows, acc, total, at_end=False, x_scales=scales)
+                found = self._by_row(acc, rows)
+                self.results.scaled(tile, first + b, sums, rows, found, total, at_end=False, x_scales=scales)
 
             def block(b: Any) -> None:
                 self.weights.set_table_of_block(b)
@@ -239,14 +242,30 @@ class _Gemv:
                 with T.If(self.joins.fits(row0, rows, b)):
                     with T.Then():
                         self.joins.products(row0, rows, b, acc)
-                        self._scaled(tile, first + b, [], rows, acc, total, at_end=False)
+                        self.results.scaled(tile, first + b, [], rows, acc, total, at_end=False)
                     with T.Else():
                         slow(b)
 
             self.inputs.each_block(tile, count, block)
-        self._finish(tile, row0, rows, total)
+        self.results.finish(tile, self.row_base, row0, rows, total)
+
+    def _begin(self, acc: Any, starts: list[Any]) -> None:
+        """Accumulators of every row of activations from its number of `starts` on."""
+        k, n = self.k, self.lanes
+        if self.paired is not None:
+            self.paired.begin(acc, starts)
+            return
+        for row, start in enumerate(starts):
+            for v in range(self.vectors):
+                k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
+
+    def _by_row(self, acc: Any, rows: int) -> Any:
+        """Sums by row of activations, then vector, as results are finished."""
+        return acc if self.paired is None else self.paired.by_row(acc, rows)
 
     def _starts(self, tile: Any, block: Any, row0: Any, rows: int) -> list[Any]:
+        if self.paired is not None:
+            return self.paired.starts(tile, block, row0, rows)
         return [bind(self.k, self.inputs.start(tile, block, row0, row)) for row in range(rows)]
 
     def _products(self, first: Any, block: Any, starts: list[Any], acc: Any) -> None:
@@ -300,7 +319,7 @@ class _Gemv:
 
     def _quads(self, at: list[Any], x0: list[Any], quads: int, acc: Any, pairs: Any, *, waits: bool = False) -> None:
         """Products of `quads` quads, weights from `at`, inputs from `x0` (by row); `waits`: they stay in `pairs`."""
-        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        k, n, nb = self.k, self.lanes, self.dot.bytes
         source, stride = self.inputs.source, self.inputs.quad_stride
         reader = self.weights.reader(at)
 
@@ -311,9 +330,12 @@ class _Gemv:
             k.store(held, 0, k.load(k.arg("decoded"), at[0] + (quad * self.vectors + v) * nb, nb), nb)
             return k.load(held, 0, nb)
 
+        if self.paired is not None:
+            self.paired.products(weights_of, x0, quads, acc)
+            return
+        xs = [self.dot.quads(source, x, stride, quads) for x in x0]
         held = 0  # products of pairs waiting in 16 bits
         for quad in range(quads):
-            xs = [T.reinterpret("int32", k.load(source, x + quad * stride, 4)) for x in x0]
             for v in range(self.vectors):
                 weights = weights_of(quad, v)
                 for r in range(len(x0)):
@@ -321,11 +343,12 @@ class _Gemv:
                     if self.split:
                         self._wide(acc, slot, weights, source, x0[r] + quad * stride)
                     elif pairs is None:
-                        x = self.dot.broadcast(xs[r])
-                        sums = self.dot.dot(k.load(acc, slot * n, n), weights, x, signed_weights=self.w["sparse"])
+                        sums = self.dot.dot(
+                            k.load(acc, slot * n, n), weights, xs[r](quad), signed_weights=self.w["sparse"]
+                        )
                         k.store(acc, slot * n, sums, n)
                     else:
-                        product = self.dot.pairs(weights, self.dot.broadcast(xs[r]))
+                        product = self.dot.pairs(weights, xs[r](quad))
                         place = slot * nb // 2
                         first = held == 0 and not waits
                         k.store(pairs, place, product if first else k.load(pairs, place, nb // 2) + product, nb // 2)
@@ -347,81 +370,3 @@ class _Gemv:
         for weights16, half in ((even, 0), (odd, 1)):
             spread = T.reinterpret(f"int16x{nb // 2}", k.splat(k.load(pair, half), n))
             k.store(acc, slot * n, k.load(acc, slot * n, n) + self.dot.multiply_add(weights16, spread), n)
-
-    def _scaled(
-        self, tile: Any, block: Any, sums: list[Any], rows: int, acc: Any, total: Any, *, at_end: bool,
-        x_scales: list[Any] | None = None,
-    ) -> None:  # fmt: skip
-        """total += scale * (acc - offset * sum of x)."""
-        T, k, n, w = self.T, self.k, self.lanes, self.w
-        for v in range(self.vectors):
-            at = {"group": block * w["tile"], "channel": tile * w["tile"]}.get(w["scales"], T.int32(0)) + v * n
-            scale = None
-            if w["scales"] == "group":
-                scale = bind(k, T.Cast(f"float32x{n}", k.load(k.arg("scales"), at, n)))
-            if w["scope"] == "inputs":
-                assert self.weights.table_scale is not None
-                spread = k.splat(self.weights.table_scale, n)
-                scale = spread if scale is None else scale * spread
-            zero = None
-            if w["zero_points"]:
-                stored = k.arg("zero_points")
-                zero = k.splat(k.load(stored, 0), n) if w["scales"] == "tensor" else k.load(stored, at, n)
-                zero = bind(k, T.Cast(f"float32x{n}", zero))
-            for r in range(rows):
-                slot = (r * self.vectors + v) * n
-                whole = k.load(acc, slot, n)
-                if at_end and w["offset"]:
-                    whole = whole - k.splat(sums[r] * T.int32(w["offset"]), n)
-                value = T.Cast(f"float32x{n}", whole)
-                if zero is not None:
-                    value = value - zero * k.splat(T.Cast("float32", sums[r]), n)
-                factor = scale
-                if x_scales is not None:
-                    xs = k.splat(x_scales[r], n)
-                    factor = xs if factor is None else factor * xs
-                value = value if factor is None else value * factor
-                k.store(total, slot, k.load(total, slot, n) + value, n)
-
-    def _finish(self, tile: Any, row0: Any, rows: int, total: Any) -> None:
-        """Scales that hold for the whole row, bias, residual, activation, and the stores."""
-        T, k, p, w = self.T, self.k, self.p, self.w
-
-        def store(columns: int) -> None:
-            for r in range(rows):
-                common = (
-                    [] if self.weights.table_scale is None or w["scope"] == "inputs" else [self.weights.table_scale]
-                )
-                if w["scales"] == "tensor":
-                    common.append(k.load(k.arg("scales"), 0))
-                scale = None if self.grouped else k.load(k.arg("xscale"), (row0 + r) * self.blocks)
-                if scale is not None and not self.inputs.offset:
-                    common.append(scale)
-                factor = bind(k, reduce(mul, common)) if common else None
-                for v in range(self.vectors):
-                    for offset, width in pieces(min(columns - v * self.lanes, self.lanes), self.lanes):
-                        at = v * self.lanes + offset
-                        value = k.load(total, (r * self.vectors) * self.lanes + at, width)
-                        if w["scales"] == "channel":
-                            value = value * k.load(k.arg("scales"), tile * w["tile"] + at, width)
-                        if factor is not None:
-                            value = value * k.splat(factor, width)
-                        if self.inputs.offset:
-                            sums = k.load(k.arg("row_sums"), tile * w["tile"] + at, width)
-                            value = (value - sums * k.f32(dot.X_OFFSET, width)) * k.splat(scale, width)
-                        if p["bias"]:
-                            value = value + k.load(k.arg("bias"), tile * w["tile"] + at, width)
-                        to = (self.row_base + row0 + r) * w["rows"] + tile * w["tile"] + at
-                        if p["residual"]:
-                            value = value + k.load(k.arg("residual"), to, width)
-                        k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
-
-        last = w["rows"] - (w["tiles"] - 1) * w["tile"]
-        if last == w["tile"] or w["tiles"] == 1:
-            store(last)
-            return
-        with T.If(tile < w["tiles"] - 1):
-            with T.Then():
-                store(w["tile"])
-            with T.Else():
-                store(last)

@@ -2,7 +2,7 @@
 
 Rounded rows lie side by side in `xq`. What products read then depends on the weight and on the rows of a block:
 
-* dense weights: `xq` itself.
+* dense weights: `xq` itself, for smmla two rows joined in `paired` (paired.py).
 * strips, one row: `packed` holds the stored inputs of two strips, which take turns: the next strip is packed meanwhile.
 * strips, x86, more rows: four rows are interleaved, `mixed[four rows][k][4]`, so that one permutation of 32-bit lanes packs all
   four; then every 4 x 4 bytes are transposed: `packed[stored quad][4 rows][4]`.
@@ -50,6 +50,11 @@ def interleaves(p: Mapping[str, Any], target: Target) -> bool:
     return bool(p["w"]["sparse"]) and target.arch == "x86_64" and rows_of_block(p["m"]) > 1
 
 
+def pairs_rows(w: Mapping[str, Any]) -> bool:
+    """Whether two rows of inputs are joined when they are rounded."""
+    return bool(w["paired"]) and not w["sparse"]
+
+
 def pack_table(p: Mapping[str, Any], target: Target) -> Array:
     """The constant that packing looks up, uint8 [256 * 8]."""
     return dot.pack_table(target, lanes=interleaves(p, target)).reshape(-1)
@@ -65,6 +70,8 @@ def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
         Arg("xscale", "float32", rows * (width // w["block"]), "work"),
         Arg("xsum", "int32", rows * (width // w["block"]), "work"),
     ]
+    if pairs_rows(w):
+        args.append(Arg("paired", "int8", (rows + rows % 2) * width, "work"))
     if interleaves(p, target):
         args.append(Arg("mixed", "int32", fours // ROWS_AT_ONCE * width + 16, "work"))
         args.append(Arg("packed", "int8", ROWS_AT_ONCE * (width + w["block"]) + 128, "work"))
@@ -85,7 +92,7 @@ class Inputs:
         self.blocks = self.width // self.block
         self.grouped = bool(p["x_group"])
         self.words = ceil(self.w["k"] / 8)  # of a strip's bitmap
-        self.interleaved = interleaves(p, k.target)
+        self.interleaved, self.paired = interleaves(p, k.target), pairs_rows(self.w)
         self.ahead = self.w["sparse"] and rows_of_block(p["m"]) == 1
         # strips: signed weights, so that x86 needs the inputs as unsigned bytes
         self.offset = self.w["sparse"] and self.dot.x86
@@ -95,21 +102,21 @@ class Inputs:
     @property
     def source(self) -> Any:
         """The bytes that products read."""
-        return self.k.arg("packed" if self.w["sparse"] else "xq")
+        return self.k.arg("packed" if self.w["sparse"] else "paired" if self.paired else "xq")
 
     @property
     def quad_stride(self) -> int:
         """Bytes from one quad of a row to the next."""
-        return 4 * ROWS_AT_ONCE if self.interleaved else 4
+        return 4 * ROWS_AT_ONCE if self.interleaved else 8 if self.paired else 4
 
     def start(self, tile: Any, block: Any, row0: Any, row: int) -> Any:
-        """Where the inputs of a block of the tile begin, for row `row` behind `row0`."""
+        """Where the inputs of a block of the tile begin, for row `row` (the first of a pair) behind `row0`."""
         if self.interleaved:
             return block * (self.block * ROWS_AT_ONCE) + row * 4
         if self.ahead:
             return block * self.block + self._half(tile)
         stride = self.width + self.block if self.w["sparse"] else self.width
-        return (row0 + row) * stride + block * self.block
+        return (row0 + row) * stride + block * (2 * self.block if self.paired else self.block)
 
     # --- rounding ---
 

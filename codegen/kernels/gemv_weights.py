@@ -72,7 +72,24 @@ class Weights:
 
     def reader(self, at: list[Any]) -> Reader:
         """(quad, vector) -> its weights as bytes; codes from `at` on (by plane)."""
-        return self._vector_reader(at[0]) if self.w["kind"] == "vector" else self._scalar_reader(at)
+        if self.w["kind"] != "vector":
+            return self._scalar_reader(at)
+        reader = self._vector_reader(at[0])
+        return self._paired(reader) if self.w["paired"] else reader
+
+    def _paired(self, read: Reader) -> Reader:
+        """Words are looked up row by row; smmla wants what `dot.pair_quads` says."""
+        held: dict[tuple[int, int], Any] = {}
+
+        def paired(quad: int, v: int) -> Any:
+            both = quad // 2 * 2, quad // 2 * 2 + 1
+            for number in both:
+                if (number, v) not in held:
+                    held[number, v] = read(number, v)
+            first, second = (held[number, v] for number in both)
+            return self._held(self.dot.pair(first, second, quad % 2))
+
+        return paired
 
     def _scalar_reader(self, at: list[Any]) -> Reader:
         k, nb = self.k, self.dot.bytes

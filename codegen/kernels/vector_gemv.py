@@ -142,7 +142,7 @@ def _quads(meaning: VectorValue, entries: Array) -> Array:
 def _inputs_params(p: Mapping[str, Any]) -> dict[str, Any]:
     """What gemv_inputs.py has to know."""
     block = p["group"] or ceil(p["k"] / 32) * 32
-    return {"m": 1, "x_group": p["x_group"], "w": {"k": p["k"], "block": block, "sparse": False}}
+    return {"m": 1, "x_group": p["x_group"], "w": {"k": p["k"], "block": block, "sparse": False, "paired": False}}
 
 
 def _padded_rows(p: Mapping[str, Any]) -> int:

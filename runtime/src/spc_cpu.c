@@ -37,8 +37,11 @@ static uint32_t present(void)
 
 static uint32_t present(void)
 {
-    const unsigned long asimddp = 1ul << 20; /* HWCAP_ASIMDDP */
-    return (getauxval(AT_HWCAP) & asimddp) ? (uint32_t)SPC_CPU_DOTPROD : 0u;
+    const unsigned long asimddp = 1ul << 20, i8mm = 1ul << 13; /* HWCAP_ASIMDDP, HWCAP2_I8MM */
+    uint32_t found = 0;
+    if (getauxval(AT_HWCAP) & asimddp) found |= SPC_CPU_DOTPROD;
+    if (getauxval(AT_HWCAP2) & i8mm) found |= SPC_CPU_I8MM;
+    return found;
 }
 
 #else

@@ -103,4 +103,5 @@ def test_every_target_says_what_the_processor_needs(name: str) -> None:
     assert bool(re.search(r"SPC_CPU_AVX512\b", text)) == name.startswith("x86-avx512")
     assert ("SPC_CPU_AVX512_VNNI" in text) == (name == "x86-avx512vnni")
     assert ("SPC_CPU_AVX_VNNI" in text) == (name == "x86-avxvnni")
-    assert ("SPC_CPU_DOTPROD" in text) == (name == "arm")
+    assert ("SPC_CPU_DOTPROD" in text) == (name in ("arm", "arm-i8mm"))
+    assert ("SPC_CPU_I8MM" in text) == (name == "arm-i8mm")

@@ -55,7 +55,7 @@ def check(
     weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
     unpacked = unpack(weight)
     assert not byte_weights.refusal(unpacked, target, x_group)
-    packed = byte_weights.pack(unpacked, target, x_group, "w")
+    packed = byte_weights.pack(unpacked, target, x_group, "w", m)
     x, residual = (rng.normal(size=(m, size)).astype(np.float32) for size in (k, n))
     x[m // 2] = 0  # no scale of its own
     bias = np.zeros(packed.params["tiles"] * packed.params["tile"], np.float32)
@@ -78,7 +78,7 @@ def test_scheme(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1, 4), (5, 131, 193), (9, 33, 1031), (37, 50, 67)], ids=str)
 @pytest.mark.parametrize("text", DENSE + STRIPS)
-@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "arm"])
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "arm", "arm-i8mm"])
 def test_sizes_and_targets(name: str, text: str, size: tuple[int, int, int]) -> None:
     target = NAMED[name]
     check(text, *size, target, share=0.3, act="relu")
@@ -92,6 +92,44 @@ def test_activations_in_groups(text: str) -> None:
 @pytest.mark.parametrize("text", ["cb4-g32", "int8", "uint8", "s16x1@50-cb4-g32"])
 def test_arm(text: str) -> None:
     check(text, 2, 37, 96, NAMED["arm"])
+
+
+@pytest.mark.parametrize(
+    ("text", "m", "k"),
+    [
+        ("cb4-g32", 5, 96),
+        ("s16x1@50-cb4-g32", 3, 96),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("cb4", 11, 96),  # eight rows at once, then three
+                ("uint8", 7, 200),
+                ("int8-g8", 2, 40),
+                ("int4-g40", 9, 120),  # rows of odd eights
+                ("cb4-g32", 40, 64),
+                ("s32x1@60-ternary", 5, 96),
+                ("vq2d4", 9, 96),
+                ("vq2d8-g32", 3, 96),
+            )
+        ),
+    ],
+)
+def test_pairs_of_rows(text: str, m: int, k: int) -> None:
+    """smmla."""
+    check(text, m, 37, k, NAMED["arm-i8mm"])
+
+
+def test_what_is_paired() -> None:
+    def paired(text: str, m: int, name: str, k: int = 96) -> bool:
+        weight = unpack(encode(np.ones((8, k), np.float32), Scheme.parse(text)))
+        return bool(byte_weights.pack(weight, NAMED[name], 0, "w", m).params["paired"])
+
+    assert paired("cb4-g32", 2, "arm-i8mm")
+    assert not paired("cb4-g32", 1, "arm-i8mm")
+    assert not paired("int8-g4", 2, "arm-i8mm")
+    assert not paired("int8-g12", 2, "arm-i8mm")
+    assert not paired("cb4-g32", 2, "arm")
+    assert not paired("cb4-g32", 2, "x86-avx512vnni")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +234,11 @@ def model(text: str, m: int, n: int, k: int, activations: str, share: float = 0.
     return made, feed
 
 
-@pytest.mark.parametrize("target", [host_target(), NAMED["arm"], NAMED["arm-v8.0"]], ids=lambda t: f"{t.name}-{t.arch}")
+@pytest.mark.parametrize(
+    "target",
+    [host_target(), NAMED["arm"], pytest.param(NAMED["arm-i8mm"], marks=pytest.mark.slow), NAMED["arm-v8.0"]],
+    ids=lambda t: f"{t.name}-{t.arch}",
+)
 @pytest.mark.parametrize("activations", ["int8", "int8-g32"])
 @pytest.mark.parametrize(
     "text",

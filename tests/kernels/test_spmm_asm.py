@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.assembly import assembly, innermost_loops, multiplies, uses_stack
 from sparsec.codegen.kernels.spmm_rules import prepare
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED
-from tests.kernels.assembly import assembly, innermost_loops, multiplies, uses_stack
 from tests.kernels.test_decode import keep_mask
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.assembly import assembly, innermost_loops, uses_stack
 from sparsec import int8
 from sparsec.codegen.kernels import token_weights
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED, Target, host_target
-from tests.kernels.assembly import assembly, innermost_loops, uses_stack
 from tests.kernels.harness import run_kernel
 from tests.kernels.programs import lower_and_run, reference
 from tests.kernels.test_decode import keep_mask

@@ -265,8 +265,11 @@ static void test_arguments(void)
     other = shared_model, other.work_bytes = SIZE_MAX / 2;
     CHECK(spc_session_bytes(&other, 3) == 0);
 #if defined(__x86_64__)
-    other = shared_model, other.cpu = SPC_CPU_DOTPROD;
-    CHECK(spc_session_open(&session, &other, &shared_weights, 1, NULL, 0) == SPC_E_CPU && session == NULL);
+    const uint32_t foreign[] = {SPC_CPU_DOTPROD, SPC_CPU_I8MM};
+    for (size_t i = 0; i < 2; i++) {
+        other = shared_model, other.cpu = foreign[i];
+        CHECK(spc_session_open(&session, &other, &shared_weights, 1, NULL, 0) == SPC_E_CPU && session == NULL);
+    }
 #endif
     CHECK(spc_session_open(&session, &shared_model, &shared_weights, 1, NULL, 0) == SPC_OK);
     CHECK(spc_session_run(NULL, none, out) == SPC_E_ARGUMENT);

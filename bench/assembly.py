@@ -1,4 +1,4 @@
-"""The assembly a kernel compiles to, for tests that look at inner loops."""
+"""The assembly a kernel compiles to: for counts of instructions, and for tests that look at inner loops."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def innermost_loops(text: str) -> list[list[str]]:
 def multiplies(body: list[str]) -> int:
     """Fused multiply-adds in a loop."""
     return sum(line.startswith(_MULTIPLY) for line in body)
+
+
+def byte_multiplies(body: list[str]) -> int:
+    """Multiplications of bytes in a loop (aarch64)."""
+    return sum({"sdot": 16, "smmla": 32}.get(line.split()[0], 0) for line in body)
 
 
 def uses_stack(body: list[str]) -> bool:
