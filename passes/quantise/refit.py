@@ -170,8 +170,8 @@ def _pull(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> Matrix:
 
 def _row_errors(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> NDArray[np.float64]:
     """The error of each output, float64 [N]."""
-    off = np.asarray(weight, np.float64) - decode(encoded)
-    return np.asarray(np.einsum("nk,nk->n", off @ hessian, off))
+    off = np.asarray(weight, np.float32) - decode(encoded)
+    return np.asarray(np.einsum("nk,nk->n", off @ hessian.astype(np.float32), off, dtype=np.float64), np.float64)
 
 
 def _solved(linear: _Linear, pull: Matrix, hessian: Square) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ __all__ = ["quantise"]
 
 Matrix = NDArray[np.float32]
 
-_ENOUGH = 1e-3  # a round that gains less is the last
+_ENOUGH = 3e-3  # a round that gains less is the last
 
 
 def quantise(
@@ -28,7 +28,7 @@ def quantise(
     *,
     damping: float = 0.01,
     order: Order = "activation",
-    refits: int = 2,
+    refits: int = 4,
     sweeps: int = 1,
     start: Matrix | None = None,
 ) -> EncodedWeight:

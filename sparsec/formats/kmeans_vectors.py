@@ -13,8 +13,8 @@ import numpy as np
 
 __all__ = ["cluster_means", "is_mirrored", "kmeans_vectors", "nearest_vectors"]
 
-_SAMPLES = 128  # for each centroid
-_ITERATIONS = 16
+_SAMPLES, _ITERATIONS = 128, 16  # samples are for each centroid
+_MORE_SAMPLES, _MORE_ITERATIONS = 256, 24  # where every element has a weight of its own: what calibration is worth
 _MIRROR_FROM = 32  # centroids
 _MIRROR_LOSS = 0.005  # of the error, at most
 _CHUNK = 1 << 18  # distances at a time: what stays in the second-level cache
@@ -70,11 +70,12 @@ def kmeans_vectors(vectors: np.ndarray, k: int, weights: np.ndarray) -> np.ndarr
         vectors, weights = vectors[used], weights[used]
     if not len(vectors):
         return np.zeros((k, dim), np.float32)
+    samples = k * (_SAMPLES if weights.ndim == 1 else _MORE_SAMPLES)
     if len(vectors) <= 4 * k * _SAMPLES:
         distinct = np.unique(vectors, axis=0)
         if len(distinct) <= k:
             return np.concatenate([distinct, np.repeat(distinct[-1:], k - len(distinct), 0)])
-    step = len(vectors) / min(len(vectors), k * _SAMPLES)
+    step = len(vectors) / min(len(vectors), samples)
     pick = (np.arange(int(len(vectors) / step)) * step).astype(np.int64)
     x, w = vectors[pick], weights[pick].astype(np.float64)
     # Squares of extreme values do not fit fp32.
@@ -98,7 +99,7 @@ def _fitted(x: np.ndarray, w: np.ndarray, k: int, *, mirrored: bool) -> np.ndarr
     if mirrored:
         centroids = np.concatenate([centroids, -centroids])
     before: np.ndarray | None = None
-    for _ in range(_ITERATIONS):
+    for _ in range(_ITERATIONS if w.ndim == 1 else _MORE_ITERATIONS):
         label = nearest_vectors(x, centroids, w)
         if before is not None and np.array_equal(label, before):
             break

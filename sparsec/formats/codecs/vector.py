@@ -101,7 +101,7 @@ class Vector(Codec):
             weights = stream.importance
         if stream.scales.kind != "none":
             shared = stream.shared(values)
-            scales = stream.stored_scales(np.abs(shared).max(2) / np.float32(self.top))
+            scales = stream.stored_scales(self._size(stream, shared) / np.float32(self.top))
             values = stream.unshared(divide(shared, scales))
             square = np.square(scales.astype(np.float32) / max(float(scales.max(initial=0)), 1e-38))
             weights = weights * stream.unshared(np.broadcast_to(square[:, :, None], shared.shape))
@@ -117,6 +117,15 @@ class Vector(Codec):
             part = self._part(stream, index, rows, width)
             codebook[index], codes[part] = self._fit(vectors[part], mass[part])
         return Coded(codes, scales, None, codebook)
+
+    def _size(self, stream: RowStream, shared: np.ndarray) -> np.ndarray:
+        """What the values [A, G, n] that share a scale are divided by, [A, G]."""
+        if stream.importance is None or stream.scales.kind == "group" or self.entry == "int8":
+            return np.asarray(np.abs(shared).max(2))
+        # Of many values the largest says little about the others.
+        valid = np.ones(stream.values.shape, bool) if stream.valid is None else stream.valid
+        count = np.maximum(stream.shared(valid).sum(2), 1)
+        return np.asarray(np.sqrt(np.square(shared, dtype=np.float64).sum(2) / count))
 
     def _part(self, stream: RowStream, index: int, rows: int, width: int) -> np.ndarray:
         """Which vectors codebook `index` serves, bool [rows, width]."""
