@@ -37,7 +37,8 @@ def test_the_weighted_error_falls(structure: str, token: str) -> None:
         counts = importance * kept
         before = weighted(weight, decode(encode(weight, scheme, mask)), counts)
         after = weighted(weight, decode(encode(weight, scheme, mask, importance)), counts)
-        assert after <= before * 1.01
+        # Tables with an entry for every vector leave but the rounding of fp16.
+        assert after <= before * 1.01 + 1e-6 * weighted(weight, np.zeros_like(weight), counts)
     same = encode(weight, scheme, mask, importance), encode(weight, scheme, mask, importance.copy())
     assert [a.tobytes() for a in same[0].arrays().values()] == [a.tobytes() for a in same[1].arrays().values()]
 
