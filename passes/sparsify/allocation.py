@@ -1,0 +1,74 @@
+"""How many zeros each layer gets when all together must have a share of them.
+
+LAMP: Lee, Park, Mo, Ahn and Shin, "Layer-adaptive Sparsity for the Magnitude-based Pruning" (2021). ERK (Erdos-Renyi-Kernel):
+Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners" (2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsec.errors import SchemeError
+from sparsec.passes.sparsify.masks import block_scores, drop_lowest
+
+__all__ = ["erk", "lamp", "lamp_scores"]
+
+
+def lamp_scores(weight: ArrayLike, block: tuple[int, int] = (1, 1)) -> NDArray[np.float64]:
+    """Scores of blocks, float64 [ceil(N/R), ceil(K/C)]: a block's sum of squares over that of all that are not smaller.
+
+    The score is comparable between layers: it bounds the relative change of the layer when the block is pruned after all smaller
+    ones. The largest block has score 1 (0 if all are zero); of equal blocks the last counts as the largest.
+    """
+    squares = np.asarray(block_scores(np.square(np.asarray(weight, np.float64)), block, "sum"))
+    flat = squares.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    surviving = np.cumsum(flat[order][::-1])[::-1]
+    scores = np.zeros_like(flat)
+    np.divide(flat[order], surviving, out=surviving, where=surviving > 0)
+    scores[order] = surviving
+    return scores.reshape(squares.shape)
+
+
+def lamp(weights: Sequence[ArrayLike], percent: float, *, block: tuple[int, int] = (1, 1)) -> list[float]:
+    """Percent of zero blocks of each weight [N, K] so that `percent` of all blocks are zero, those with the lowest LAMP scores.
+
+    Every weight keeps at least one block; where that needs more blocks than there are to keep, fewer are zero.
+    """
+    _check(percent)
+    scores = [lamp_scores(weight, block).reshape(-1) for weight in weights]
+    if not scores:
+        return []
+    flat = np.concatenate(scores)
+    keep = drop_lowest(flat, round(flat.size * percent / 100))
+    parts = np.split(keep, np.cumsum([score.size for score in scores])[:-1])
+    return [100.0 * min(np.count_nonzero(~part), part.size - 1) / part.size for part in parts]
+
+
+def erk(shapes: Sequence[Sequence[int]], percent: float) -> list[float]:
+    """Percent of zeros of each weight so that `percent` of all are zero, densities in proportion to sum(shape) / prod(shape).
+
+    shapes: (outputs, inputs) of a linear layer, (outputs, inputs, height, width ...) of a convolution. Layers whose density would
+    exceed 1 stay dense, and the others share what is left to keep.
+    """
+    _check(percent)
+    sizes = [math.prod(shape) for shape in shapes]
+    kept = sum(sizes) * (1 - percent / 100)
+    dense: set[int] = set()
+    while True:
+        rest = [i for i in range(len(shapes)) if i not in dense]
+        # A layer's share of what is kept is sum(shape): its density times its size.
+        scale = (kept - sum(sizes[i] for i in dense)) / max(1, sum(sum(shapes[i]) for i in rest))
+        full = {i for i in rest if scale * sum(shapes[i]) >= sizes[i]}
+        if not full:
+            return [0.0 if i in dense else 100 * (1 - scale * sum(shapes[i]) / sizes[i]) for i in range(len(shapes))]
+        dense |= full
+
+
+def _check(percent: float) -> None:
+    if not 0 <= percent < 100:
+        raise SchemeError(f"{percent:g} percent zeros is out of range; 0 to below 100 is allowed")
