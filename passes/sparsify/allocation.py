@@ -31,7 +31,7 @@ def lamp_scores(weight: ArrayLike, block: tuple[int, int] = (1, 1)) -> NDArray[n
     scores = np.zeros_like(flat)
     np.divide(flat[order], surviving, out=surviving, where=surviving > 0)
     scores[order] = surviving
-    return scores.reshape(squares.shape)
+    return np.asarray(scores.reshape(squares.shape), np.float64)
 
 
 def lamp(weights: Sequence[ArrayLike], percent: float, *, block: tuple[int, int] = (1, 1)) -> list[float]:
@@ -46,7 +46,7 @@ def lamp(weights: Sequence[ArrayLike], percent: float, *, block: tuple[int, int]
     flat = np.concatenate(scores)
     keep = drop_lowest(flat, round(flat.size * percent / 100))
     parts = np.split(keep, np.cumsum([score.size for score in scores])[:-1])
-    return [100.0 * min(np.count_nonzero(~part), part.size - 1) / part.size for part in parts]
+    return [100 * min(int(np.count_nonzero(~part)), part.size - 1) / part.size for part in parts]
 
 
 def erk(shapes: Sequence[Sequence[int]], percent: float) -> list[float]:

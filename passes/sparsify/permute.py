@@ -46,7 +46,8 @@ def permutation(score: ArrayLike, structure: NM, *, sweeps: int = 100) -> Indice
         gain = worth + worth.T - own[:, None] - own
         gain[cols:] = gain[:, cols:] = 0
         gain[group[:, None] == group] = 0
-        pairs = _disjoint(gain, group, threshold=1e-6 * max(float(own.sum()), np.finfo(np.float32).tiny))
+        least = 1e-6 * float(own.sum()) + float(np.finfo(np.float32).tiny)
+        pairs = _disjoint(gain, group, least)
         if not pairs:
             break
         first, second = (np.array(side) for side in zip(*pairs, strict=True))
@@ -82,7 +83,7 @@ def _worth(padded: Matrix, slots: Indices, structure: NM) -> NDArray[np.float64]
     for start in range(0, len(slots), step):
         part = np.ascontiguousarray(floor[:, start : start + step].T)
         result[start : start + step] = np.maximum(columns - part[:, None], 0).sum(2)
-    return result + kept[:, None]
+    return np.asarray(result + kept[:, None])
 
 
 def _disjoint(gain: NDArray[np.float64], group: Indices, threshold: float) -> list[tuple[int, int]]:
