@@ -33,7 +33,7 @@ def fluctuation_scores(weight: ArrayLike, variance: ArrayLike, *, width: int = 1
     if w.shape[1] % width:
         raise SchemeError(f"{w.shape[1]} inputs do not divide into units of {width}")
     scores: Vector = spread * np.square(w).sum(0)
-    return scores.reshape(-1, width).sum(1)
+    return np.asarray(scores.reshape(-1, width).sum(1))
 
 
 def fluctuation_masks(
