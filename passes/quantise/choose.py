@@ -29,7 +29,8 @@ class Chooser(Protocol):
     def choose(self, group: int, values: Matrix, metric: Matrix) -> Matrix:
         """The representable q with the least |metric (v - q)| for each column v of values [d, N], float32 [d, N].
 
-        group: inputs from group * dim on. metric: float32 [d, d]. Never further off than what was chosen before.
+        group: inputs from group * dim on. metric: float32 [d, d], or [N, d, d] for every output its own. Never further off than
+        what was chosen before.
         """
 
     def encoded(self, values: Matrix) -> EncodedWeight:
@@ -99,18 +100,22 @@ class VectorChooser:
             tables = self._tables if self._meaning.scope.kind == "rows" else self._tables[:1]
         else:
             tables = self._tables[self._by_input[group]][None]
-        tables = tables[..., :d]
+        tables, span = tables[..., :d], self._span
+        if metric.ndim == 3:
+            tables, span = tables[np.arange(rows) // span], 1
+            turned = (metric @ points.T[:, :, None])[:, :, 0]
+            levels = tables @ metric.transpose(0, 2, 1)[:, None]
+        else:
+            turned, levels = (metric @ points).T, tables @ metric.T  # [parts, stages, entries, d]
         parts = len(tables)
-        padded = np.zeros((parts * self._span, d), np.float32)
-        padded[:rows] = (metric @ points).T
-        wanted = padded.reshape(parts, self._span, d)
-        levels = tables @ metric.T  # [parts, stages, entries, d]
-        old = np.zeros((self._meaning.stages, parts * self._span), np.int64)
+        padded = np.zeros((parts * span, d), np.float32)
+        padded[:rows] = turned
+        old = np.zeros((self._meaning.stages, parts * span), np.int64)
         old[:, :rows] = self._codes[group]
-        chosen = self._search(wanted, levels, old.reshape(self._meaning.stages, parts, self._span))
+        chosen = self._search(padded.reshape(parts, span, d), levels, old.reshape(self._meaning.stages, parts, span))
         flat = chosen.reshape(self._meaning.stages, -1)[:, :rows]
         self._codes[group] = flat
-        part = np.arange(rows) // self._span
+        part = np.arange(rows) // span
         result = np.zeros((rows, d), np.float32)
         for stage in range(self._meaning.stages):
             result += tables[part, stage, flat[stage]]

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, encode
-from sparsec.passes.hessian import Square, damped, inverse_upper_cholesky
+from sparsec.passes.hessian import Square, inverse_upper_cholesky
 from sparsec.passes.quantise.choose import chooser_of
+from sparsec.passes.quantise.parts import compensated_parts
+from sparsec.passes.quantise.products import damped, diagonals
 
 __all__ = ["Order", "compensate", "compensated"]
 
@@ -37,13 +39,16 @@ def compensate(
 ) -> EncodedWeight:
     """Encode W [N, K] with errors compensated on inputs rounded later.
 
-    second_moment: E[x x^T] [K, K]. mask: bool [N, K] as for `encode`. damping: share of the mean second moment added to the
-    diagonal. block: inputs between two updates of all later ones; any value gives the same result but for float32 rounding. order:
-    inputs by falling second moment, or as they lie. Scales and codebooks minimise the rounding error weighted by the second moments.
-    Raises WeightError as `encode` does, CalibrationError for a second moment that is none.
+    second_moment: E[x x^T] [K, K], or [G, K, K] for G equal parts of the rows, whose inputs go in natural order. mask: bool [N, K] as
+    for `encode`. damping: share of the mean second moment added to the diagonal. block: inputs between two updates of all later
+    ones; any value gives the same result but for float32 rounding. order: inputs by falling second moment, or as they lie. Scales
+    and codebooks minimise the rounding error weighted by the second moments. Raises WeightError as `encode` does,
+    CalibrationError for a second moment that is none.
     """
-    hessian = damped(second_moment, damping)
-    encoded = encode(weight, scheme, mask, hessian.diagonal())
+    hessian = damped(second_moment, damping, *weight.shape)
+    encoded = encode(weight, scheme, mask, diagonals(hessian, len(weight)))
+    if hessian.ndim == 3:
+        return compensated_parts(weight, hessian, encoded)
     return compensated(weight, hessian, encoded, block=block, order=order)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, decode
-from sparsec.passes.hessian import Square, damped
+from sparsec.passes.hessian import Square
 from sparsec.passes.quantise.choose import Chooser, chooser_of
+from sparsec.passes.quantise.parts import descended_parts
+from sparsec.passes.quantise.products import damped
 
 __all__ = ["descend", "descended", "sweep"]
 
@@ -26,7 +28,9 @@ def descend(
 
     Positions, scales and codebooks stay. sweeps: at most so many over all inputs; it ends when nothing changes.
     """
-    return descended(weight, damped(second_moment, damping), encoded, sweeps=sweeps)
+    hessian = damped(second_moment, damping, *weight.shape)
+    found = descended if hessian.ndim == 2 else descended_parts
+    return found(weight, hessian, encoded, sweeps=sweeps)
 
 
 def descended(weight: Matrix, hessian: Square, encoded: EncodedWeight, *, sweeps: int = 1) -> EncodedWeight:

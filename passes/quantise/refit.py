@@ -25,7 +25,8 @@ from sparsec.formats import (
     with_side,
 )
 from sparsec.formats.meaning import VectorValue
-from sparsec.passes.hessian import Square, damped
+from sparsec.passes.hessian import Square
+from sparsec.passes.quantise.products import damped, diagonals, times
 
 __all__ = ["refit", "refit_codebook", "refit_scales"]
 
@@ -36,11 +37,11 @@ _ENOUGH = 1e-4  # of the first squared gradient
 
 
 def refit(weight: Matrix, second_moment: ArrayLike, encoded: EncodedWeight, *, damping: float = 0.01) -> EncodedWeight:
-    """Scales, then codebooks fitted to W [N, K] under the damped second moment [K, K]; codes and positions stay.
+    """Scales, then codebooks fitted to W [N, K] under the damped second moment, [K, K] or [G, K, K]; codes stay.
 
     The error never rises. A scheme with neither comes back as it is.
     """
-    hessian = damped(second_moment, damping)
+    hessian = damped(second_moment, damping, *weight.shape)
     return refit_codebook(weight, hessian, refit_scales(weight, hessian, encoded))
 
 
@@ -74,7 +75,7 @@ def refit_scales(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> Enc
             return np.asarray(np.einsum("nk,nk->n", gradient, level, dtype=np.float64), np.float64)[:, None]
         return _sums(flat, gradient * level, parts * n).reshape(parts, n)
 
-    squares = adjoint(level * hessian.diagonal().astype(np.float32))
+    squares = adjoint(level * diagonals(hessian, encoded.rows).astype(np.float32))
     start = scales.astype(np.float64)
     found = start + _solved(_Linear(apply, adjoint, squares), _pull(weight, encoded, hessian), hessian)
     if encoded.scheme.scales.kind == "group":
@@ -153,8 +154,9 @@ def _tables(encoded: EncodedWeight, hessian: Square) -> _Linear:
                 found[:, i] += _sums(place, counted[:, :, i], len(found))
         return found.reshape(parts, -1)
 
-    diagonal = np.pad(hessian.diagonal(), (0, width - cols)).astype(np.float32)
-    squares = spread((np.square(factor) * diagonal).reshape(rows, -1, dim))
+    counts = np.square(factor)
+    counts[:, :cols] *= diagonals(hessian, rows).astype(np.float32)
+    squares = spread(counts.reshape(rows, -1, dim))
     return _Linear(apply, adjoint, squares)
 
 
@@ -165,13 +167,13 @@ def _sums(index: NDArray[np.integer], values: Matrix, count: int) -> NDArray[np.
 
 def _pull(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> Matrix:
     """(W - Q) H, float32 [N, K]."""
-    return np.asarray((weight - decode(encoded)) @ hessian.astype(np.float32), np.float32)
+    return times(np.asarray(weight - decode(encoded), np.float32), hessian.astype(np.float32))
 
 
 def _row_errors(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> NDArray[np.float64]:
     """The error of each output, float64 [N]."""
     off = np.asarray(weight, np.float32) - decode(encoded)
-    return np.asarray(np.einsum("nk,nk->n", off @ hessian.astype(np.float32), off, dtype=np.float64), np.float64)
+    return np.asarray(np.einsum("nk,nk->n", times(off, hessian.astype(np.float32)), off, dtype=np.float64), np.float64)
 
 
 def _solved(linear: _Linear, pull: Matrix, hessian: Square) -> NDArray[np.float64]:
@@ -194,7 +196,7 @@ def _solved(linear: _Linear, pull: Matrix, hessian: Square) -> NDArray[np.float6
     direction = downhill
     size = first = dot(residual, downhill)
     for _ in range(_STEPS):
-        moved = linear.adjoint(linear.apply(direction) @ wide)
+        moved = linear.adjoint(times(linear.apply(direction), wide))
         curvature = dot(direction, moved)
         going = (curvature > 0) & (size > _ENOUGH * first)
         if not going.any():

@@ -7,9 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
 from sparsec.formats.meaning import FloatValue
-from sparsec.passes.hessian import damped, error
 from sparsec.passes.quantise.compensate import Order, compensated
 from sparsec.passes.quantise.descent import descended
+from sparsec.passes.quantise.parts import compensated_parts, descended_parts
+from sparsec.passes.quantise.products import damped, diagonals, error
 from sparsec.passes.quantise.refit import refit_codebook, refit_scales
 from sparsec.passes.quantise.support import solved_on_support
 
@@ -32,7 +33,8 @@ def quantise(
     sweeps: int = 1,
     start: Matrix | None = None,
 ) -> EncodedWeight:
-    """Encode W [N, K] so that tr((W - Q) H (W - Q)^T) is small, H the damped second moment [K, K] of the inputs.
+    """Encode W [N, K] so that tr((W - Q) H (W - Q)^T) is small, H the damped second moment of the inputs: E[x x^T] [K, K],
+    or [G, K, K] for G equal parts of the rows that read inputs of their own (a grouped convolution).
 
     mask: bool [N, K] as for `encode`; with it W may be the dense weight, whose outputs the kept values then approach. Where a sparse
     scheme has no mask, the nonzero values of W are kept. start: the values [N, K] that scales and codebooks are fitted to and rounding
@@ -40,12 +42,12 @@ def quantise(
     `sweeps` of coordinate descent; they end early when nothing is gained. Deterministic. Raises WeightError as `encode` does,
     CalibrationError for a second moment that is none.
     """
-    hessian = damped(second_moment, damping)
     weight = np.asarray(weight, np.float32)
+    hessian = damped(second_moment, damping, *weight.shape)
     values = weight if start is None else np.asarray(start, np.float32)
     if mask is not None and start is None and not mask.all():
         values = solved_on_support(weight, hessian, mask)
-    best = encode(values, scheme, mask, hessian.diagonal())
+    best = encode(values, scheme, mask, diagonals(hessian, len(weight)))
     lowest = error(weight, decode(best), hessian)
     if isinstance(scheme.codec.meaning, FloatValue) and scheme.codec.meaning.width == 32:
         return best
@@ -58,9 +60,13 @@ def quantise(
             best, lowest = candidate, found
         return gained
 
-    better(compensated(values, hessian, best, order=order))
+    if hessian.ndim == 2:
+        better(compensated(values, hessian, best, order=order))
+    else:
+        better(compensated_parts(values, hessian, best))
+    descent = descended if hessian.ndim == 2 else descended_parts
     for _ in range(refits):
         fitted = refit_codebook(weight, hessian, refit_scales(weight, hessian, best))
-        if not better(descended(weight, hessian, fitted, sweeps=sweeps)):
+        if not better(descent(weight, hessian, fitted, sweeps=sweeps)):
             break
     return best

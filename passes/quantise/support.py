@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparsec.passes.hessian import Square, damped
+from sparsec.passes.hessian import Square
+from sparsec.passes.quantise.products import damped, diagonals, times
 
 __all__ = ["on_support", "solved_on_support"]
 
@@ -16,30 +17,31 @@ _ENOUGH = 1e-6  # of the first squared gradient
 
 
 def on_support(weight: Matrix, second_moment: ArrayLike, mask: NDArray[np.bool_], *, damping: float = 0.01) -> Matrix:
-    """V [N, K], zero off the mask, that nearly minimises tr((W - V) H (W - V)^T), H the damped second moment [K, K].
+    """V [N, K], zero off the mask, that nearly minimises tr((W - V) H (W - V)^T), H the damped second moment ([K, K], or [G, K, K]
+    for G equal parts of the rows).
 
     Optimal Brain Surgeon for all pruned weights of an output at once (B. Hassibi and D. Stork, 1992), solved by conjugate gradients
     for all outputs together, so that every output may have a mask of its own.
     """
-    return solved_on_support(weight, damped(second_moment, damping), mask)
+    return solved_on_support(weight, damped(second_moment, damping, *weight.shape), mask)
 
 
 def solved_on_support(weight: Matrix, hessian: Square, mask: NDArray[np.bool_]) -> Matrix:
     """`on_support` for a damped Hessian."""
     wide = hessian.astype(np.float32)
-    inverse = np.where(mask, (1 / hessian.diagonal()).astype(np.float32), np.float32(0))
+    inverse = np.where(mask, (1 / diagonals(hessian, len(mask))).astype(np.float32), np.float32(0))
     target = np.asarray(weight, np.float32)
     values = np.where(mask, target, np.float32(0))
 
     def dot(a: Matrix, b: Matrix) -> NDArray[np.float64]:
         return np.asarray(np.einsum("nk,nk->n", a, b, dtype=np.float64), np.float64)[:, None]
 
-    residual = np.where(mask, (target - values) @ wide, np.float32(0))
+    residual = np.where(mask, times(target - values, wide), np.float32(0))
     downhill = inverse * residual
     direction = downhill
     size = first = dot(residual, downhill)
     for _ in range(_STEPS):
-        moved = np.where(mask, direction @ wide, np.float32(0))
+        moved = np.where(mask, times(direction, wide), np.float32(0))
         curvature = dot(direction, moved)
         going = (curvature > 0) & (size > _ENOUGH * first)
         if not going.any():

@@ -1,0 +1,54 @@
+"""Products with the second moment of a layer's inputs: [K, K] for all outputs, or [G, K, K] for G equal parts of them.
+
+In a grouped convolution every part of the outputs reads inputs of its own, while scales and codebooks may be shared by all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsec.errors import CalibrationError
+from sparsec.passes import hessian as one
+from sparsec.passes.hessian import Square
+
+__all__ = ["damped", "diagonals", "error", "times"]
+
+Matrix = NDArray[np.float32]
+
+
+def damped(second_moment: ArrayLike, share: float, rows: int, cols: int) -> Square:
+    """Damped float64 [K, K], or [G, K, K] where G > 1 are given; raises CalibrationError for what does not fit W [rows, cols]."""
+    moment = np.asarray(second_moment)
+    if moment.shape[-2:] != (cols, cols) or moment.ndim not in (2, 3) or (moment.ndim == 3 and rows % len(moment)):
+        raise CalibrationError(
+            f"a weight [{rows}, {cols}] needs a second moment [{cols}, {cols}], or one for each of G equal parts of its rows; "
+            f"found {list(moment.shape)}"
+        )
+    if moment.ndim == 2 or len(moment) == 1:
+        return one.damped(moment.reshape(cols, cols), share)
+    return np.stack([one.damped(part, share) for part in moment])
+
+
+def diagonals(hessian: Square, rows: int) -> NDArray[np.float64]:
+    """What a squared error counts at each input [K], or at each position [N, K] where parts differ."""
+    if hessian.ndim == 2:
+        return hessian.diagonal()
+    found = np.diagonal(hessian, axis1=1, axis2=2)
+    return np.asarray(np.repeat(found, rows // len(hessian), 0), np.float64)
+
+
+def times(values: Matrix, hessian: Matrix) -> Matrix:
+    """values [N, K] times the second moment of each row's part, float32 [N, K]."""
+    if hessian.ndim == 2:
+        return np.asarray(values @ hessian, np.float32)
+    return np.asarray(values.reshape(len(hessian), -1, values.shape[1]) @ hessian, np.float32).reshape(values.shape)
+
+
+def error(weight: ArrayLike, changed: ArrayLike, hessian: Square) -> float:
+    """tr((W - V) H (W - V)^T), summed over parts."""
+    if hessian.ndim == 2:
+        return one.error(weight, changed, hessian)
+    parts = len(hessian)
+    pairs = zip(np.split(np.asarray(weight), parts), np.split(np.asarray(changed), parts), hessian, strict=True)
+    return sum(one.error(*pair) for pair in pairs)
