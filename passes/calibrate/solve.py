@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
-from sparsec.passes.quantise import compensate, quantise
+from sparsec.passes.quantise import compensate, on_support, quantise
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
 from sparsec.passes.sparsify.refit import refit
@@ -118,7 +118,8 @@ def code(
 
 
 def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> EncodedWeight:
-    """A grouped convolution: rows read different inputs, so each weight counts by its own input's second moment."""
+    """A grouped convolution: parts of the rows read different inputs, scales and codebooks may serve all of them."""
+    moments = np.stack([s.second_moment for s in layer.statistics])
     importance = np.concatenate(
         [np.broadcast_to(np.diag(s.second_moment), part.shape) for part, s in _parts(target, layer.statistics)]
     )
@@ -127,7 +128,8 @@ def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> Enc
         magnitude = layer.rule.sparsify.algorithm == "magnitude"
         score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
         mask = mask_of_scores(score, scheme.structure)
-    return encode(target, scheme, mask, importance, name=layer.name)
+    start = target if mask is None else on_support(target, moments, mask, damping=layer.settings.damping)
+    return code(target, start, moments, scheme, mask, layer)
 
 
 def aimed_at(weight: Matrix, statistics: Statistics, settings: Calibrate) -> Matrix:
