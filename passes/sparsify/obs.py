@@ -12,6 +12,7 @@ multiplied out only when it has `_PENDING` rows (a matrix product), over the inp
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from sparsec.formats import NM, FanIn, Structure, expand_block_mask
 from sparsec.passes import hessian
 from sparsec.passes.sparsify.masks import Mask, drop_lowest, zeros
 from sparsec.passes.sparsify.refit import refit
+from sparsec.passes.sparsify.swap import swap
 
 __all__ = ["obs", "obs_mask"]
 
@@ -32,21 +34,35 @@ _BATCH_BYTES = 64 << 20
 
 
 def obs(
-    weight: ArrayLike, second_moment: ArrayLike, structure: Structure, *, damping: float = 0.01, spread: float = 0.1
+    weight: ArrayLike,
+    second_moment: ArrayLike,
+    structure: Structure,
+    *,
+    damping: float = 0.01,
+    spread: float | None = None,
+    threads: int = 1,
 ) -> tuple[Mask, Array]:
     """(keep-mask bool [N, K], the best weights float32 [N, K] on it): `obs_mask`, then `refit`."""
-    mask = obs_mask(weight, second_moment, structure, damping=damping, spread=spread)
+    mask = obs_mask(weight, second_moment, structure, damping=damping, spread=spread, threads=threads)
     return mask, refit(weight, second_moment, mask, damping=damping)
 
 
 def obs_mask(
-    weight: ArrayLike, second_moment: ArrayLike, structure: Structure, *, damping: float = 0.01, spread: float = 0.1
+    weight: ArrayLike,
+    second_moment: ArrayLike,
+    structure: Structure,
+    *,
+    damping: float = 0.01,
+    spread: float | None = None,
+    threads: int = 1,
 ) -> Mask:
     """Keep-mask bool [N, K] for a sparse structure; `refit` gives the weights that belong to it.
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K]; damping: see `hessian.damped`; spread: how far the zeros of a strip may be
-    from the average (0.1: by a tenth), so that strips which lose less by it are pruned more. Structures that fix the number of
-    zeros per row or group ignore it. Deterministic; about float32 accuracy in what decides.
+    weight: [N, K]; second_moment: E[x x^T] [K, K]; damping: see `hessian.damped`. spread: how far the zeros of a strip may be from
+    the average (0.1: by a tenth), so that strips which lose less by it are pruned more; None: 0.5 for single rows, 0.1 for strips,
+    which differ less. Structures that fix the number of zeros per row or group ignore it. threads: batches of strips at once,
+    the same result with any number. About float32 accuracy in what decides. Groups of N:M restrict the greedy choice, so that
+    exchanges still improve it: `swap` follows.
     """
     matrix = np.array(weight, np.float32)
     matrix[:, hessian.dead(second_moment)] = 0.0
@@ -55,6 +71,8 @@ def obs_mask(
     total = zeros(structure, (strips, length))
     least = total // strips
     most = least
+    if spread is None:
+        spread = 0.5 if r == 1 else 0.1
     if not isinstance(structure, NM | FanIn):
         least, most = int(least * (1 - spread)), min(length, int(least * (1 + spread)) + (total % strips > 0))
     h = hessian.damped(second_moment, damping)
@@ -66,11 +84,14 @@ def obs_mask(
     groups = _groups(structure, length)
     size = max(1, _BATCH_BYTES // (4 * padded.shape[1] ** 2))
     tall = padded.reshape(strips, r, length * c)
-    parts = [_removals(tall[start : start + size], problem, most, groups) for start in range(0, strips, size)]
+    with ThreadPoolExecutor(threads) as pool:
+        batches = (tall[start : start + size] for start in range(0, strips, size))
+        parts = list(pool.map(lambda batch: _removals(batch, problem, most, groups), batches))
     order, costs = (np.concatenate(values) for values in zip(*parts, strict=True))
     keep = np.ones((strips, length), bool)
     np.put_along_axis(keep, order, ~_prefixes(costs, least, total), axis=1)
-    return expand_block_mask(keep, (r, c), rows, cols)
+    mask = expand_block_mask(keep, (r, c), rows, cols)
+    return swap(weight, second_moment, mask, structure, damping=damping)[0] if isinstance(structure, NM) else mask
 
 
 @dataclass(frozen=True)
