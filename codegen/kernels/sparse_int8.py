@@ -43,6 +43,7 @@ _ENTRY = {
     "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
     "aarch64": {"quads": (1.6, 1.3)},
 }
+_RUN_END = 6.0  # what a run of a row does to join the sums
 _VNNI_QUADS = (1.8, 1.5)
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
 # gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
@@ -61,7 +62,7 @@ def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **fo
     )  # fmt: skip
     sizes |= forced
     sizes["chunks"] = -(-slots // sizes["chunk"])
-    values = spmm_bytes.describe(form, weight.cols)
+    values = spmm_bytes.describe(form, weight.cols, groups=made.group is not None)
     p: dict[str, Any] = {
         "n": weight.rows, "k": slots, "strip": strip, "values": values, "pixels": tokens, "images": 1, "source": "tokens",
         "dest": "tokens", **sizes,
@@ -70,13 +71,18 @@ def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **fo
         made.mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
         align=lcm(strip, target.lanes) // strip, pitch=spmm_plan.pitch(p, target.lanes),
     )  # fmt: skip
+    if made.group is not None:
+        entries = spmm_bytes.split_runs(made, entries, strip)
     arrays = [*entries.arrays(), *spmm_bytes.arrays(made, entries, strip, values, target)]
     counts = entries.sizes(sizes["bands"])
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
 
 
 def filled(weight: Unpacked) -> Unpacked | None:
-    """A sparse weight as a dense one of the narrowest integers that hold its numbers; None where 8 bits do not."""
+    """A sparse weight as a dense one of the narrowest integers that hold its numbers; None where 8 bits do not, or where scales
+    belong to groups of stored values."""
+    if weight.scheme.scales.kind == "group":
+        return None
     values, scales = spmm_bytes.numbers(weight)
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     for bits in (2, 4, 8):
@@ -100,7 +106,11 @@ def whole_work(weight: Unpacked, form: str, tokens: int, target: Target) -> floa
     alone, shared = _VNNI_QUADS if target.vnni and form == "quads" else costs["quads" if form == "quads" else "pairs"]
     vectors = -(-tokens // target.lanes)
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
-    work = vectors * (entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)])
+    if weight.scheme.scales.kind == "group":  # runs end where groups do
+        work_of_ends = vectors * _RUN_END * spmm_weights.stored(weight) / weight.scheme.scales.group
+    else:
+        work_of_ends = 0.0
+    work = work_of_ends + vectors * (entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)])
     return work + (tiles * entries * NARROW if vectors <= 2 * tiles else 0)
 
 

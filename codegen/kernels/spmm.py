@@ -59,14 +59,14 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args += spmm_bytes.arguments(p["values"], strip, ceil(p["n"] / strip), target)
     else:
         args += spmm_values.arguments(p["values"], strip, ceil(p["n"] / strip))
-    sums = "int32" if whole else "float32"
+    sums = "int32" if whole and not p["values"]["groups"] else "float32"
     if p["bias"]:
         args.append(Arg("bias", "float32", padded_rows(p), "in"))
     if p["residual"]:
         args.append(Arg("residual", "float32", out_size, "in"))
     args.append(Arg("y", "float32", out_size, "out"))
     columns = p["k"] if p["whole"] else p["chunk"]
-    args.append(Arg("panel", sums, columns * width + panel_slack(p, lanes), "work"))
+    args.append(Arg("panel", "int32" if whole else "float32", columns * width + panel_slack(p, lanes), "work"))
     if _keeps_sums(p):
         args.append(Arg("sums", sums, FROM_DATA, "work"))
     if whole:
@@ -217,14 +217,27 @@ class _Spmm:
             with T.serial(first, end) as index:
                 if _keeps_sums(p):
                     self.strip_base = bind(k, k.load(k.arg("bounds"), band * p["ranges"] + index))
+                self._clear(kind, band, index, index + 1)
                 with T.serial(0, p["chunks"]) as chunk:
                     self._products(kind, band, image, pixel, chunk, index, index + 1)
                 self._finish(kind, band, pixel, index, index + 1)
             return
+        self._clear(kind, band, first, end)
         with T.serial(0, p["chunks"]) as chunk:
             self._pack(kind, pixel, chunk)
             self._products(kind, band, image, pixel, chunk, first, end)
         self._finish(kind, band, pixel, first, end)
+
+    def _clear(self, kind: TileKind, band: Any, first: Any, end: Any) -> None:
+        """Zeros in the sums of the ranges [first, end), where every run adds to them."""
+        if self.rounding is None or not self.rounding.groups:
+            return
+        T, k, lanes, bounds = self.T, self.k, self.lanes, self.k.arg("bounds")
+        low = bind(k, (k.load(bounds, band * self.p["ranges"] + first) - self.strip_base) * self.strip)
+        high = bind(k, (k.load(bounds, band * self.p["ranges"] + end) - self.strip_base) * self.strip)
+        with T.serial(low, high) as row:
+            for v in range(kind.vectors):
+                k.store(k.arg("sums"), row * self.sums_pitch + v * lanes, k.f32(0.0, lanes), lanes)
 
     def _pack(self, kind: TileKind, pixel: Any, chunk: Any) -> None:
         p, k = self.p, self.k
@@ -233,7 +246,7 @@ class _Spmm:
         self.pack.write(self.part, pixel, kind, column, columns, column * self.pitch if p["whole"] else self.T.int32(0))
 
     def _products(self, kind: TileKind, band: Any, image: Any, pixel: Any, chunk: Any, first: Any, end: Any) -> None:
-        self._runs(band, chunk, first, end, lambda _, s, c, at: self._run(kind, image, pixel, chunk, s, c, at))
+        self._runs(band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, r, s, c, at))
 
     def _finish(self, kind: TileKind, band: Any, pixel: Any, first: Any, end: Any) -> None:
         """Store the rows of ranges [first, end) that still lie in scratch."""
@@ -244,21 +257,24 @@ class _Spmm:
             row1 = bind(k, self.T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
             self._store_tokens(kind, pixel, row0, row1)
 
-    def _run(self, kind: TileKind, image: Any, pixel: Any, chunk: Any, strip: Any, count: Any, at: Any) -> None:
+    def _run(
+        self, kind: TileKind, image: Any, pixel: Any, chunk: Any, run: Any, strip: Any, count: Any, at: Any
+    ) -> None:
         """Add the entries of one run to its S x vectors accumulators."""
         T, p, k, lanes, height, vectors = self.T, self.p, self.k, self.lanes, self.strip, kind.vectors
         panel, offsets, values = k.arg("panel"), k.arg("offsets"), self.values
         acc = k.local(height * vectors * lanes, self.dtype)
         zeros = k.splat(T.Cast(self.dtype, T.int32(0)), lanes)
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
-        resumes = p["chunks"] > 1
+        grouped = self.rounding is not None and self.rounding.groups
+        resumes = p["chunks"] > 1 and not grouped
         base: Any = bind(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
             for s, _, slot in slots:
                 origin = zeros
                 if self.rounding is not None and self.rounding.origins:
-                    origin = k.splat(k.load(k.arg("origins"), strip * height + s), lanes)
+                    origin = k.splat(k.load(k.arg("origins"), (run if grouped else strip) * height + s), lanes)
                 k.store(acc, slot, origin, lanes)
 
         if resumes:
@@ -271,7 +287,7 @@ class _Spmm:
         else:
             zero()
         start = bind(k, (at - self.entry_base) * height) if not self.plain else bind(k, at * height)
-        origin = bind(k, chunk * (p["chunk"] * self.pitch)) if p["whole"] and resumes else 0
+        origin = bind(k, chunk * (p["chunk"] * self.pitch)) if p["whole"] and p["chunks"] > 1 else 0
         sets = accumulator_sets(height, vectors)
         other = k.local(height * vectors * lanes, self.dtype) if sets == 2 else acc
 
@@ -310,6 +326,13 @@ class _Spmm:
                 k.store(acc, slot, k.load(acc, slot, lanes) + k.load(other, slot, lanes), lanes)
 
         def keep() -> None:
+            if grouped:
+                for s, v, slot in slots:
+                    scale = k.splat(T.Cast("float32", k.load(k.arg("run_scales"), run * height + s)), lanes)
+                    to = bind(k, base + s * self.sums_pitch + v * lanes)
+                    value = T.Cast(f"float32x{lanes}", k.load(acc, slot, lanes)) * scale
+                    k.store(k.arg("sums"), to, k.load(k.arg("sums"), to, lanes) + value, lanes)
+                return
             for s, v, slot in slots:
                 k.store(k.arg("sums"), base + s * self.sums_pitch + v * lanes, k.load(acc, slot, lanes), lanes)
 
@@ -394,13 +417,15 @@ class _Spmm:
             to = bind(k, (pixel + quad + c) * p["n"] + row)
             whole = None
             if rows < lanes:
-                whole = k.local(lanes, self.dtype)
+                whole = k.local(lanes, "float32" if self.rounding is None else self.rounding.sums)
                 k.store(whole, 0, columns[c], lanes)
             factor = None if self.rounding is None else bind(k, k.load(k.arg("xscale"), quad + c))
             for index, (at, width) in enumerate(cuts):
                 part = columns[c] if whole is None else k.load(whole, at, width)
                 if factor is not None:
-                    part = T.Cast("float32" if width == 1 else f"float32x{width}", part) * k.splat(factor, width)
+                    if not self.rounding.groups:
+                        part = T.Cast("float32" if width == 1 else f"float32x{width}", part)
+                    part = part * k.splat(factor, width)
                 if scale:
                     part = part * scale[index]
                 if bias:

@@ -9,12 +9,15 @@ strip and S words of weights. Of every four consecutive inputs there are, by `fo
 * choices: six slots, all pairs of the four: what a row keeps of four inputs is one entry as long as it is at most two (2:4).
 
 Where a row does not store all inputs of an entry the other weights are zeros. Rounding is sparsec/int8.py's.
+
+Scales of groups of stored values: a run ends where a group ends, and joins float32 sums with its own S scales (`run_scales`,
+`origins` by run). What a slot holds must then be of one group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,13 +49,16 @@ _MOST_SIGNED = 64
 
 @dataclass(frozen=True)
 class Words:
-    """A weight as entries: `mask` bool and `words` int32 [N, slots], `scales` float32 [N] and `sums` of the numbers, int32 [N]."""
+    """A weight as entries: `mask` bool and `words` int32 [N, slots], `scales` float32 [N] and `sums` of the numbers, int32 [N];
+    where groups have scales those, float32 [N, groups], and the `group` of every slot of every row, int32 [N, slots]."""
 
     form: str
     mask: Array
     words: Array
     scales: Array
     sums: Array
+    group: Array | None = None
+    group_scales: Array | None = None
 
 
 def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
@@ -65,8 +71,6 @@ def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
         return f"groups of {x_group} inputs have scales of their own"
     if not isinstance(meaning, AffineValue | TableValue):
         return f"codec {scheme.codec} is not stored in bytes"
-    if scheme.scales.kind == "group":
-        return "scales of groups of stored values: sums of several groups are no whole numbers"
     if isinstance(meaning, TableValue) and meaning.scope.kind == "inputs":
         return "codebooks of input groups have scales of their own"
     if weight.cols > 60_000:
@@ -82,7 +86,7 @@ def numbers(weight: Unpacked) -> tuple[Array, Array]:
     codes[weight.block_mask] = weight.codes
     codes = codes.transpose(0, 2, 1, 3).reshape(grid[0] * r, grid[1] * c)[:n, :k]
     scales = np.ones(n, np.float32)
-    if weight.scales is not None:
+    if weight.scales is not None and weight.scheme.scales.kind != "group":
         scales = np.broadcast_to(weight.scales, (n, 1))[:, 0].astype(np.float32)
     if isinstance(meaning, TableValue):
         table, steps = signed_table(weight)
@@ -92,6 +96,7 @@ def numbers(weight: Unpacked) -> tuple[Array, Array]:
         scales = scales * steps[books]
         values = table[books[:, None], codes].astype(np.int16)
     elif weight.zero_points is not None:
+        assert weight.scheme.scales.kind != "group", "zero points of groups"
         values = codes - np.broadcast_to(weight.zero_points, (n, 1)).astype(np.int16)
     else:
         assert isinstance(meaning, AffineValue)
@@ -100,15 +105,20 @@ def numbers(weight: Unpacked) -> tuple[Array, Array]:
 
 
 def choose_form(weight: Unpacked, target: Target) -> str:
-    """The form that has least to multiply."""
+    """The form that has least to multiply; "" where none can hold the weight."""
+    if weight.zero_points is not None and weight.scheme.scales.kind == "group":
+        return ""
     values, _ = numbers(weight)
     largest = int(np.abs(values.astype(np.int32)).max(initial=0))
     quads = weight.scheme.block[1] % 4 == 0 or target.arch != "x86_64"
+    if quads and weight.scheme.scales.kind == "group" and _groups(weight, "quads") is None:
+        quads = False
     if quads and (largest < 128 if target.vnni or target.arch != "x86_64" else largest <= _MOST_SIGNED):
         return "quads"
-    if target.arch != "x86_64":
+    form = "choices" if weight.scheme.block[1] == 1 else "pairs"
+    if target.arch != "x86_64" or (weight.scheme.scales.kind == "group" and _groups(weight, form) is None):
         return ""
-    return "choices" if weight.scheme.block[1] == 1 else "pairs"
+    return form
 
 
 def words(weight: Unpacked, form: str) -> Words:
@@ -126,7 +136,45 @@ def words(weight: Unpacked, form: str) -> Words:
     else:
         made = np.ascontiguousarray(parts.astype(np.int16)).view(np.int32)
     total = values.astype(np.int64).sum(1).astype(np.int32)
-    return Words(form, mask.reshape(n, -1), made.reshape(n, -1), scales, total)
+    found = Words(form, mask.reshape(n, -1), made.reshape(n, -1), scales, total)
+    if weight.scheme.scales.kind != "group":
+        return found
+    return replace(found, group=_groups(weight, form), group_scales=weight.scales)
+
+
+def _groups(weight: Unpacked, form: str) -> Array | None:
+    """int32 [N, slots]: the group of what a slot holds of a row (0 where it is no entry); None where some hold two groups."""
+    c, size = weight.scheme.block[1], weight.scheme.scales.group
+    kept = spmm_weights.element_mask(weight)
+    blocks = np.cumsum(weight.block_mask, axis=1) - 1  # rank of a stored block in its strip
+    rank = np.repeat(np.repeat(blocks, weight.scheme.block[0], 0)[: weight.rows], c, 1)[:, : weight.cols] * c
+    group = np.where(kept, (rank + np.arange(weight.cols) % c) // size, 0).astype(np.int32)
+    spare = -weight.cols % 4
+    fours = np.pad(group, ((0, 0), (0, spare))).reshape(len(group), -1, 4)
+    stored = np.pad(kept, ((0, 0), (0, spare))).reshape(fours.shape)
+    mask = _cover(form)[stored @ np.array([1, 2, 4, 8])]
+    found = np.zeros(mask.shape, np.int32)
+    for number, inputs in enumerate(SLOTS[form]):
+        part, inside = fours[:, :, list(inputs)], stored[:, :, list(inputs)]
+        found[:, :, number] = part.max(2)
+        least = np.where(inside, part, np.iinfo(np.int32).max).min(2)
+        if (mask[:, :, number] & (least < part.max(2))).any():
+            return None
+    return found.reshape(len(group), -1)
+
+
+def split_runs(made: Words, found: Entries, strip: int) -> Entries:
+    """Entries (not padded) whose runs end where groups do, without empty runs; `ranks` are the groups of the runs."""
+    assert made.group is not None
+    counts = found.runs[:, 1].astype(np.int64)
+    run_of = np.repeat(np.arange(len(counts)), counts)
+    group_of = made.group[found.strip_of * strip, found.column_of]
+    begins = np.flatnonzero(np.diff(run_of, prepend=-1) | np.diff(group_of, prepend=-1))
+    lengths = np.diff(np.append(begins, len(run_of)))
+    starts = found.starts.copy()
+    starts[:, 0] = np.searchsorted(run_of[begins], found.starts[:, 0])
+    runs = np.stack([found.runs[run_of[begins], 0], lengths.astype(np.uint16)], 1)
+    return replace(found, runs=runs, starts=starts, ranks=group_of[begins])
 
 
 def entries(weight: Unpacked, form: str, strip: int) -> int:
@@ -150,9 +198,9 @@ def _cover(form: str) -> Array:
     return table
 
 
-def describe(form: str, cols: int) -> dict[str, Any]:
+def describe(form: str, cols: int, *, groups: bool) -> dict[str, Any]:
     """`values` of the kernel's parameters."""
-    return {"word": "whole", "form": form, "cols": cols, "bits": 0, "scales": "channel"}
+    return {"word": "whole", "form": form, "cols": cols, "bits": 0, "scales": "channel", "groups": groups}
 
 
 def is_whole(p: Mapping[str, Any]) -> bool:
@@ -177,16 +225,30 @@ def arrays(made: Words, entries: Entries, strip: int, p: Mapping[str, Any], targ
         return np.pad(array, (0, strips * strip - n))
 
     found = [("values", values.reshape(-1)), ("row_scales", padded(made.scales))]
+    if p["groups"]:
+        assert made.group_scales is not None
+        scales = np.zeros((strips * strip, made.group_scales.shape[1]), np.float16)
+        scales[:n] = made.group_scales
+        lines = entries.runs[:, :1].astype(np.int64) * strip + np.arange(strip)
+        found.append(("run_scales", scales[lines, entries.ranks[:, None]].reshape(-1)))
     if has_origins(p, target):
-        found.append(("origins", padded(-dot.X_OFFSET * made.sums)))
+        totals = padded(made.sums)
+        if p["groups"]:
+            run_of = np.repeat(np.arange(len(entries.runs)), entries.runs[:, 1])
+            totals = np.zeros((len(entries.runs), strip), np.int32)
+            np.add.at(totals, run_of, np.ascontiguousarray(values).view(np.int8).reshape(-1, strip, 4).sum(2, dtype=np.int32))
+            totals = totals.reshape(-1)
+        found.append(("origins", -dot.X_OFFSET * totals))
     return found
 
 
 def arguments(p: Mapping[str, Any], strip: int, strips: int, target: Target) -> list[Arg]:
     """The kernel's pointer arguments for the values."""
     args = [Arg("values", "int32", FROM_DATA, "in"), Arg("row_scales", "float32", strips * strip, "in")]
+    if p["groups"]:
+        args.append(Arg("run_scales", "float16", FROM_DATA, "in"))
     if has_origins(p, target):
-        args.append(Arg("origins", "int32", strips * strip, "in"))
+        args.append(Arg("origins", "int32", FROM_DATA if p["groups"] else strips * strip, "in"))
     return args
 
 
@@ -204,6 +266,8 @@ class Rounding:
         self.slots = SLOTS[self.v["form"]]
         self.quads = self.v["form"] == "quads"
         self.origins = has_origins(self.v, k.target)
+        self.groups = bool(self.v["groups"])
+        self.sums = "float32" if self.groups else "int32"
 
     def scales(self, kind: TileKind, pixel: Any) -> None:
         """`inverse` and `xscale` of a tile's tokens; lanes behind the last token repeat it."""

@@ -99,7 +99,7 @@ def test_largest_products_do_not_overflow(text: str, form: str, target: Target) 
     check(text, 32, 32, 256, target, form=form, share=1.0, signs=True)
 
 
-@pytest.mark.parametrize("text", ["s4x4@60-cb4", "s1x4@60-int8", "s2x1@50-int4", "s2:4-cb2"])
+@pytest.mark.parametrize("text", ["s4x4@60-cb4", "s4x4@60-cb4-g32", "s1x4@60-int8", "s2x1@50-int4", "s2:4-cb2"])
 def test_arm(text: str) -> None:
     check(text, 19, 21, 67, NAMED["arm"])
 
