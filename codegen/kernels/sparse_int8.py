@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels import byte_weights, spmm, spmm_bytes, spmm_plan, spmm_weights
+from sparsec.codegen.kernels import byte_weights, spmm, spmm_bytes, spmm_plan, spmm_weights, spmm_words
 from sparsec.codegen.kernels.gemv import lower_bytes
 from sparsec.codegen.kernels.spmm_rules import (
     FEWEST_TOKENS,
@@ -43,7 +43,8 @@ _ENTRY = {
     "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
     "aarch64": {"quads": (1.6, 1.3)},
 }
-_RUN_END = 6.0  # what a run of a row does to join the sums
+# What a run of a row does to join the sums of a vector of tokens; choices cut groups into more runs.
+_RUN_END = {"quads": 6.0, "pairs": 6.0, "choices": 30.0}
 _VNNI_QUADS = (1.8, 1.5)
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
 # gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
@@ -54,11 +55,11 @@ _MOST_GROWTH = 1.5
 
 def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **forced: int) -> Prepared:
     """A weight laid out for spmm.py in whole numbers; `forced` overrides sizes of spmm_plan.choose."""
-    made = spmm_bytes.words(weight, form)
+    made = spmm_words.words(weight, form)
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
     slots = made.mask.shape[1]
     sizes = spmm_plan.choose(
-        weight.rows, slots, tokens, 1, float(made.mask.mean()), strip, len(spmm_bytes.SLOTS[form]), True, target, tokens=True
+        weight.rows, slots, tokens, 1, float(made.mask.mean()), strip, len(spmm_words.SLOTS[form]), True, target, tokens=True
     )  # fmt: skip
     sizes |= forced
     sizes["chunks"] = -(-slots // sizes["chunk"])
@@ -72,7 +73,7 @@ def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **fo
         align=lcm(strip, target.lanes) // strip, pitch=spmm_plan.pitch(p, target.lanes),
     )  # fmt: skip
     if made.group is not None:
-        entries = spmm_bytes.split_runs(made, entries, strip)
+        entries = spmm_words.split_runs(made, entries, strip)
     arrays = [*entries.arrays(), *spmm_bytes.arrays(made, entries, strip, values, target)]
     counts = entries.sizes(sizes["bands"])
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
@@ -83,7 +84,7 @@ def filled(weight: Unpacked) -> Unpacked | None:
     belong to groups of stored values."""
     if weight.scheme.scales.kind == "group":
         return None
-    values, scales = spmm_bytes.numbers(weight)
+    values, scales = spmm_words.numbers(weight)
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     for bits in (2, 4, 8):
         half = 1 << (bits - 1)
@@ -101,16 +102,18 @@ def whole_work(weight: Unpacked, form: str, tokens: int, target: Target) -> floa
     """Of spmm.py in whole numbers, in the unit of spmm_rules.py."""
     n, k = weight.rows, weight.cols
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
-    entries = spmm_bytes.entries(weight, form, strip)
+    entries = spmm_words.entries(weight, form, strip)
     costs = _ENTRY[isa(target)]
     alone, shared = _VNNI_QUADS if target.vnni and form == "quads" else costs["quads" if form == "quads" else "pairs"]
     vectors = -(-tokens // target.lanes)
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     if weight.scheme.scales.kind == "group":  # runs end where groups do
-        work_of_ends = vectors * _RUN_END * spmm_weights.stored(weight) / weight.scheme.scales.group
+        work_of_ends = vectors * _RUN_END[form] * (n + spmm_weights.stored(weight) / weight.scheme.scales.group)
     else:
         work_of_ends = 0.0
-    work = work_of_ends + vectors * (entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)])
+    work = work_of_ends + vectors * (
+        entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)]
+    )
     return work + (tiles * entries * NARROW if vectors <= 2 * tiles else 0)
 
 
@@ -135,7 +138,7 @@ def _plans(
 ) -> tuple[dict[str, float], str, Unpacked | None]:
     """Predicted work by kernel ("floats", "whole", "filled": those that can), the form of "whole" and the weight of "filled"."""
     found = {"floats": _floats_work(weight, tokens, target)}
-    form = spmm_bytes.choose_form(weight, target)
+    form = spmm_words.choose_form(weight, target)
     if form:
         found["whole"] = whole_work(weight, form, tokens, target)
     dense = filled(weight)
@@ -153,7 +156,7 @@ def _operands(op: SparsecNode, low: Lowering) -> tuple[Unpacked, int] | Refusal:
     if (refusal := refused_sparse(op, low)) is not None:
         return refusal
     weight, x_group = operands
-    if why := spmm_bytes.refusal(weight, low.target, x_group):
+    if why := spmm_words.refusal(weight, low.target, x_group):
         return Refusal(why)
     return operands
 
@@ -215,6 +218,6 @@ def lower_sparse_whole(node: ir.Node, low: Lowering) -> Refusal | None:
     low.call(
         "spmm", p, [low.get(op.x), *weights, *added], [low.new(op.output)], node=node.name or "", op="MatMul",
         note=f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip(),
-        scratch=made.scratch, cost=spmm.cost(p, made.entries * len(spmm_bytes.SLOTS[form][0])),
+        scratch=made.scratch, cost=spmm.cost(p, made.entries * len(spmm_words.SLOTS[form][0])),
     )  # fmt: skip
     return None

@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 # or more, and bringing a vector of activations into or out of the pixel layout. (aarch64: as AVX2, not measured.)
 _COSTS = {"x86-512": (1.7, 1.3, 16.0), "x86-256": (1.35, 1.1, 10.0), "aarch64": (1.35, 1.1, 8.0)}
 NARROW = 2.1  # a stored weight, beside its multiplications: shows in tiles of one or two vectors
+_GROUP_DECODE = 4.0  # a stored weight whose scale is its group's
 # The same for spmv.py: a stored weight with the first row of activations, and every other row.
 _FEW_COSTS = {"x86-512": (2.6, 1.1), "x86-256": (3.0, 1.05), "aarch64": (3.0, 1.05)}
 MOST_ROWS = 8  # of activations, for spmv.py
@@ -128,7 +129,8 @@ def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target, group
     strip = _strip(weight, groups, target)
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
-    work = vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
+    decode = stored * _GROUP_DECODE if weight.scheme.scales.kind == "group" else 0.0
+    work = decode + vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
     return work + (tiles * stored * NARROW / strip if vectors <= 2 * tiles else 0)
 
 

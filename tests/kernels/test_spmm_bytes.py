@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsec import int8
-from sparsec.codegen.kernels import spmm_bytes
+from sparsec.codegen.kernels import spmm_words
 from sparsec.codegen.kernels.sparse_int8 import prepare_whole
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED, Target, host_target
@@ -33,8 +33,8 @@ def check(
         matrix, x = np.sign(matrix), np.sign(matrix[np.arange(m) % n])
     weight = encode(matrix, scheme, mask=keep_mask(scheme, n, k, rng, share))
     unpacked = unpack(weight)
-    assert not spmm_bytes.refusal(unpacked, target, 0)
-    made = prepare_whole(unpacked, form or spmm_bytes.choose_form(unpacked, target), m, target, **forced)
+    assert not spmm_words.refusal(unpacked, target, 0)
+    made = prepare_whole(unpacked, form or spmm_words.choose_form(unpacked, target), m, target, **forced)
     residual = rng.normal(size=(m, n)).astype(np.float32)
     if not signs:
         x[m // 2] = 0  # no scale of its own
@@ -73,6 +73,35 @@ def test_pairs(structure: str, form: str, target: Target) -> None:
 @pytest.mark.parametrize("codec", ["int8", "uint8", "uint4-t", "cb4", "cb4.r16-c", "int5", "ternary"])
 def test_codecs(codec: str, target: Target) -> None:
     check(f"s2:4-{codec}", 33, 29, 131, target, form="choices", chunk=12, ranges=2)
+
+
+GROUPS = [
+    ("s4x4@60-cb4-g32", ""), ("s1x4@60-int4-g8", ""), ("s2x8@60-ternary-g16", ""), ("s1x4@50-cb4.r8-g4", ""),
+    ("s4x2@50-int8-g8", "pairs"), ("s2:4-int8-g32", "choices"), ("s2:4-cb3-g4", "choices"), ("s8x4@50-int8-g16", ""),
+    ("s50-int8-g32", ""), ("s80-cb4-g8", ""), ("s3:4-int4-g4", ""), ("s2x1@60-int8-g8", ""),
+]  # fmt: skip
+
+
+@X86
+@pytest.mark.parametrize(("text", "form"), GROUPS)
+def test_scales_of_groups(text: str, form: str, target: Target) -> None:
+    check(text, 37, 45, 67, target, form=form, act="relu")
+    check(text, 70, 33, 132, target, form=form, chunk=12, ranges=3)
+    check(text, 33, 100, 64, target, form=form, whole=1, ranges=2)
+
+
+@X86
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_densities_of_groups(share: float, target: Target) -> None:
+    check("s4x4@50-cb4-g32", 33, 24, 100, target, share=share)
+    check("s2x1@50-int8-g8", 33, 24, 100, target, share=share)
+
+
+def test_groups_that_meet_inside_a_quad_are_refused() -> None:
+    rng, scheme = np.random.default_rng(3), Scheme.parse("s50-int8-g32")
+    weight = encode(rng.normal(size=(20, 200)).astype(np.float32), scheme, mask=keep_mask(scheme, 20, 200, rng))
+    assert spmm_words.choose_form(unpack(weight), NAMED["x86-avx512"]) == "choices"
+    assert spmm_words.choose_form(unpack(weight), NAMED["arm"]) == ""
 
 
 @X86

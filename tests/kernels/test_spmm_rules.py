@@ -146,7 +146,9 @@ def test_few_rows(scheme: str, tokens: int) -> None:
     """No product of sparse weights decodes them to dense panels, and each has bias, residual and activation."""
     model, feed = _linear(scheme, (tokens, 136), 133)
     steps = lower(model, host_target(), "few").steps
-    assert [step.spec.family for step in steps] == ["spmv" if tokens <= 2 else "spmm"]
+    # scales of groups are decoded one by one for spmm.py
+    most = 3 if "-g" in scheme else 2
+    assert [step.spec.family for step in steps] == ["spmv" if tokens <= most else "spmm"]
     (want,) = reference(model, feed)
     (got,) = lower_and_run(model, feed)
     assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
