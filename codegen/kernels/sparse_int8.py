@@ -43,8 +43,7 @@ _ENTRY = {
     "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
     "aarch64": {"quads": (1.6, 1.3)},
 }
-# What a run of a row does to join the sums of a vector of tokens; choices cut groups into more runs.
-_RUN_END = {"quads": 6.0, "pairs": 6.0, "choices": 30.0}
+_RUN_END = 10.0  # a row of a run of one group joins the sums of a vector of tokens
 _VNNI_QUADS = (1.8, 1.5)
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
 # gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
@@ -102,18 +101,13 @@ def whole_work(weight: Unpacked, form: str, tokens: int, target: Target) -> floa
     """Of spmm.py in whole numbers, in the unit of spmm_rules.py."""
     n, k = weight.rows, weight.cols
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
-    entries = spmm_words.entries(weight, form, strip)
+    entries, runs = spmm_words.entries(weight, form, strip)
     costs = _ENTRY[isa(target)]
     alone, shared = _VNNI_QUADS if target.vnni and form == "quads" else costs["quads" if form == "quads" else "pairs"]
     vectors = -(-tokens // target.lanes)
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
-    if weight.scheme.scales.kind == "group":  # runs end where groups do
-        work_of_ends = vectors * _RUN_END[form] * (n + spmm_weights.stored(weight) / weight.scheme.scales.group)
-    else:
-        work_of_ends = 0.0
-    work = work_of_ends + vectors * (
-        entries * strip * (alone if strip == 1 else shared) + (n + k) * _MOVED[isa(target)]
-    )
+    each = entries * (alone if strip == 1 else shared) + runs * _RUN_END
+    work = vectors * (each * strip + (n + k) * _MOVED[isa(target)])
     return work + (tiles * entries * NARROW if vectors <= 2 * tiles else 0)
 
 

@@ -406,6 +406,7 @@ class _Spmm:
         T, p, k, lanes = self.T, self.p, self.k, self.lanes
         y, sums = k.arg("y"), k.arg("sums")
         cuts = pieces(rows, lanes)
+        grouped = self.rounding is not None and self.rounding.groups
 
         def constants(name: str, wanted: bool) -> list[Any]:
             return [bind(k, k.load(k.arg(name), row + at, width)) for at, width in cuts] if wanted else []
@@ -423,7 +424,7 @@ class _Spmm:
             for index, (at, width) in enumerate(cuts):
                 part = columns[c] if whole is None else k.load(whole, at, width)
                 if factor is not None:
-                    if not self.rounding.groups:
+                    if not grouped:
                         part = T.Cast("float32" if width == 1 else f"float32x{width}", part)
                     part = part * k.splat(factor, width)
                 if scale:

@@ -119,18 +119,21 @@ def words(weight: Unpacked, form: str) -> Words:
     found = Words(form, carried.reshape(n, -1) > 0, made.reshape(n, -1), scales, total)
     if weight.scheme.scales.kind != "group":
         return found
-    groups = _fours(_group_of_stored(weight))
-    of_slot = [
-        np.where(carried[:, :, [number]] >> np.arange(4) & 1, groups, 0).max(2) for number in range(len(SLOTS[form]))
-    ]
-    return replace(found, group=np.stack(of_slot, 2).reshape(n, -1), group_scales=weight.scales)
+    return replace(found, group=_group_of_slots(weight, carried, 1), group_scales=weight.scales)
 
 
-def entries(weight: Unpacked, form: str, strip: int) -> int:
-    """How many entries a weight has, each of `strip` rows."""
+def entries(weight: Unpacked, form: str, strip: int) -> tuple[int, int]:
+    """How many entries a weight has, each of `strip` rows, and runs of entries of one group (0 where groups have no scales)."""
     carried = _carried(weight, form)
     assert carried is not None
-    return int(np.count_nonzero(carried[::strip]))
+    carried = carried[::strip]
+    if weight.scheme.scales.kind != "group":
+        return int(np.count_nonzero(carried)), 0
+    groups = _group_of_slots(weight, carried, strip)
+    held = carried.reshape(len(carried), -1) > 0
+    strips, _ = np.nonzero(held)
+    ends = np.diff(strips) | np.diff(groups[held])
+    return len(strips), int(np.count_nonzero(ends)) + 1
 
 
 def _fours(array: Array) -> Array:
@@ -145,6 +148,15 @@ def _group_of_stored(weight: Unpacked) -> Array:
     places = np.arange(weight.cols)
     group = (rank[:, places // c] * c + places % c) // size
     return np.where(spmm_weights.element_mask(weight), group, 0).astype(np.int32)
+
+
+def _group_of_slots(weight: Unpacked, carried: Array, strip: int) -> Array:
+    """int32 [N / strip, slots]: the group of scales of what each slot carries, 0 of no entry."""
+    groups = _fours(_group_of_stored(weight)[::strip])
+    of_slot = [
+        np.where(carried[:, :, [number]] >> np.arange(4) & 1, groups, 0).max(2) for number in range(carried.shape[2])
+    ]
+    return np.stack(of_slot, 2).reshape(len(groups), -1)
 
 
 def _carried(weight: Unpacked, form: str) -> Array | None:
