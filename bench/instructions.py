@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.assembly import assembly, byte_multiplies, innermost_loops, uses_stack
 from bench.output import markdown, write_json
-from sparsec.codegen.kernels import byte_weights
+from sparsec.codegen.kernels import byte_weights, vector_weights
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED, Target
 
@@ -24,21 +24,28 @@ TARGETS = ("arm", "arm-i8mm")
 HEADERS = ("scheme", "rows", "sdot", "smmla", "sdot / smmla")
 
 
-def parameters(scheme: str, m: int, target: Target, n: int = 64, k: int = 512) -> dict[str, Any]:
-    """Parameters of gemv.py for m rows of activations and an [n, k] weight."""
+def kernel(scheme: str, m: int, target: Target, n: int = 256, k: int = 1024) -> tuple[str, dict[str, Any]]:
+    """Family and parameters of the kernel for m rows of activations and an [n, k] weight."""
     parsed, rng = Scheme.parse(scheme), np.random.default_rng(0)
     mask = None if parsed.is_dense else np.repeat(rng.random((n // 16, k)) < 0.5, 16, axis=0)
     weight = unpack(encode(rng.normal(size=(n, k)).astype(np.float32), parsed, mask=mask))
-    packed = byte_weights.pack(weight, target, 0, "w", m)
-    return {"m": m, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+    rest = {"x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
+    if m == 1 and not vector_weights.refused(weight, target, 0, whole=True):
+        return "vector_gemv", {**vector_weights.pack(weight, target, 0, whole=True)[0], **rest}
+    return "gemv", {"m": m, "w": byte_weights.pack(weight, target, 0, "w", m).params, **rest}
+
+
+def multiplications(body: list[str]) -> int:
+    """Of bytes; where products are looked up instead, four for every entry of two bytes."""
+    return byte_multiplies(body) or 32 * sum(line.startswith("tbl") for line in body)
 
 
 def product_loop(scheme: str, m: int, name: str) -> list[str]:
     """Instructions of the innermost loop with the most multiplications."""
     target = NAMED[name]
     with tempfile.TemporaryDirectory(prefix="sparsec-bench-") as folder:
-        text = assembly("gemv", parameters(scheme, m, target), target, Path(folder))
-    return max(innermost_loops(text), key=lambda body: (byte_multiplies(body), -len(body)))
+        text = assembly(*kernel(scheme, m, target), target, Path(folder))
+    return max(innermost_loops(text), key=lambda body: (byte_multiplies(body), multiplications(body), -len(body)))
 
 
 def run(json_path: Path | None) -> int:
@@ -47,7 +54,7 @@ def run(json_path: Path | None) -> int:
     for scheme in SCHEMES:
         for m in ROWS:
             loops = {name: product_loop(scheme, m, name) for name in TARGETS}
-            each = {name: len(body) / byte_multiplies(body) for name, body in loops.items()}
+            each = {name: len(body) / multiplications(body) for name, body in loops.items()}
             spills = {name: uses_stack(body) for name, body in loops.items()}
             results.append({"scheme": scheme, "rows": m, "instructions": each, "spills": spills})
             cells = [f"{each[name]:.3f}{'*' if spills[name] else ''}" for name in TARGETS]

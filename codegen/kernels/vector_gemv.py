@@ -5,7 +5,8 @@ many outputs, whose codes then look their shares up: one addition for four weigh
 
 * int8 activations, AVX-512: products of rounded numbers are whole and fit 16 bits (4 * 127 * TABLE_MAX), so a table of 256 is 8
   registers. Sums are kept modulo 2**16 in `low`, and in `high` the sums of the products' upper bytes, which say which multiple of
-  2**16 is meant as long as at most `_MOST_UNITS` were added. So they are exact, as those of gemv.py are.
+  2**16 is meant as long as at most 256 were added. So they are exact, as those of gemv.py are.
+* int8 activations elsewhere: byte by byte (vector_bytes.py) or in memory (vector_memory.py).
 * float32 activations: the table holds float32, in registers on AVX-512, elsewhere in memory.
 
 Codebooks whose second half is the negative of the first (what the encoder makes where that costs no accuracy) need only half a
@@ -15,7 +16,7 @@ inputs. Units are tiles of outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import ceil, prod
 from typing import Any
 
@@ -23,26 +24,31 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.isa.pieces import pieces
+from sparsec.codegen.isa import byte_table
+from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable
-from sparsec.codegen.kernels import gemv_inputs, vector_codes
+from sparsec.codegen.kernels import gemv_inputs
+from sparsec.codegen.kernels.vector_bytes import FromBytes
+from sparsec.codegen.kernels.vector_memory import FromMemory
+from sparsec.codegen.kernels.vector_sums import VectorSums, WholeSums
+from sparsec.codegen.kernels.vector_weights import (
+    TILE,
+    TILES_AT_ONCE,
+    inputs_params,
+    pack,
+    padded_rows,
+    refused,
+    units_of_bytes,
+)
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
-from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
-from sparsec.formats.meaning import VectorValue
-from sparsec.formats.structure import Dense
-from sparsec.int8 import activation_group, rounded_table
+from sparsec.formats.encoded import EncodedWeight, unpack
+from sparsec.int8 import activation_group
 from sparsec.op_view import view
 from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
-
-# Outputs of a unit, and units that share tables while their sums stay in the level-1 cache.
-_TILE, _TILES_AT_ONCE = 64, 32
-# Products whose upper bytes may be added up: 256 * 255 < 2**16.
-_MOST_UNITS = 256
 
 
 def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -60,7 +66,7 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     x_group = activation_group(op.activations, op.cols) if op.activations else 0
     if why := refused(unpacked, low.target, x_group, whole=bool(op.activations)):
         return Refusal(why)
-    params, arrays = pack(unpacked, x_group, whole=bool(op.activations))
+    params, arrays = pack(unpacked, low.target, x_group, whole=bool(op.activations))
     label = node.name or "weight"
     finish, added = epilogue(op, low)
     ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
@@ -71,92 +77,15 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     return None
 
 
-def refused(weight: Unpacked, target: Target, x_group: int, *, whole: bool) -> str:
-    """Why `pack` cannot lay a weight out ("" if it can); whole: int8 activations."""
-    scheme = weight.scheme
-    meaning, scales = scheme.codec.meaning, scheme.scales
-    if not isinstance(meaning, VectorValue) or not isinstance(scheme.structure, Dense):
-        return "not a dense weight of vectors"
-    if vector_codes.refusal(meaning) or vector_codes.Form.of(meaning) != vector_codes.Form(1, 1, 8):
-        return "four inputs do not take 8 bits"
-    if meaning.scope.kind != "tensor":
-        return "there are several codebooks"
-    if whole and not _registers(target):
-        return "tables of 16-bit products are for AVX-512"
-    group = scales.group if scales.kind == "group" else x_group
-    if group % 16 or group > 4 * _MOST_UNITS or (x_group and group != x_group):
-        return f"groups of {group} inputs are not whole words of codes"
-    return ""
-
-
-def _registers(target: Target) -> bool:
-    return target.arch == "x86_64" and target.lanes == 16
-
-
-def pack(weight: Unpacked, x_group: int, *, whole: bool) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
-    """Parameters and arrays: codes, codebook, scales?"""
-    meaning, scales = weight.scheme.codec.meaning, weight.scheme.scales
-    assert isinstance(meaning, VectorValue)
-    assert weight.codebook is not None
-    tile = _TILE
-    rows = ceil(weight.rows / tile) * tile
-    group = scales.group if scales.kind == "group" else x_group
-    padded = ceil(weight.cols / 32) * 32
-    words = vector_codes.streams(weight, rows, padded)[:, 0]
-    codes = words.view(np.uint16) if whole else words
-    if whole:
-        rounded, scale = rounded_table(weight.codebook)
-        table = _quads(meaning, rounded).astype(np.int16)
-    else:
-        table = _quads(meaning, weight.codebook)
-    half = bool((table[:, :128] == -table[:, 128:]).all())
-    arrays = [("codes", np.ascontiguousarray(codes.T).reshape(-1)), ("book", table.reshape(-1))]
-    if whole:
-        arrays.append(("book_scale", scale))
-    if weight.scales is not None:
-        values = weight.scales.reshape(-1).astype(np.float32)
-        if scales.kind != "tensor":
-            wide = np.zeros((rows, weight.scales.shape[1]), np.float16 if scales.kind == "group" else np.float32)
-            wide[: weight.rows] = weight.scales
-            values = np.ascontiguousarray(wide.T).reshape(-1)
-        arrays.append(("scales", values))
-    params = {
-        "rows": weight.rows, "k": weight.cols, "whole": whole, "half": half, "x_group": x_group, "group": group, "scales": scales.kind,
-    }  # fmt: skip
-    return params, arrays
-
-
-def _quads(meaning: VectorValue, entries: Array) -> Array:
-    """The codebook as [4 inputs][256]."""
-    stages, count, dim = entries.shape[1:]
-    if (stages, dim) == (1, 4):
-        return np.ascontiguousarray(entries[0, 0].T)
-    code = np.arange(256)
-    made = np.zeros((4, 256), entries.dtype)
-    for number in range(4 // dim * stages):
-        first = number // stages * dim
-        made[first : first + dim] += entries[0, number % stages, code >> (number * meaning.bits) & (count - 1)].T
-    return made
-
-
-def _inputs_params(p: Mapping[str, Any]) -> dict[str, Any]:
-    """What gemv_inputs.py has to know."""
-    block = p["group"] or ceil(p["k"] / 32) * 32
-    return {"m": 1, "x_group": p["x_group"], "w": {"k": p["k"], "block": block, "sparse": False, "paired": False}}
-
-
-def _padded_rows(p: Mapping[str, Any]) -> int:
-    return ceil(int(p["rows"]) / _TILE) * _TILE
-
-
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: x [K], codes, book, book_scale?, scales?, bias? [N], residual? [N]; out: y [N]; work: inputs and sums."""
-    rows = _padded_rows(p)
+    rows = padded_rows(p)
     units = ceil(p["k"] / 32) * 8
-    whole = p["whole"]
+    whole, form = p["whole"], p["form"]
+    dtype = "uint32" if not whole else "uint16" if form == "registers" else "uint8"
     args = [
         Arg("x", "float32", p["k"], "in"),
-        Arg("codes", "uint16" if whole else "uint32", rows * units // (2 if whole else 4), "in"),
+        Arg("codes", dtype, rows * units // {"uint8": 1, "uint16": 2, "uint32": 4}[dtype], "in"),
         Arg("book", "int16" if whole else "float32", 4 * 256, "in"),
     ]
     if whole:
@@ -169,119 +98,35 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["residual"]:
         args.append(Arg("residual", "float32", p["rows"], "in"))
     args.append(Arg("y", "float32", p["rows"], "out"))
-    most = _TILE * _TILES_AT_ONCE
+    most = TILE * TILES_AT_ONCE
     if whole:
-        args += gemv_inputs.work_arguments(_inputs_params(p), target)
-        args += [Arg("low", "int16", most, "work"), Arg("high", "int16", most, "work")]
-    elif not _registers(target):
-        args.append(Arg("products", "float32", 4 * 256, "work"))
+        args += gemv_inputs.work_arguments(inputs_params(p), target)
+    products = {
+        "registers": 0,
+        "bytes": units_of_bytes(target) * 2 * byte_table.ENTRIES,
+        "memory": (p["units"] or 4) * 256,
+    }[form]
+    if products:
+        kind = "float32" if not whole else "int8" if form == "bytes" else "int32"
+        args.append(Arg("products", kind, products, "work"))
+    if whole:
+        sums = {"sums": "int32"} if form == "memory" else {"low": "int16", "high": "int16"}
+        args += [Arg(name, kind, most, "work") for name, kind in sums.items()]
     args.append(Arg("total", "float32", most, "work"))
     if p["scales"] == "group" and not whole:
         args.append(Arg("part", "float32", most, "work"))
     cost = p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=rows // _TILE, cost=cost)
+    return Signature(tuple(args), units=rows // TILE, cost=cost)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the kernel (see the module's docstring)."""
-    (_Whole if p["whole"] else _Float)(p, k).write()
+    kinds = {"registers": _Whole, "bytes": FromBytes, "memory": FromMemory}
+    (kinds[p["form"]] if p["whole"] else _Float)(p, k).write()
 
 
-class _VectorGemv:
-    """What both kinds of activations share. `lanes`: numbers looked up at once; `units`: codes of a word."""
-
-    lanes: int
-    units: int
-
-    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
-        self.p, self.k, self.T = p, k, k.T
-        self.rows = _padded_rows(p)
-        self.words = ceil(p["k"] / 32) * 8 // self.units
-        # Words of a span: those of a group, or as many as sums can take.
-        self.span = (p["group"] or 4 * _MOST_UNITS) // (4 * self.units)
-        self.spans = ceil(ceil(p["k"] / (4 * self.units)) / self.span)
-
-    def write(self) -> None:
-        T, k = self.T, self.k
-        with T.If(k.lo < k.hi), T.Then():
-            self._prepare()
-            with T.serial(0, T.truncdiv(k.hi - k.lo + (_TILES_AT_ONCE - 1), _TILES_AT_ONCE)) as chunk:
-                first = bind(k, k.lo + chunk * _TILES_AT_ONCE)
-                self.first = bind(k, first * _TILE)
-                self.count = bind(k, T.min(k.hi - first, _TILES_AT_ONCE) * _TILE)
-                self._clear("total", k.f32(0.0, k.lanes), k.lanes)
-                with T.serial(0, self.spans) as span:
-                    self._span(span, bind(k, T.min(self.words - span * self.span, self.span)))
-                self._finish()
-
-    def _each(self, lanes: int, body: Callable[[Any], None], *, step: int = 1) -> None:
-        """`body` for the first output of every vector (of `step` vectors) of the chunk."""
-        with self.T.serial(0, self.T.truncdiv(self.count, lanes * step)) as i:
-            body(bind(self.k, i * (lanes * step)))
-
-    def _clear(self, name: str, zero: Any, lanes: int) -> None:
-        self._each(lanes, lambda at: self.k.store(self.k.arg(name), at, zero, lanes))
-
-    def _prepare(self) -> None:
-        """Before all outputs."""
-
-    def _span(self, span: Any, words: Any) -> None:
-        """Add the words of a span to `total`."""
-        raise AssertionError
-
-    def _x_scale(self) -> Any:
-        return None
-
-    def _group_scale(self, span: Any, at: Any, lanes: int) -> Any:
-        k = self.k
-        return self.T.Cast(f"float32x{lanes}", k.load(k.arg("scales"), span * self.rows + self.first + at, lanes))
-
-    def _finish(self) -> None:
-        """Scales of whole rows, bias, residual, activation, and the stores."""
-        T, k, p, n = self.T, self.k, self.p, self.k.lanes
-        factor = self._x_scale()
-        if p["scales"] == "tensor":
-            scale = k.load(k.arg("scales"), 0)
-            factor = scale if factor is None else factor * scale
-        factor = None if factor is None else bind(k, factor)
-
-        def store(at: Any, width: int) -> None:
-            to = self.first + at
-            value = k.load(k.arg("total"), at, width)
-            if p["scales"] == "channel":
-                value = value * k.load(k.arg("scales"), to, width)
-            if factor is not None:
-                value = value * k.splat(factor, width)
-            if p["bias"]:
-                value = value + k.load(k.arg("bias"), to, width)
-            if p["residual"]:
-                value = value + k.load(k.arg("residual"), to, width)
-            k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
-
-        count = bind(k, T.min(self.count, p["rows"] - self.first))
-        with T.serial(0, T.truncdiv(count, n)) as i:
-            store(i * n, n)
-        rest = p["rows"] % n
-        if rest:
-            with T.If(self.first + self.count > p["rows"]), T.Then():
-                for at, width in pieces(rest, n):
-                    store(bind(k, count - rest + at), width)
-
-
-class _Whole(_VectorGemv):
+class _Whole(WholeSums):
     lanes, units = 32, 2
-
-    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
-        super().__init__(p, k)
-        self.inputs = gemv_inputs.Inputs(_inputs_params(p), k)
-
-    def _prepare(self) -> None:
-        self.inputs.quantise(self.T.int32(0), self.T.int32(0))
-
-    def _x_scale(self) -> Any:
-        k = self.k
-        scale = k.load(k.arg("book_scale"), 0)
-        return scale if self.p["x_group"] else scale * k.load(k.arg("xscale"), 0)
 
     def _span(self, span: Any, words: Any) -> None:
         T, k, n = self.T, self.k, self.lanes
@@ -324,21 +169,8 @@ class _Whole(_VectorGemv):
         eight = k.splat(T.int16(8), n)
         k.store(high, at, k.load(high, at, n) + ((found[0] >> eight) + (found[1] >> eight)), n)
 
-    def _flush(self, span: Any, at: Any) -> None:
-        """total += the sums that `low` and `high` stand for."""
-        T, k, n = self.T, self.k, 16
-        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
-        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
-        whole = high + ((low - high) & k.i32(0xFFFF, n))
-        value = T.Cast(f"float32x{n}", whole)
-        if self.p["scales"] == "group":
-            value = value * self._group_scale(span, at, n)
-        if self.p["x_group"]:
-            value = value * k.splat(k.load(k.arg("xscale"), span), n)
-        k.store(k.arg("total"), at, k.load(k.arg("total"), at, n) + value, n)
 
-
-class _Float(_VectorGemv):
+class _Float(VectorSums):
     units = 4
 
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
@@ -351,7 +183,7 @@ class _Float(_VectorGemv):
         grouped = self.p["scales"] == "group"
         if grouped:
             self._clear("part", k.f32(0.0, n), n)
-        look_up = self._from_registers if _registers(k.target) else self._from_memory
+        look_up = self._from_memory if self.p["form"] == "memory" else self._from_registers
         with T.serial(0, words) as i:
             look_up(bind(k, span * self.span + i))
         if grouped:

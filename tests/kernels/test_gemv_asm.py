@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.assembly import byte_multiplies, uses_stack
-from bench.instructions import product_loop
+from bench.instructions import multiplications, product_loop
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,17 @@ def test_instructions_a_multiplication(scheme: str, m: int, sdot: float, smmla: 
         assert len(body) / byte_multiplies(body) <= most
         if scheme.startswith("cb") and m <= 4:
             assert any(line.startswith("tbl") for line in body)
+
+
+@pytest.mark.slow
+def test_products_are_looked_up() -> None:
+    """One row against a codebook of vectors: no multiplication, bytes of products from eight registers each."""
+    body = product_loop("vq2d4", 1, "arm")
+    names = [line.split()[0] for line in body]
+    assert names.count("tbl") == names.count("tbx") >= 2
+    assert "sdot" not in names
+    assert not uses_stack(body)
+    assert len(body) / multiplications(body) <= 0.36
 
 
 @pytest.mark.slow

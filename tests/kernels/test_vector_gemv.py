@@ -40,7 +40,7 @@ def run(weight: EncodedWeight, x: Array, target: Target, *, whole: bool, x_group
     rng = np.random.default_rng(weight.rows)
     unpacked = unpack(weight)
     assert not vector_gemv.refused(unpacked, target, x_group, whole=whole)
-    params, arrays = vector_gemv.pack(unpacked, x_group, whole=whole)
+    params, arrays = vector_gemv.pack(unpacked, target, x_group, whole=whole)
     bias, residual = (rng.normal(size=weight.rows).astype(np.float32) for _ in range(2))
     p = {**params, "bias": True, "residual": True, "act": act, "act_params": []}
     (out,) = run_kernel("vector_gemv", p, [x, *(a for _, a in arrays), bias, residual], target=target)
@@ -77,6 +77,40 @@ def test_targets(name: str) -> None:
     check("vq2d4-g32", 37, 101, NAMED[name], whole=False, act="relu")
 
 
+def _book(half: bool) -> Array:
+    rng = np.random.default_rng(7)
+    entries = rng.normal(size=(128, 4))
+    return np.concatenate([entries, -entries if half else rng.normal(size=(128, 4))])[None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "k", "x_group"),
+    [
+        ("vq2d4", 67, 1031, 0),
+        ("vq2d4-g48", 40, 96, 48),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("vq2d4", 1, 1, 0),
+                ("vq2d4", 2111, 67, 0),
+                ("vq2d4-c", 131, 4099, 0),
+                ("vq2d4", 100, 320, 32),
+                ("vq2d4.q8-g16", 50, 112, 0),
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [("x86-avx2", True), ("x86-avx2", False), ("arm", True), pytest.param("arm-v8.0", True, marks=pytest.mark.slow)],
+)
+def test_int8_activations_without_wide_registers(
+    name: str, half: bool, text: str, n: int, k: int, x_group: int
+) -> None:
+    """Looked up by bytes where the codebook is mirrored, else (x86) in memory."""
+    check(text, n, k, NAMED[name], whole=True, x_group=x_group, book=_book(half))
+
+
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=avx512)])
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2111, 67), (131, 1031), (67, 4099)], ids=str)
@@ -88,9 +122,17 @@ def test_sizes(size: tuple[int, int], half: bool, whole: bool) -> None:
     check("vq2d4", *size, NAMED["x86-avx512"] if whole else host_target(), whole=whole, book=book)
 
 
-@avx512
-@pytest.mark.parametrize("half", [False, True])
-def test_largest_products_are_exact(half: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        pytest.param("x86-avx512", False, marks=avx512),
+        pytest.param("x86-avx512", True, marks=avx512),
+        ("x86-avx2", False),
+        ("x86-avx2", True),
+        ("arm", True),
+    ],
+)
+def test_largest_products_are_exact(name: str, half: bool) -> None:
     """All products at their limits, of either sign, over many spans."""
     signs = np.where(np.arange(4096) % 2048 < 1024, -1, 1).astype(np.float32)
     entries = np.repeat([[1.0], [-1.0]], 128, 0) * np.ones(4)
@@ -100,7 +142,7 @@ def test_largest_products_are_exact(half: bool) -> None:
         object.__setattr__(weight, "codebook", entries.astype(np.float16)[None, None])
         codes = np.where(matrix[:, ::4] > 0, 0, 128).astype(np.uint8)
         object.__setattr__(weight, "codes", (codes.reshape(-1),))
-        run(weight, signs, NAMED["x86-avx512"], whole=True)
+        run(weight, signs, NAMED[name], whole=True)
 
 
 def test_refusals() -> None:
@@ -114,4 +156,4 @@ def test_refusals() -> None:
     ):
         assert why in vector_gemv.refused(unpack(encode(ones, Scheme.parse(text))), host_target(), 0, whole=False)
     weight = unpack(encode(ones, Scheme.parse("vq2d4")))
-    assert "AVX-512" in vector_gemv.refused(weight, NAMED["arm"], 0, whole=True)
+    assert "half of the products" in vector_gemv.refused(weight, NAMED["arm"], 0, whole=True)

@@ -1,0 +1,127 @@
+"""The loops that all kernels of vector_gemv.py share: chunks of outputs, spans of inputs, and what becomes of the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
+
+from sparsec.codegen.isa.epilogue import apply_activation
+from sparsec.codegen.isa.pieces import pieces
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels import gemv_inputs
+from sparsec.codegen.kernels.vector_weights import TILE, TILES_AT_ONCE, inputs_params, most_units, padded_rows
+
+
+class VectorSums:
+    """What both kinds of activations share. `lanes`: numbers looked up at once; `units`: codes of a word."""
+
+    lanes: int
+    units: int
+
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.p, self.k, self.T = p, k, k.T
+        self.rows = padded_rows(p)
+        self.words = ceil(p["k"] / 32) * 8 // self.units
+        # Words of a span: those of a group, or as many as sums can take.
+        self.span = (p["group"] or 4 * most_units(k.target)) // (4 * self.units)
+        self.spans = ceil(ceil(p["k"] / (4 * self.units)) / self.span)
+
+    def write(self) -> None:
+        T, k = self.T, self.k
+        with T.If(k.lo < k.hi), T.Then():
+            self._prepare()
+            with T.serial(0, T.truncdiv(k.hi - k.lo + (TILES_AT_ONCE - 1), TILES_AT_ONCE)) as chunk:
+                first = bind(k, k.lo + chunk * TILES_AT_ONCE)
+                self.first = bind(k, first * TILE)
+                self.count = bind(k, T.min(k.hi - first, TILES_AT_ONCE) * TILE)
+                self._clear("total", k.f32(0.0, k.lanes), k.lanes)
+                with T.serial(0, self.spans) as span:
+                    self._span(span, bind(k, T.min(self.words - span * self.span, self.span)))
+                self._finish()
+
+    def _each(self, lanes: int, body: Callable[[Any], None], *, step: int = 1) -> None:
+        """`body` for the first output of every vector (of `step` vectors) of the chunk."""
+        with self.T.serial(0, self.T.truncdiv(self.count, lanes * step)) as i:
+            body(bind(self.k, i * (lanes * step)))
+
+    def _clear(self, name: str, zero: Any, lanes: int) -> None:
+        self._each(lanes, lambda at: self.k.store(self.k.arg(name), at, zero, lanes))
+
+    def _prepare(self) -> None:
+        """Before all outputs."""
+
+    def _span(self, span: Any, words: Any) -> None:
+        """Add the words of a span to `total`."""
+        raise AssertionError
+
+    def _x_scale(self) -> Any:
+        return None
+
+    def _group_scale(self, span: Any, at: Any, lanes: int) -> Any:
+        k = self.k
+        return self.T.Cast(f"float32x{lanes}", k.load(k.arg("scales"), span * self.rows + self.first + at, lanes))
+
+    def _finish(self) -> None:
+        """Scales of whole rows, bias, residual, activation, and the stores."""
+        T, k, p, n = self.T, self.k, self.p, self.k.lanes
+        factor = self._x_scale()
+        if p["scales"] == "tensor":
+            scale = k.load(k.arg("scales"), 0)
+            factor = scale if factor is None else factor * scale
+        factor = None if factor is None else bind(k, factor)
+
+        def store(at: Any, width: int) -> None:
+            to = self.first + at
+            value = k.load(k.arg("total"), at, width)
+            if p["scales"] == "channel":
+                value = value * k.load(k.arg("scales"), to, width)
+            if factor is not None:
+                value = value * k.splat(factor, width)
+            if p["bias"]:
+                value = value + k.load(k.arg("bias"), to, width)
+            if p["residual"]:
+                value = value + k.load(k.arg("residual"), to, width)
+            k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
+
+        count = bind(k, T.min(self.count, p["rows"] - self.first))
+        with T.serial(0, T.truncdiv(count, n)) as i:
+            store(i * n, n)
+        rest = p["rows"] % n
+        if rest:
+            with T.If(self.first + self.count > p["rows"]), T.Then():
+                for at, width in pieces(rest, n):
+                    store(bind(k, count - rest + at), width)
+
+
+class WholeSums(VectorSums):
+    """Rounded inputs, and sums in two numbers of 16 bits: `low` modulo 2**16, `high` of the products' upper bytes."""
+
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        super().__init__(p, k)
+        self.inputs = gemv_inputs.Inputs(inputs_params(p), k)
+
+    def _prepare(self) -> None:
+        self.inputs.quantise(self.T.int32(0), self.T.int32(0))
+
+    def _x_scale(self) -> Any:
+        k = self.k
+        scale = k.load(k.arg("book_scale"), 0)
+        return scale if self.p["x_group"] else scale * k.load(k.arg("xscale"), 0)
+
+    def _whole(self, at: Any, n: int) -> Any:
+        """The sums from `at` on as int32."""
+        T, k = self.T, self.k
+        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
+        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
+        return high + ((low - high) & k.i32(0xFFFF, n))
+
+    def _flush(self, span: Any, at: Any) -> None:
+        """total += the sums that `low` and `high` stand for."""
+        T, k, n = self.T, self.k, 16
+        value = T.Cast(f"float32x{n}", self._whole(at, n))
+        if self.p["scales"] == "group":
+            value = value * self._group_scale(span, at, n)
+        if self.p["x_group"]:
+            value = value * k.splat(k.load(k.arg("xscale"), span), n)
+        k.store(k.arg("total"), at, k.load(k.arg("total"), at, n) + value, n)
