@@ -176,17 +176,18 @@ class _State:
         inverse = np.stack([base[chosen] for base, chosen in zip(self.base, columns, strict=True)])  # [B, C, K]
         if done:
             pending = self.rows[:, :done]
-            inverse -= np.take_along_axis(pending, columns[:, None], 2).transpose(0, 2, 1) @ pending
-        own = np.take_along_axis(self.weight, columns[:, None], 2)
+            inverse -= pending[index[:, None], :, columns] @ pending
+        own = self.weight[index[:, None], :, columns].transpose(0, 2, 1)  # [B, R, C]
         if c == 1:
             root = np.sqrt(np.maximum(self.corner[index, best], self.floor[index, best, None, None]))
             rows, own = inverse / root, own / root
+            self.weight -= own * rows
         else:
             corner = inverse[index[:, None, None], np.arange(c)[:, None], columns[:, None]].astype(np.float64)
             root = np.linalg.cholesky((corner + corner.transpose(0, 2, 1)) * 0.5)
             rows = np.linalg.solve(root, inverse).astype(np.float32)
             own = np.linalg.solve(root, own.transpose(0, 2, 1)).transpose(0, 2, 1).astype(np.float32)
-        self.weight -= own @ rows
+            self.weight -= own @ rows
         self.rows[:, done : done + c] = rows
         split = rows.reshape(len(index), c, -1, c)
         self.corner -= np.einsum("bsli,bslj->blij", split, split) if c > 1 else np.square(rows)[:, 0, :, None, None]
@@ -213,16 +214,14 @@ class _State:
 
     def multiply_out(self) -> None:
         """M - V^T V becomes the new M, without the blocks that have left; V is empty again."""
-        from scipy.linalg.blas import sgemm
-
         c = self.c
         alive = np.stack([np.flatnonzero(~gone) for gone in self.gone])  # as many in every strip
         columns = (alive[:, :, None] * c + np.arange(c)).reshape(len(alive), -1)
         for b, chosen in enumerate(columns):
             rows = self.rows[b].take(chosen, 1)
             base = self.base[b].take(chosen, 0).take(chosen, 1)
-            # Symmetric, so read as column-major it is the same matrix; in place, which saves a third of the time.
-            self.base[b] = sgemm(-1.0, rows.T, rows.T, 1.0, base.T, trans_b=1, overwrite_c=1).T
+            base -= rows.T @ rows
+            self.base[b] = base
         self.weight = np.take_along_axis(self.weight, columns[:, None], 2)
         self.floor = np.take_along_axis(self.floor, columns, 1)
         self.blocks = np.take_along_axis(self.blocks, alive, 1)
