@@ -24,6 +24,7 @@ from sparsec.formats import (
     table_owners,
     with_side,
 )
+from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.formats.meaning import VectorValue
 from sparsec.passes.hessian import Square
 from sparsec.passes.quantise.products import damped, diagonals, times
@@ -77,11 +78,12 @@ def refit_scales(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> Enc
 
     squares = adjoint(level * diagonals(hessian, encoded.rows).astype(np.float32))
     start = scales.astype(np.float64)
-    found = start + _solved(_Linear(apply, adjoint, squares), _pull(weight, encoded, hessian), hessian)
+    pull, before = _gradient(weight, encoded, hessian)
+    found = start + _solved(_Linear(apply, adjoint, squares), pull, hessian)
     if encoded.scheme.scales.kind == "group":
         found = np.clip(found, -65504, 65504)
     changed = with_side(encoded, scales=found)
-    before, after = _row_errors(weight, encoded, hessian), _row_errors(weight, changed, hessian)
+    after = _gradient(weight, changed, hessian)[1]
     if encoded.scheme.scales.kind == "tensor":
         return changed if after.sum() < before.sum() else encoded
     kept = np.where((after < before)[:, None], found, start)
@@ -89,20 +91,42 @@ def refit_scales(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> Enc
 
 
 def refit_codebook(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> EncodedWeight:
-    """Best codebook entries for the codes, if they lower the error once rounded to what is stored."""
+    """Best codebook entries for the codes, if they lower the error once rounded to what is stored; mirrored tables stay so."""
     if encoded.codebook is None:
         return encoded
     linear = _tables(encoded, hessian)
     found = encoded.codebook.astype(np.float64)
-    shape = found.shape
-    step = _solved(linear, _pull(weight, encoded, hessian), hessian).reshape(shape)
+    pull, before = _gradient(weight, encoded, hessian)
+    if found.ndim == 4 and all(is_mirrored(table) for table in found.reshape(-1, *found.shape[2:])):
+        half = _solved(_mirrored(linear, found.shape), pull, hessian).reshape(*found.shape[:2], -1, found.shape[3])
+        step = np.concatenate([half, -half], 2)
+    else:
+        step = _solved(linear, pull, hessian).reshape(found.shape)
     if encoded.codebook.dtype.kind == "f":
         limit = float(np.finfo(encoded.codebook.dtype).max)
         changed = with_side(encoded, codebook=np.clip(found + step, -limit, limit))
     else:
         changed = with_side(encoded, codebook=np.clip(np.rint(found + step), -127, 127))
-    before, after = _row_errors(weight, encoded, hessian).sum(), _row_errors(weight, changed, hessian).sum()
-    return changed if after < before else encoded
+    return changed if _gradient(weight, changed, hessian)[1].sum() < before.sum() else encoded
+
+
+def _mirrored(linear: _Linear, shape: tuple[int, ...]) -> _Linear:
+    """The same for tables [S, stages, entries, dim] whose second half is the negative of the first: parameters are the first half."""
+    parts, half = len(linear.squares), shape[2] // 2
+
+    def doubled(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        first = parameters.reshape(*shape[:2], half, shape[3])
+        return np.concatenate([first, -first], 2).reshape(parts, -1)
+
+    def folded(values: NDArray[np.float64], sign: float) -> NDArray[np.float64]:
+        both = values.reshape(shape)
+        return np.asarray(both[:, :, :half] + sign * both[:, :, half:]).reshape(parts, -1)
+
+    return _Linear(
+        lambda parameters: linear.apply(doubled(parameters)),
+        lambda gradient: folded(linear.adjoint(gradient), -1.0),
+        folded(linear.squares, 1.0),
+    )
 
 
 def _tables(encoded: EncodedWeight, hessian: Square) -> _Linear:
@@ -165,15 +189,11 @@ def _sums(index: NDArray[np.integer], values: Matrix, count: int) -> NDArray[np.
     return np.asarray(found, np.float64)
 
 
-def _pull(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> Matrix:
-    """(W - Q) H, float32 [N, K]."""
-    return times(np.asarray(weight - decode(encoded), np.float32), hessian.astype(np.float32))
-
-
-def _row_errors(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> NDArray[np.float64]:
-    """The error of each output, float64 [N]."""
+def _gradient(weight: Matrix, encoded: EncodedWeight, hessian: Square) -> tuple[Matrix, NDArray[np.float64]]:
+    """(W - Q) H, float32 [N, K], and the error of each output, float64 [N]."""
     off = np.asarray(weight, np.float32) - decode(encoded)
-    return np.asarray(np.einsum("nk,nk->n", times(off, hessian.astype(np.float32)), off, dtype=np.float64), np.float64)
+    pull = times(off, hessian.astype(np.float32))
+    return pull, np.asarray(np.einsum("nk,nk->n", pull, off, dtype=np.float64), np.float64)
 
 
 def _solved(linear: _Linear, pull: Matrix, hessian: Square) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ __all__ = ["quantise"]
 
 Matrix = NDArray[np.float32]
 
-_ENOUGH = 3e-3  # a round that gains less is the last
+_ENOUGH = 5e-3  # a round that gains less is the last
 
 
 def quantise(
@@ -29,7 +29,7 @@ def quantise(
     *,
     damping: float = 0.01,
     order: Order = "activation",
-    refits: int = 4,
+    refits: int = 8,
     sweeps: int = 1,
     start: Matrix | None = None,
 ) -> EncodedWeight:

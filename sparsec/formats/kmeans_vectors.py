@@ -14,7 +14,7 @@ import numpy as np
 __all__ = ["cluster_means", "is_mirrored", "kmeans_vectors", "nearest_vectors"]
 
 _SAMPLES, _ITERATIONS = 128, 16  # samples are for each centroid
-_MORE_SAMPLES, _MORE_ITERATIONS = 256, 24  # where every element has a weight of its own: what calibration is worth
+_MORE_SAMPLES, _MORE_ITERATIONS = 192, 16  # where every element has a weight of its own: what calibration is worth
 _MIRROR_FROM = 32  # centroids
 _MIRROR_LOSS = 0.005  # of the error, at most
 _CHUNK = 1 << 18  # distances at a time: what stays in the second-level cache

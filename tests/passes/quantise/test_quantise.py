@@ -9,6 +9,7 @@ import pytest
 
 from sparsec.errors import CalibrationError, WeightError
 from sparsec.formats import CODECS, Scheme, decode, encode, kept_positions, with_codes, with_side
+from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.passes.hessian import damped, error
 from sparsec.passes.quantise import compensate, descend, on_support, quantise, refit
 from tests.passes.quantise.problems import layer, loss, mask_of, raw
@@ -120,6 +121,22 @@ def test_codes_fixed_the_refit_is_the_least_squares_optimum() -> None:
         wanted = np.linalg.lstsq(np.stack(basis, 1).astype(np.float64), (weight @ root).reshape(-1), rcond=None)
         optimum = float(np.square(np.stack(basis, 1) @ wanted[0] - (weight @ root).reshape(-1)).sum())
         assert loss(weight, moment, refit(weight, moment, encoded)) == pytest.approx(optimum, rel=5e-3)
+
+
+@pytest.mark.parametrize("text", ["vq2d4", "vq2d4.q8", "vq2d4-g16"])
+def test_mirrored_tables_stay_mirrored(text: str) -> None:
+    """Kernels look half a table up where its second half is the negative of the first."""
+    rng = np.random.default_rng(1)
+    weight, moment = layer(96, 128, rng)
+    scheme = Scheme.parse(text)
+    first = encode(weight, scheme, None, damped(moment).diagonal())
+    assert first.codebook is not None
+    entries = first.codebook[0, 0].astype(np.float32)
+    entries[128:] = -entries[:128]
+    changed = refit(weight, moment, with_side(first, codebook=entries[None, None]))
+    assert changed.codebook is not None
+    assert not np.array_equal(changed.codebook[0, 0], entries)
+    assert is_mirrored(changed.codebook[0, 0])
 
 
 @pytest.mark.parametrize(("vector", "scalar"), [("vq2d4", "cb2"), ("vq2d2", "cb2"), ("vq1d8-c", "cb1-c")])
