@@ -61,7 +61,8 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
     rows = packed.params["tiles"] * packed.params["tile"]
     finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, rows - op.rows)))
     params = {"m": m, "w": packed.params, "x_group": x_group, **finish}
-    note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip()
+    scheme = op.scheme if weight.scheme == op.scheme else f"{op.scheme} (zeros too, as {weight.scheme})"
+    note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {scheme} x {op.activations} {op.activation}".strip()
     low.call(
         "gemv", params, [*ins, *added], [low.new(op.output)], node=op.node.name or "", op="MatMul", note=note,
         cost=cost(params, packed.blocks),

@@ -43,6 +43,7 @@ _ENTRY = {
     "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
     "aarch64": {"quads": (1.6, 1.3)},
 }
+_AS_FLOATS = {"pairs": 1.2, "quads": 1.65}  # an entry, in those of float32
 _RUN_END = 10.0  # a row of a run of one group joins the sums of a vector of tokens
 _VNNI_QUADS = (1.8, 1.5)
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
@@ -212,6 +213,6 @@ def lower_sparse_whole(node: ir.Node, low: Lowering) -> Refusal | None:
     low.call(
         "spmm", p, [low.get(op.x), *weights, *added], [low.new(op.output)], node=node.name or "", op="MatMul",
         note=f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip(),
-        scratch=made.scratch, cost=spmm.cost(p, made.entries * len(spmm_words.SLOTS[form][0])),
+        scratch=made.scratch, cost=spmm.cost(p, int(made.entries * _AS_FLOATS["quads" if form == "quads" else "pairs"])),
     )  # fmt: skip
     return None

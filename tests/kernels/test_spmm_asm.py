@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bench.assembly import assembly, innermost_loops, multiplies, uses_stack
+from sparsec.codegen.kernels import spmm_words
+from sparsec.codegen.kernels.sparse_int8 import prepare_whole
 from sparsec.codegen.kernels.spmm_rules import prepare
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED
@@ -43,3 +45,25 @@ def test_inner_loop(name: str, text: str, multiplied: int, beside: int, tmp_path
     times = multiplies(best) // multiplied
     assert times >= 1, best
     assert len(best) - multiplies(best) <= beside * times, best
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "product"),
+    [
+        ("x86-avx512", "s2:4-int8", "vpmaddwd"), ("x86-avx2", "s2:4-int8", "vpmaddwd"), ("x86-avx2", "s4x2@75-int8", "vpmaddwd"),
+        ("x86-avx512", "s4x4@75-cb4-g32", "vpmaddubsw"), ("x86-avx2", "s4x4@75-cb4", "vpmaddubsw"),
+        ("x86-avx2", "s1x4@75-cb4-g32", "vpmaddubsw"), ("x86-avx512vnni", "s4x4@75-int8", "vpdpbusd"), ("arm", "s4x4@75-int8", "sdot"),
+    ],
+)  # fmt: skip
+def test_inner_loop_of_whole_numbers(name: str, text: str, product: str, tmp_path: Path) -> None:
+    """Sums, weights and a vector of inputs stay in registers."""
+    target, scheme, rng = NAMED[name], Scheme.parse(text), np.random.default_rng(1)
+    matrix = rng.normal(size=(32, 144)).astype(np.float32)
+    weight = unpack(encode(matrix, scheme, mask=keep_mask(scheme, 32, 144, rng, 0.3)))
+    made = prepare_whole(weight, spmm_words.choose_form(weight, target), 16 * target.lanes, target)
+    p = made.params | {"bias": True, "residual": False, "act": "relu", "act_params": []}
+    loops = [
+        body for body in innermost_loops(assembly("spmm", p, target, tmp_path)) if any(product in line for line in body)
+    ]
+    assert loops
+    assert not any(uses_stack(body) for body in loops), loops
