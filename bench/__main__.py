@@ -6,6 +6,7 @@
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
+    python -m bench compression [MODEL...] [--scheme S]...                what schemes cost, data-free and calibrated
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
     python -m bench instructions                                          instructions a multiplication on aarch64
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
@@ -101,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument("--recipe", action="append", default=[])
     accuracy.add_argument("--examples", type=int, help="labelled examples to score (default: all)")
 
+    compression = command("compression", "what schemes cost in accuracy, data-free and calibrated")
+    compression.add_argument("models", nargs="*", metavar="MODEL")
+    compression.add_argument("--scheme", action="append", default=[], help="only rows of this scheme (repeatable)")
+
     compiling = command("compile", "time of the compile command, cold and with a warm cache")
     compiling.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
     compiling.add_argument("--recipe", action="append", default=[], help="time this compression too (repeatable)")
@@ -146,6 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import accuracy
 
         return accuracy.run(_available(args.models), args.recipe, args.examples, args.json)
+    if args.command == "compression":
+        from bench import compression
+
+        return compression.run(_available(args.models), args.scheme, args.json)
     if args.command == "compile":
         from bench import compile as compiling
 

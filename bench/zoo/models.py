@@ -193,6 +193,14 @@ def _padded(ids: list[int]) -> Feed:
     return {"tokens": np.array([ids + [0] * (STORY_TOKENS - len(ids))], np.int64)}
 
 
+def story_windows(count: int) -> list[Feed]:
+    """Up to `count` windows of STORY_TOKENS tokens cut from all stories but the first 60, run together: nothing is padding."""
+    tokenizer = data.Tokenizer512(data_path("stories260k/tok512.bin"))
+    ids = np.array([token for text in data.stories()[60:] for token in tokenizer.encode(text)], np.int64)
+    windows = ids[: len(ids) // STORY_TOKENS * STORY_TOKENS].reshape(-1, 1, STORY_TOKENS)
+    return [{"tokens": window} for window in windows[:count]]
+
+
 def stories_prefill() -> ZooModel:
     """stories260K (Llama) over 128 tokens without a cache. Measured: perplexity 4.2256, 200 texts."""
     import torch
