@@ -150,7 +150,12 @@ def _compressed(name: str, scheme: str, targets: str, calibrated: bool) -> _Made
     import sparsec
 
     model = get(name)
-    rule = {"targets": targets, "ignore": "Gather", "scheme": scheme, "optional": True}  # tied tables too stay as they are
+    rule = {
+        "targets": targets,
+        "ignore": "Gather",
+        "scheme": scheme,
+        "optional": True,
+    }  # tied tables too stay as they are
     recipe = {"version": 1, "rules": [rule]}
     start = time.perf_counter()
     made = sparsec.compress(

@@ -78,7 +78,7 @@ class Calibrate(_Strict):
     """
 
     sequential: bool = True
-    correction: float = Field(default=0.5, ge=0, le=1)
+    correction: float = Field(default=0.75, ge=0, le=1)
     samples: int = Field(default=256, ge=1)
     damping: float = Field(default=0.01, ge=0)
     mask: str = "attention_mask"

@@ -30,18 +30,26 @@ class Reference:
         model: path of an ONNX file, its bytes, or an `onnx_ir.Model` (serialised as it is).
         fixed: inputs with a constant value, added to every run; names the model does not have are left out.
         threads: intra-op threads.
+        spin: threads that wait keep their core busy, which suits one model run again and again.
 
     Raises:
         ModelError: onnxruntime refuses the model.
     """
 
     def __init__(
-        self, model: str | Path | bytes | ir.Model, *, fixed: Mapping[str, Any] | None = None, threads: int = 1
+        self,
+        model: str | Path | bytes | ir.Model,
+        *,
+        fixed: Mapping[str, Any] | None = None,
+        threads: int = 1,
+        spin: bool = True,
     ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:

@@ -46,7 +46,7 @@ class Stream:
         """Run all samples through a segment."""
         model = segment.model(self.model)
         if model is not None:
-            reference = Reference(model, threads=self._threads)
+            reference = Reference(model, threads=self._threads, spin=False)
             for index in range(self._count):
                 made = reference.run({name: self._values[name][index] for name in segment.reads})
                 for name, array in made.items():
