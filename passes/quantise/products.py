@@ -18,7 +18,11 @@ Matrix = NDArray[np.float32]
 
 
 def damped(second_moment: ArrayLike, share: float, rows: int, cols: int) -> Square:
-    """Damped float64 [K, K], or [G, K, K] where G > 1 are given; raises CalibrationError for what does not fit W [rows, cols]."""
+    """Damped float64 [K, K], or [G, K, K] where G > 1 are given, times the power of two that makes the mean of the diagonal about 1.
+
+    So the size of the inputs never leaves the range of float32 products, and changes no result. Raises CalibrationError for what
+    does not fit W [rows, cols].
+    """
     moment = np.asarray(second_moment)
     if moment.shape[-2:] != (cols, cols) or moment.ndim not in (2, 3) or (moment.ndim == 3 and rows % len(moment)):
         raise CalibrationError(
@@ -26,8 +30,11 @@ def damped(second_moment: ArrayLike, share: float, rows: int, cols: int) -> Squa
             f"found {list(moment.shape)}"
         )
     if moment.ndim == 2 or len(moment) == 1:
-        return one.damped(moment.reshape(cols, cols), share)
-    return np.stack([one.damped(part, share) for part in moment])
+        result = one.damped(moment.reshape(cols, cols), share)
+    else:
+        result = np.stack([one.damped(part, share) for part in moment])
+    mean = float(np.diagonal(result, axis1=-2, axis2=-1).mean())
+    return np.ldexp(result, -int(np.frexp(mean)[1]))
 
 
 def diagonals(hessian: Square, rows: int) -> NDArray[np.float64]:

@@ -210,3 +210,12 @@ def test_wrong_second_moments_are_refused() -> None:
             quantise(weight, wrong, Scheme.parse("int4"))
     with pytest.raises((CalibrationError, WeightError)):
         quantise(weight, np.eye(9), Scheme.parse("int4"))
+
+
+@pytest.mark.parametrize("text", ["int3-g8", "cb3-c", "vq2d4", "s2:4-int4"])
+def test_the_size_of_inputs_does_not_matter(text: str) -> None:
+    weight, moment = layer(9, 32, np.random.default_rng())
+    mask = mask_of(Scheme.parse(text), weight, np.random.default_rng(2))
+    wanted = raw(quantise(weight, moment.astype(np.float64), Scheme.parse(text), mask))
+    for power in (-300, 7, 300):
+        assert raw(quantise(weight, np.ldexp(moment.astype(np.float64), power), Scheme.parse(text), mask)) == wanted
