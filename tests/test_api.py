@@ -191,6 +191,17 @@ def test_arm_program_runs_emulated(tmp_path: Path) -> None:
         program.benchmark()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed")
+@pytest.mark.parametrize("scheme", ["cb4-g32", "s16x1@50-cb4-g32", "vq2d4"])
+def test_matrix_products_of_bytes_run_emulated(scheme: str) -> None:
+    """The runtime finds the instructions it asks for; an odd number of rows."""
+    program = sparsec.compile(DIGITS_MLP, "arm-i8mm", recipe=f"{scheme} x int8", input_shapes={"N": 5})
+    x = RNG.standard_normal((5, 64), dtype=np.float32)
+    here = sparsec.compile(DIGITS_MLP, recipe=f"{scheme} x int8", input_shapes={"N": 5}).run({"x": x})["logits"]
+    np.testing.assert_allclose(program.run({"x": x})["logits"], here, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [("MobileNet-v2 1.0", "mobilenet_v2_1_0"), ("20", "m_20"), ("", "model"), ("Größe", "gr_e"), ("__x", "x")],

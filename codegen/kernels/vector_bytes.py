@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsec.codegen.isa import byte_table
+from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.vector_sums import WholeSums
 from sparsec.codegen.kernels.vector_weights import units_of_bytes
@@ -61,10 +62,12 @@ class FromBytes(WholeSums):
 
     def _add(self, word: Any, at: Any) -> None:
         T, k, n = self.T, self.k, self.lanes
+        if self.x86:  # the next word's codes lie a page or more ahead
+            prefetch(k, k.arg("codes"), ((word + 1) * self.rows + self.first + at) * self.units)
         found = []
         for unit in range(self.units):
             codes = k.local(2 * n, "int8")
-            from_ = (word * self.units + unit) * self.rows + self.first + at
+            from_ = (word * self.rows + self.first + at) * self.units + unit * n
             k.store(codes, 0, T.reinterpret(f"int8x{n}", k.load(k.arg("codes"), from_, n)), n)
             k.store(codes, n, k.load(codes, 0, n) & k.splat(T.int8(127), n), n)
             table = unit * 2 * byte_table.ENTRIES

@@ -26,6 +26,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import byte_table
 from sparsec.codegen.isa.epilogue import activation_cost
+from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable
 from sparsec.codegen.kernels import gemv_inputs
@@ -151,6 +152,7 @@ class _Whole(WholeSums):
 
     def _add(self, word: Any, at: Any, tables: list[WordTable]) -> None:
         T, k, n = self.T, self.k, self.lanes
+        prefetch(k, k.arg("codes"), (word + 1) * self.rows + self.first + at)  # a page or more ahead
         codes = k.local(n, "int16")
         packed = k.load(k.arg("codes"), word * self.rows + self.first + at, n)
         k.store(codes, 0, T.reinterpret(f"int16x{n}", packed), n)
@@ -227,6 +229,8 @@ class _Float(VectorSums):
             table = WordTable(k, parts)
 
             def add(at: Any, unit: int = unit, table: WordTable = table) -> None:
+                if unit == 0:
+                    prefetch(k, k.arg("codes"), (word + 1) * self.rows + self.first + at)
                 codes = k.local(n, "int32")
                 packed = k.load(k.arg("codes"), word * self.rows + self.first + at, n)
                 k.store(codes, 0, T.reinterpret(f"int32x{n}", packed), n)

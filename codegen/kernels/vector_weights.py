@@ -83,7 +83,10 @@ def pack(
         order = np.arange(rows)
         if target.arch == "x86_64":  # what unpacking leaves as it is, see vector_bytes.py
             order = order.reshape(-1, 2, 2, 8).transpose(0, 2, 1, 3).reshape(-1)
-        codes = np.ascontiguousarray(np.ascontiguousarray(words).view(np.uint8).T[:, order]).reshape(-1)
+        together, lanes = units_of_bytes(target), 4 * target.lanes
+        by_unit = np.ascontiguousarray(words).view(np.uint8).T[:, order]
+        vectors = by_unit.reshape(-1, together, rows // lanes, lanes)
+        codes = np.ascontiguousarray(vectors.transpose(0, 2, 1, 3)).reshape(-1)
     elif units:
         beside = np.ascontiguousarray(words).view(np.uint8).reshape(rows, -1, units)
         codes = np.ascontiguousarray(beside.transpose(1, 0, 2)).reshape(-1)
