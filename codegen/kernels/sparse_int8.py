@@ -1,9 +1,9 @@
 """Lowering of sparse linear layers with int8 activations where no strips of whole vectors are stored (gemv.py takes those).
 
-Two ways to multiply whole numbers, each taken where it is predicted to be the fastest, float32 kernels included:
+Two ways to multiply, each taken where it is predicted to be the fastest, float32 kernels included:
 
-* `lower_sparse_whole`: vectors over tokens and stored entries only (spmm.py in the words of spmm_bytes.py).
-* `lower_filled`: a few tokens and weights that store about half or more: with its zeros written out the weight is dense bytes, which
+* whole numbers: vectors over tokens and stored entries only (spmm.py in the words of spmm_bytes.py).
+* filled: a few tokens and weights that store about half or more: with its zeros written out the weight is dense bytes, which
   gemv.py multiplies four at a time, where the float32 kernel would load its inputs one by one.
 """
 
@@ -30,6 +30,7 @@ from sparsec.codegen.kernels.spmm_rules import (
     refused_sparse,
     row_work,
 )
+from sparsec.codegen.kernels.spmm_words import Chosen
 from sparsec.codegen.kernels.weights import epilogue, int8_operands
 from sparsec.formats import Scheme
 from sparsec.formats.encoded import Unpacked
@@ -49,13 +50,14 @@ _VNNI_QUADS = (1.8, 1.5)
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
 # gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
 _FILLED = {8: (0.9, 1.0), 4: (0.4, 0.65), 2: (0.4, 0.65)}
+_MOST_FILLED = 64  # tokens: more are faster by stored entries
 # Bytes of a filled weight over those of what spmv.py stores (a column and a code for every weight), at most.
 _MOST_GROWTH = 1.5
 
 
-def prepare_whole(weight: Unpacked, form: str, tokens: int, target: Target, **forced: int) -> Prepared:
+def prepare_whole(weight: Unpacked, chosen: Chosen, tokens: int, target: Target, **forced: int) -> Prepared:
     """A weight laid out for spmm.py in whole numbers; `forced` overrides sizes of spmm_plan.choose."""
-    made = spmm_words.words(weight, form)
+    made, form = spmm_words.words(weight, chosen), chosen.form
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
     slots = made.mask.shape[1]
     sizes = spmm_plan.choose(
@@ -98,13 +100,13 @@ def filled(weight: Unpacked) -> Unpacked | None:
     return None
 
 
-def whole_work(weight: Unpacked, form: str, tokens: int, target: Target) -> float:
+def whole_work(weight: Unpacked, chosen: Chosen, tokens: int, target: Target) -> float:
     """Of spmm.py in whole numbers, in the unit of spmm_rules.py."""
     n, k = weight.rows, weight.cols
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
-    entries, runs = spmm_words.entries(weight, form, strip)
+    entries, runs = spmm_words.entries(weight, chosen, strip)
     costs = _ENTRY[isa(target)]
-    alone, shared = _VNNI_QUADS if target.vnni and form == "quads" else costs["quads" if form == "quads" else "pairs"]
+    alone, shared = _VNNI_QUADS if target.vnni and _kind(chosen) == "quads" else costs[_kind(chosen)]
     vectors = -(-tokens // target.lanes)
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     each = entries * (alone if strip == 1 else shared) + runs * _RUN_END
@@ -130,18 +132,19 @@ def _floats_work(weight: Unpacked, tokens: int, target: Target) -> float:
 
 def _plans(
     weight: Unpacked, tokens: int, x_group: int, target: Target
-) -> tuple[dict[str, float], str, Unpacked | None]:
+) -> tuple[dict[str, float], Chosen | None, Unpacked | None]:
     """Predicted work by kernel ("floats", "whole", "filled": those that can), the form of "whole" and the weight of "filled"."""
     found = {"floats": _floats_work(weight, tokens, target)}
-    form = spmm_words.choose_form(weight, target)
-    if form:
-        found["whole"] = whole_work(weight, form, tokens, target)
-    dense = filled(weight)
+    chosen = spmm_words.choose_form(weight, target)
+    if chosen is not None:
+        found["whole"] = whole_work(weight, chosen, tokens, target)
+    # numbers may take fewer bits than codes
+    dense = filled(weight) if tokens <= _MOST_FILLED else None
     if dense is not None and not byte_weights.refusal(dense, target, x_group):
         stored = spmm_weights.stored(weight) * (16 + max(weight.scheme.codec.code_bits, 1))
         if weight.rows * weight.cols * dense.scheme.codec.code_bits <= _MOST_GROWTH * stored:
             found["filled"] = filled_work(weight, dense, tokens, target)
-    return found, form, dense
+    return found, chosen, dense
 
 
 def _operands(op: SparsecNode, low: Lowering) -> tuple[Unpacked, int] | Refusal:
@@ -156,40 +159,8 @@ def _operands(op: SparsecNode, low: Lowering) -> tuple[Unpacked, int] | Refusal:
     return operands
 
 
-_NAMES = {
-    "floats": "float32 products of stored weights",
-    "whole": "whole numbers by tokens",
-    "filled": "dense bytes",
-}
-
-
-def _slower(plans: dict[str, float], name: str) -> Refusal | None:
-    """A refusal where another kernel is predicted to be faster."""
-    best = min(plans, key=lambda other: plans[other])
-    if name not in plans:
-        return Refusal(f"{_NAMES[name]}: not possible, or much larger than the stored weights")
-    if plans[best] >= plans[name]:
-        return None
-    times = f"predicted {plans[name] / plans[best]:.2f} times"
-    return Refusal(f"{_NAMES[name]} would take longer than {_NAMES[best]} ({times})")
-
-
-def lower_filled(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul with sparse weights and int8 activations of a few tokens: the zeros too, in bytes."""
-    op = view(node)
-    assert op.x is not None
-    operands = _operands(op, low)
-    if isinstance(operands, Refusal):
-        return operands
-    plans, _, dense = _plans(operands[0], prod(low.shape(op.x)[:-1]), operands[1], low.target)
-    if (refusal := _slower(plans, "filled")) is not None:
-        return refusal
-    assert dense is not None
-    return lower_bytes(op, low, dense, operands[1])
-
-
-def lower_sparse_whole(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul with sparse weights and int8 activations: spmm.py in whole numbers."""
+def lower_sparse_int8(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with sparse weights and int8 activations."""
     op = view(node)
     assert op.x is not None
     operands = _operands(op, low)
@@ -201,18 +172,44 @@ def lower_sparse_whole(node: ir.Node, low: Lowering) -> Refusal | None:
         return Refusal("the product has no rows")
     if max(weight.rows, 2 * weight.cols) >= 1 << 16:
         return Refusal("more than 65535 rows or entries of a row")
-    plans, form, _ = _plans(weight, tokens, x_group, low.target)
-    if (refusal := _slower(plans, "whole")) is not None:
-        return refusal
-    label = node.name or "weight"
-    made = prepare_whole(weight, form, tokens, low.target)
+    plans, chosen, dense = _plans(weight, tokens, x_group, low.target)
+    best = min(plans, key=lambda name: plans[name])
+    if best == "floats":
+        return Refusal(_why_floats(plans))
+    if best == "filled":
+        assert dense is not None
+        return lower_bytes(op, low, dense, x_group)
+    assert chosen is not None
+    _lower_whole(op, low, weight, chosen, tokens)
+    return None
+
+
+def _why_floats(plans: dict[str, float]) -> str:
+    names = {"whole": "whole numbers by tokens", "filled": "dense bytes"}
+    found = [
+        f"{text} {plans[name] / plans['floats']:.2f} times as long"
+        if name in plans
+        else f"{text} not possible or too large"
+        for name, text in names.items()
+    ]
+    return f"float32 products are predicted to be the fastest ({', '.join(found)})"
+
+
+def _lower_whole(op: SparsecNode, low: Lowering, weight: Unpacked, chosen: Chosen, tokens: int) -> None:
+    label = op.node.name or "weight"
+    made = prepare_whole(weight, chosen, tokens, low.target)
     p = made.params
     finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, -op.rows % p["strip"])))
     p |= finish
     weights = [low.const(array, f"{label}.{name}") for name, array in made.arrays]
+    assert op.x is not None
     low.call(
-        "spmm", p, [low.get(op.x), *weights, *added], [low.new(op.output)], node=node.name or "", op="MatMul",
+        "spmm", p, [low.get(op.x), *weights, *added], [low.new(op.output)], node=op.node.name or "", op="MatMul",
         note=f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations} {op.activation}".strip(),
-        scratch=made.scratch, cost=spmm.cost(p, int(made.entries * _AS_FLOATS["quads" if form == "quads" else "pairs"])),
+        scratch=made.scratch, cost=spmm.cost(p, int(made.entries * _AS_FLOATS[_kind(chosen)])),
     )  # fmt: skip
-    return None
+
+
+def _kind(chosen: Chosen) -> str:
+    """Whose costs a form has."""
+    return "quads" if chosen.form == "quads" else "pairs"

@@ -6,7 +6,7 @@ Scales of groups of stored values: where two groups meet among four inputs each 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -89,51 +89,66 @@ def numbers(weight: Unpacked) -> tuple[Array, Array]:
     return np.where(spmm_weights.element_mask(weight), values, np.int16(0)), scales
 
 
-def choose_form(weight: Unpacked, target: Target) -> str:
-    """The form that has least to multiply; "" where none can hold the weight."""
+@dataclass(frozen=True)
+class Chosen:
+    """A form for a weight. carried: uint8 [ceil(N / R), fours, slots], the inputs of four that a slot carries in a row of blocks (bit
+    i: input i; 0: no entry). groups: int32 like it, the group of scales of what is carried; None where groups have no scales."""
+
+    form: str
+    carried: Array
+    groups: Array | None
+
+
+def choose_form(weight: Unpacked, target: Target) -> Chosen | None:
+    """The form that has least to multiply; None where none can hold the weight."""
     if weight.zero_points is not None and weight.scheme.scales.kind == "group":
-        return ""
-    values, _ = numbers(weight)
-    largest = int(np.abs(values.astype(np.int32)).max(initial=0))
-    quads = weight.scheme.block[1] % 4 == 0 or target.arch != "x86_64"
-    quads = quads and _carried(weight, "quads") is not None
-    if quads and (largest < 128 if target.vnni or target.arch != "x86_64" else largest <= _MOST_SIGNED):
-        return "quads"
-    form = "choices" if weight.scheme.block[1] == 1 else "pairs"
-    return form if target.arch == "x86_64" and _carried(weight, form) is not None else ""
-
-
-def words(weight: Unpacked, form: str) -> Words:
-    """A weight in one of the forms; `choose_form` must allow it."""
-    values, scales = numbers(weight)
-    carried = _carried(weight, form)
-    assert carried is not None
-    n = len(values)
-    fours = _fours(values)
-    parts = []
-    for number, inputs in enumerate(SLOTS[form]):
-        bits = np.stack([carried[:, :, number] >> i & 1 for i in inputs], 2)
-        parts.append(fours[:, :, list(inputs)] * bits)
-    made = np.ascontiguousarray(np.stack(parts, 2).astype(np.int8 if form == "quads" else np.int16)).view(np.int32)
-    total = values.astype(np.int64).sum(1).astype(np.int32)
-    found = Words(form, carried.reshape(n, -1) > 0, made.reshape(n, -1), scales, total)
-    if weight.scheme.scales.kind != "group":
+        return None
+    x86 = target.arch == "x86_64"
+    most = 128 if target.vnni or not x86 else _MOST_SIGNED  # 128: of signed numbers, below zero
+    quads = (weight.scheme.block[1] % 4 == 0 or not x86) and _largest(weight) <= most
+    if quads and (found := lay_out(weight, "quads")) is not None:
         return found
-    return replace(found, group=_group_of_slots(weight, carried, 1), group_scales=weight.scales)
+    return lay_out(weight, "choices" if weight.scheme.block[1] == 1 else "pairs") if x86 else None
 
 
-def entries(weight: Unpacked, form: str, strip: int) -> tuple[int, int]:
-    """How many entries a weight has, each of `strip` rows, and runs of entries of one group (0 where groups have no scales)."""
-    carried = _carried(weight, form)
-    assert carried is not None
-    carried = carried[::strip]
-    if weight.scheme.scales.kind != "group":
-        return int(np.count_nonzero(carried)), 0
-    groups = _group_of_slots(weight, carried, strip)
-    held = carried.reshape(len(carried), -1) > 0
-    strips, _ = np.nonzero(held)
-    ends = np.diff(strips) | np.diff(groups[held])
-    return len(strips), int(np.count_nonzero(ends)) + 1
+def _largest(weight: Unpacked) -> int:
+    """Largest magnitude of a number, at least."""
+    if isinstance(weight.scheme.codec.meaning, TableValue):
+        return int(np.abs(signed_table(weight)[0].astype(np.int32)).max(initial=0))
+    if weight.zero_points is not None:
+        return 1 << weight.scheme.codec.code_bits
+    offset = getattr(weight.scheme.codec.meaning, "offset", None) or 0
+    low, high = int(weight.codes.min(initial=offset)), int(weight.codes.max(initial=offset))
+    return max(offset - low, high - offset)
+
+
+def lay_out(weight: Unpacked, form: str) -> Chosen | None:
+    """The weight in a form; None where groups of scales meet among four inputs and no slots hold them apart."""
+    kept = np.repeat(weight.block_mask, weight.scheme.block[1], 1)[:, : weight.cols]
+    fours = _fours(kept)
+    stored, second, groups = _bits(fours), np.zeros(fours.shape[:2], np.uint8), None
+    if weight.scheme.scales.kind == "group":
+        groups = _fours(_group_of_stored(weight, kept))
+        last = groups.max(2, keepdims=True)
+        if (fours & (groups < last - 1)).any():
+            return None  # more than two groups
+        second = _bits(fours & (groups == last))
+    carried = _cover(form)[stored, second]
+    if (carried == _NONE).any():
+        return None
+    if groups is None:
+        return Chosen(form, carried, None)
+    of_slot = [
+        reduce(np.maximum, [groups[:, :, i] * (carried[:, :, number] >> i & 1) for i in range(4)])
+        for number in range(carried.shape[2])
+    ]
+    return Chosen(form, carried, np.stack(of_slot, 2))
+
+
+def _bits(fours: Array) -> Array:
+    """uint8 [rows, fours]: four flags as bits."""
+    flags = fours.astype(np.uint8)
+    return flags[:, :, 0] | flags[:, :, 1] << 1 | flags[:, :, 2] << 2 | flags[:, :, 3] << 3
 
 
 def _fours(array: Array) -> Array:
@@ -141,39 +156,44 @@ def _fours(array: Array) -> Array:
     return np.pad(array, ((0, 0), (0, -array.shape[1] % 4))).reshape(len(array), -1, 4)
 
 
-def _group_of_stored(weight: Unpacked) -> Array:
-    """int32 [N, K]: the group of scales of what is stored, 0 elsewhere."""
-    (r, c), size = weight.scheme.block, weight.scheme.scales.group
-    rank = np.repeat(np.cumsum(weight.block_mask, axis=1) - 1, r, 0)[: weight.rows]  # of a stored block in its strip
-    places = np.arange(weight.cols)
-    group = (rank[:, places // c] * c + places % c) // size
-    return np.where(spmm_weights.element_mask(weight), group, 0).astype(np.int32)
+def _group_of_stored(weight: Unpacked, kept: Array) -> Array:
+    """int32 [ceil(N / R), K]: the group of scales of what is stored, 0 elsewhere."""
+    c, size = weight.scheme.block[1], weight.scheme.scales.group
+    rank = np.cumsum(weight.block_mask, axis=1, dtype=np.int32) - 1  # of a stored block in its strip
+    places = np.arange(kept.shape[1], dtype=np.int32)
+    group = np.repeat(rank * np.int32(c), c, 1)[:, : kept.shape[1]] + places % c
+    return np.asarray(group // np.int32(size) * kept)
 
 
-def _group_of_slots(weight: Unpacked, carried: Array, strip: int) -> Array:
-    """int32 [N / strip, slots]: the group of scales of what each slot carries, 0 of no entry."""
-    groups = _fours(_group_of_stored(weight)[::strip])
-    of_slot = [
-        np.where(carried[:, :, [number]] >> np.arange(4) & 1, groups, 0).max(2) for number in range(carried.shape[2])
-    ]
-    return np.stack(of_slot, 2).reshape(len(groups), -1)
+def words(weight: Unpacked, chosen: Chosen) -> Words:
+    """A weight in the form that was chosen."""
+    values, scales = numbers(weight)
+    n, r = len(values), weight.scheme.block[0]
+    carried = np.repeat(chosen.carried, r, 0)[:n]
+    fours, parts = _fours(values), []
+    for number, inputs in enumerate(SLOTS[chosen.form]):
+        bits = np.stack([carried[:, :, number] >> i & 1 for i in inputs], 2)
+        parts.append(fours[:, :, list(inputs)] * bits)
+    dtype = np.int8 if chosen.form == "quads" else np.int16
+    made = np.ascontiguousarray(np.stack(parts, 2).astype(dtype)).view(np.int32)
+    total = values.sum(1, dtype=np.int32)
+    found = Words(chosen.form, carried.reshape(n, -1) > 0, made.reshape(n, -1), scales, total)
+    if chosen.groups is None:
+        return found
+    groups = np.repeat(chosen.groups, r, 0)[:n].reshape(n, -1)
+    return replace(found, group=groups, group_scales=weight.scales)
 
 
-def _carried(weight: Unpacked, form: str) -> Array | None:
-    """uint8 [N, fours, slots]: the inputs of four that a slot carries (bit i: input i; 0: no entry). None where two groups of
-    scales meet among four inputs and no slots hold them apart."""
-    kept = _fours(spmm_weights.element_mask(weight))
-    stored = kept @ np.array([1, 2, 4, 8])
-    second = np.zeros_like(stored)  # those of another group than the first
-    if weight.scheme.scales.kind == "group":
-        groups = _fours(_group_of_stored(weight))
-        first = np.where(kept, groups, np.iinfo(np.int32).max).min(2, keepdims=True)
-        if (kept & (groups > first + 1)).any():
-            return None  # more than two: groups of less than four
-        second = (kept & (groups > first)) @ np.array([1, 2, 4, 8])
-    table = _cover(form)
-    found = table[stored, second]
-    return None if (found == _NONE).any() else found
+def entries(weight: Unpacked, chosen: Chosen, strip: int) -> tuple[int, int]:
+    """How many entries a weight has, each of `strip` rows, and runs of entries of one group (0 where groups have no scales)."""
+    each = weight.scheme.block[0] // strip
+    held = chosen.carried.reshape(len(chosen.carried), -1) > 0
+    if chosen.groups is None:
+        return int(np.count_nonzero(held)) * each, 0
+    strips, _ = np.nonzero(held)
+    groups = chosen.groups.reshape(held.shape)[held]
+    ends = int(np.count_nonzero(np.diff(strips) | np.diff(groups)))
+    return len(strips) * each, (ends + 1) * each
 
 
 @cache

@@ -36,7 +36,7 @@ from sparsec.codegen.kernels.reduce import REDUCTIONS, lower_arg, lower_reduce, 
 from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.kernels.resize import lower_resize, resize_choice
 from sparsec.codegen.kernels.softmax import lower_softmax, softmax_choice
-from sparsec.codegen.kernels.sparse_int8 import lower_filled, lower_sparse_whole
+from sparsec.codegen.kernels.sparse_int8 import lower_sparse_int8
 from sparsec.codegen.kernels.spmm_rules import (
     lower_sparse_conv,
     lower_sparse_matmul,
@@ -72,8 +72,7 @@ _PRODUCTS: tuple[Rule, ...] = (
     lower_vector_gemv,
     lower_token_strips,
     lower_gemv,
-    lower_filled,
-    lower_sparse_whole,
+    lower_sparse_int8,
     lower_coded_gemv,
     lower_sparse_rows,
     lower_sparse_matmul,

@@ -60,7 +60,9 @@ def test_inner_loop_of_whole_numbers(name: str, text: str, product: str, tmp_pat
     target, scheme, rng = NAMED[name], Scheme.parse(text), np.random.default_rng(1)
     matrix = rng.normal(size=(32, 144)).astype(np.float32)
     weight = unpack(encode(matrix, scheme, mask=keep_mask(scheme, 32, 144, rng, 0.3)))
-    made = prepare_whole(weight, spmm_words.choose_form(weight, target), 16 * target.lanes, target)
+    chosen = spmm_words.choose_form(weight, target)
+    assert chosen is not None
+    made = prepare_whole(weight, chosen, 16 * target.lanes, target)
     p = made.params | {"bias": True, "residual": False, "act": "relu", "act_params": []}
     loops = [
         body for body in innermost_loops(assembly("spmm", p, target, tmp_path)) if any(product in line for line in body)

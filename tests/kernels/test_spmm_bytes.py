@@ -34,7 +34,9 @@ def check(
     weight = encode(matrix, scheme, mask=keep_mask(scheme, n, k, rng, share))
     unpacked = unpack(weight)
     assert not spmm_words.refusal(unpacked, target, 0)
-    made = prepare_whole(unpacked, form or spmm_words.choose_form(unpacked, target), m, target, **forced)
+    chosen = spmm_words.lay_out(unpacked, form) if form else spmm_words.choose_form(unpacked, target)
+    assert chosen is not None
+    made = prepare_whole(unpacked, chosen, m, target, **forced)
     residual = rng.normal(size=(m, n)).astype(np.float32)
     if not signs:
         x[m // 2] = 0  # no scale of its own
@@ -100,8 +102,10 @@ def test_densities_of_groups(share: float, target: Target) -> None:
 def test_groups_that_meet_inside_a_quad_are_refused() -> None:
     rng, scheme = np.random.default_rng(3), Scheme.parse("s50-int8-g32")
     weight = encode(rng.normal(size=(20, 200)).astype(np.float32), scheme, mask=keep_mask(scheme, 20, 200, rng))
-    assert spmm_words.choose_form(unpack(weight), NAMED["x86-avx512"]) == "choices"
-    assert spmm_words.choose_form(unpack(weight), NAMED["arm"]) == ""
+    chosen = spmm_words.choose_form(unpack(weight), NAMED["x86-avx512"])
+    assert chosen is not None
+    assert chosen.form == "choices"
+    assert spmm_words.choose_form(unpack(weight), NAMED["arm"]) is None
 
 
 @X86
