@@ -50,7 +50,8 @@ class Sparsify(_Strict):
     `magnitude` keeps the largest absolute values; `scope: global` compares all weights of the rule with each other (after
     dividing each by its root mean square), so that layers may end up with different shares of zeros. The others need calibration
     inputs: `wanda` weighs values by their inputs, `sparsegpt` and `obs` also move what is lost to the weights that stay. `auto`:
-    `obs` for blocks and `sparsegpt` for other structures where there are calibration inputs, else `magnitude`.
+    `obs` where there are calibration inputs (`sparsegpt` and exchanges for single weights of layers with more than 1024 inputs),
+    else `magnitude`.
     """
 
     algorithm: Literal["auto", "magnitude", "wanda", "sparsegpt", "obs"] = "auto"
@@ -80,7 +81,7 @@ class Calibrate(_Strict):
     sequential: bool = True
     correction: float = Field(default=0.75, ge=0, le=1)
     samples: int = Field(default=256, ge=1)
-    damping: float = Field(default=0.01, ge=0)
+    damping: float = Field(default=0.03, ge=0)
     mask: str = "attention_mask"
 
 

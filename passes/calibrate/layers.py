@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from sparsec.passes.calibrate.biases import add_to_bias, own_bias
 from sparsec.passes.calibrate.inputs import layer_rows
@@ -85,19 +86,26 @@ def calibrate(
     try:
         for group, segment in zip(groups, plan, strict=True):
             _advance((stream, dense), segment)
-            for index, statistics in _gather(group, choices, stream, dense, masks):
-                if progress is not None:
-                    progress(choices[index].weight.name)
-                choice = choices[index]
-                layer = Layer(
-                    choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.rule, settings, statistics
-                )
-                waiting[index] = executor.submit(solve, layer)
-            if sequential:
-                for index, future in waiting.items():
-                    found[index] = future.result()
-                    _replace(stream.model, choices[index], found[index], biases[index])
-                waiting.clear()
+            # More threads than cores make BLAS many times slower.
+            with threadpool_limits(max(1, threads // len(group.members)) if sequential else 1, user_api="blas"):
+                for index, statistics in _gather(group, choices, stream, dense, masks):
+                    if progress is not None:
+                        progress(choices[index].weight.name)
+                    choice = choices[index]
+                    layer = Layer(
+                        choice.weight.name,
+                        choice.weight.matrix(),
+                        str(choice.scheme),
+                        choice.rule,
+                        settings,
+                        statistics,
+                    )
+                    waiting[index] = executor.submit(solve, layer)
+                if sequential:
+                    for index, future in waiting.items():
+                        found[index] = future.result()
+                        _replace(stream.model, choices[index], found[index], biases[index])
+                    waiting.clear()
         for index, future in waiting.items():
             found[index] = future.result()
     finally:

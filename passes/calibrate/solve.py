@@ -17,11 +17,15 @@ from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
 from sparsec.passes.sparsify.refit import refit
 from sparsec.passes.sparsify.sparsegpt import sparsegpt
+from sparsec.passes.sparsify.swap import swap
 from sparsec.passes.sparsify.wanda import wanda
 from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Calibrate, Rule
 
 __all__ = ["Layer", "Solved", "solve"]
+
+_MOST_INPUTS = 1024
+"""Above, optimal brain surgeon on single weights takes minutes a layer."""
 
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.floating[Any]]
@@ -77,9 +81,9 @@ def prune(
 ) -> tuple[Mask, NDArray[np.float32]]:
     """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
     best make up for what is gone."""
-    algorithm = rule.sparsify.algorithm
+    algorithm, single = rule.sparsify.algorithm, structure.block == (1, 1)
     if algorithm == "auto":
-        algorithm = "obs" if structure.block[0] > 1 else "sparsegpt"
+        algorithm = "sparsegpt" if single and weight.shape[1] > _MOST_INPUTS else "obs"
     start = weight
     match algorithm:
         case "magnitude":
@@ -90,6 +94,8 @@ def prune(
             mask = obs_mask(weight, second_moment, structure, damping=damping)
         case "sparsegpt":
             mask, start = sparsegpt(weight, second_moment, structure, damping=damping)
+            if single and rule.sparsify.algorithm == "auto":
+                mask, start = swap(weight, second_moment, mask, structure, start=start, damping=damping)
     if rule.quantize.algorithm == "nearest" and algorithm != "obs":
         return mask, np.where(mask, start, np.float32(0))
     return mask, refit(weight, second_moment, mask, start=start, damping=damping)
