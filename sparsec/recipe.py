@@ -56,6 +56,8 @@ class Sparsify(_Strict):
 
     algorithm: Literal["auto", "magnitude", "wanda", "sparsegpt", "obs"] = "auto"
     scope: Literal["layer", "global"] = "layer"
+    damping: float = Field(default=0.03, ge=0)
+    """Added to the diagonal of the inputs' second moment, as a share of its mean."""
 
 
 class Quantize(_Strict):
@@ -67,21 +69,21 @@ class Quantize(_Strict):
     """
 
     algorithm: Literal["auto", "nearest", "gptq", "descent"] = "auto"
+    damping: float = Field(default=0.01, ge=0)
+    """As in `Sparsify`."""
 
 
 class Calibrate(_Strict):
     """How calibration inputs are used.
 
     sequential: layers see the activations of the model as compressed so far; else the uncompressed model's. correction: 0 to 1,
-    how much of the difference between the two a layer makes up for. samples: the most that are read. damping: added to the
-    diagonal of Hessians, as a share of its mean. mask: an input of the model that is 0 where another input is padding; what products
+    how much of the difference between the two a layer makes up for. samples: the most that are read. mask: an input of the model that is 0 where another input is padding; what products
     read there does not count (models without such an input: no matter).
     """
 
     sequential: bool = True
     correction: float = Field(default=0.75, ge=0, le=1)
     samples: int = Field(default=256, ge=1)
-    damping: float = Field(default=0.03, ge=0)
     mask: str = "attention_mask"
 
 

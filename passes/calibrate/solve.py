@@ -65,23 +65,26 @@ class Solved:
 def solve(layer: Layer) -> Solved:
     """Compress one layer as its rule says."""
     scheme, statistics = Scheme.parse(layer.scheme), layer.statistics
-    parts = [aimed_at(part, s, layer.settings) for part, s in _parts(layer.weight, statistics)]
+    parts = [
+        aimed_at(part, s, layer.settings.correction, layer.rule.quantize.damping)
+        for part, s in _parts(layer.weight, statistics)
+    ]
     target = np.ascontiguousarray(np.concatenate(parts), np.float32)
     if len(statistics) > 1:
         return _solved(layer, _by_groups(layer, scheme, target))
     second_moment = statistics[0].second_moment
     mask, start = None, target
     if not scheme.is_dense:
-        mask, start = prune(target, second_moment, scheme.structure, layer.rule, layer.settings.damping)
+        mask, start = prune(target, second_moment, scheme.structure, layer.rule)
     return _solved(layer, code(target, start, second_moment, scheme, mask, layer))
 
 
 def prune(
-    weight: NDArray[np.float32], second_moment: Matrix, structure: Structure, rule: Rule, damping: float
+    weight: NDArray[np.float32], second_moment: Matrix, structure: Structure, rule: Rule
 ) -> tuple[Mask, NDArray[np.float32]]:
     """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
     best make up for what is gone."""
-    algorithm, single = rule.sparsify.algorithm, structure.block == (1, 1)
+    algorithm, damping, single = rule.sparsify.algorithm, rule.sparsify.damping, structure.block == (1, 1)
     if algorithm == "auto":
         algorithm = "sparsegpt" if single and weight.shape[1] > _MOST_INPUTS else "obs"
     start = weight
@@ -110,7 +113,7 @@ def code(
     layer: Layer,
 ) -> EncodedWeight:
     """The weight in its scheme by the rule's algorithm; `start` is what is rounded, `weight` whose outputs are wanted."""
-    damping = layer.settings.damping
+    damping = layer.rule.quantize.damping
     try:
         match layer.rule.quantize.algorithm:
             case "nearest":
@@ -134,17 +137,17 @@ def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> Enc
         magnitude = layer.rule.sparsify.algorithm == "magnitude"
         score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
         mask = mask_of_scores(score, scheme.structure)
-    start = target if mask is None else on_support(target, moments, mask, damping=layer.settings.damping)
+    start = target if mask is None else on_support(target, moments, mask, damping=layer.rule.quantize.damping)
     return code(target, start, moments, scheme, mask, layer)
 
 
-def aimed_at(weight: Matrix, statistics: Statistics, settings: Calibrate) -> Matrix:
+def aimed_at(weight: Matrix, statistics: Statistics, correction: float, damping: float) -> Matrix:
     """W + a W E[(d - x) x^T] H^-1: the weight whose outputs on the compressed model's activations x are nearest to W's on the
     uncompressed model's d, as far as `correction` = a goes (all the way fits the samples' noise too)."""
     if statistics.cross is None:
         return weight
-    inverse = hessian.inverse(hessian.damped(statistics.second_moment, settings.damping))
-    return np.asarray(weight + settings.correction * (weight.astype(np.float64) @ statistics.cross) @ inverse)
+    inverse = hessian.inverse(hessian.damped(statistics.second_moment, damping))
+    return np.asarray(weight + correction * (weight.astype(np.float64) @ statistics.cross) @ inverse)
 
 
 def _parts(weight: Matrix, statistics: Sequence[Statistics]) -> list[tuple[Matrix, Statistics]]:
