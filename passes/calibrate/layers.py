@@ -24,8 +24,9 @@ __all__ = ["calibrate", "why_not"]
 
 Array = np.ndarray[Any, Any]
 
-_ROWS_PER_INPUT = 64
-"""Rows that a layer's moments are made of, for each of its inputs: more of an image's pixels say much the same."""
+_ROWS_PER_INPUT, _ROWS = 64, 1 << 16
+"""Rows that a layer's moments are made of: so many for each of its inputs, or so many in all if that is more. Noise in the moments
+costs accuracy, most where differences to the uncompressed model are made up for; beyond this an image's pixels say much the same."""
 
 
 @dataclass
@@ -145,7 +146,7 @@ def _gather(
     found = []
     for members in alike.values():
         weight = choices[members[0]].weight
-        use, limit = weight.uses[0], -(-_ROWS_PER_INPUT * weight.cols // len(masks))
+        use, limit = weight.uses[0], -(-max(_ROWS_PER_INPUT * weight.cols, _ROWS) // len(masks))
         moments: list[Moments] = []
         for sample, mask in enumerate(masks):
             rows = layer_rows(use, stream.value(group.x, sample), limit, sample, mask)
