@@ -88,7 +88,7 @@ def test_calibrated_models_are_better(model: Path, scheme: str, tmp_path: Path) 
     flat = model == DIGITS_MLP
     shape = (1, 64) if flat else (1, 1, 8, 8)
     inputs = {"input_shapes": {"x": list(shape)}, "verify": False}
-    np.savez(tmp_path / "digits.npz", x=training[:200].reshape(-1, *shape[1:]))
+    np.savez(tmp_path / "digits.npz", x=training[:64].reshape(-1, *shape[1:]))
     free = sparsec.compress(model, scheme, **inputs)
     calibrated = sparsec.compress(model, scheme, calibration=tmp_path / "digits.npz", **inputs)
     assert all((row.record.output_error is None) == (row.record.scheme == "fp32") for row in calibrated.report.layers)
