@@ -20,10 +20,7 @@ TARGETS = ["host", "x86-avx2"]
 
 
 def target_of(name: str) -> Target:
-    target = host_target() if name == "host" else NAMED[name]
-    if target.arch != host_target().arch:
-        pytest.skip("another architecture")
-    return target
+    return host_target() if name == "host" else NAMED[name]
 
 
 def check(

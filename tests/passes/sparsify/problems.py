@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsec.formats import NM, FanIn, Scheme, Structure, block_mask_of
 from sparsec.passes import hessian
+from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.passes.sparsify.masks import zeros
 
 STRUCTURES = ["s50", "s90", "s2:4", "s1:3", "sf75", "s16x1@50", "s4x4@75", "s1x16@50"]
@@ -31,6 +32,15 @@ def layer(rows: int, cols: int, *, samples: int = 512, seed: int = 0) -> tuple[n
     x *= scale
     weight = rng.standard_t(5, size=(rows, cols)) / np.sqrt(scale)
     return weight.astype(np.float32), (x.T @ x / samples).astype(np.float32)
+
+
+def planted(structure: Structure, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mask, weight float32 [rows, cols] that is zero off it and far from zero on it, second moment of its inputs)."""
+    _, second = layer(rows, cols)
+    rng = np.random.default_rng(3)
+    (mask,) = magnitude_masks([rng.normal(size=(rows, cols)).astype(np.float32)], [structure], joint=False)
+    assert mask is not None
+    return mask, np.where(mask, rng.uniform(0.5, 2, mask.shape), 0).astype(np.float32), second
 
 
 def check(mask: np.ndarray, structure: Structure, shape: tuple[int, int]) -> None:

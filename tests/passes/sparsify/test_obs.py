@@ -8,11 +8,10 @@ import pytest
 from sparsec.formats import Block, block_mask_of
 from sparsec.passes import hessian
 from sparsec.passes.sparsify import obs as module
-from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.passes.sparsify.obs import obs, obs_mask
 from sparsec.passes.sparsify.refit import refit
 from sparsec.passes.sparsify.sparsegpt import sparsegpt
-from tests.passes.sparsify.problems import SIZES, STRUCTURES, best_error, check, layer, optimum, structure_of
+from tests.passes.sparsify.problems import SIZES, STRUCTURES, best_error, check, layer, optimum, planted, structure_of
 
 
 @pytest.mark.parametrize("scheme", STRUCTURES)
@@ -91,13 +90,9 @@ def test_beats_refitted_sparsegpt(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["s50", "s2:4", "s16x1@50", "s4x4@75", "sf60"])
 def test_planted_zeros_are_found_and_cost_nothing(scheme: str) -> None:
     structure = structure_of(scheme)
-    _, second = layer(37, 42)
-    rng = np.random.default_rng(3)
-    (planted,) = magnitude_masks([rng.normal(size=(37, 42)).astype(np.float32)], [structure], joint=False)
-    assert planted is not None
-    weight = (np.where(planted, rng.uniform(0.5, 2, planted.shape), 0)).astype(np.float32)
+    wanted, weight, second = planted(structure, 37, 42)
     mask, pruned = obs(weight, second, structure, spread=1.0)
-    assert np.array_equal(mask, planted)
+    assert np.array_equal(mask, wanted)
     assert np.allclose(pruned, weight, atol=1e-6)
 
 

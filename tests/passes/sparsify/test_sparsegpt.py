@@ -9,7 +9,7 @@ from sparsec.passes import hessian
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.passes.sparsify.sparsegpt import sparsegpt
 from sparsec.passes.sparsify.wanda import wanda
-from tests.passes.sparsify.problems import SIZES, STRUCTURES, best_error, check, layer, structure_of
+from tests.passes.sparsify.problems import SIZES, STRUCTURES, best_error, check, layer, planted, structure_of
 
 
 @pytest.mark.parametrize("scheme", STRUCTURES)
@@ -58,13 +58,9 @@ def test_near_the_best_of_all_masks(scheme: str, ratio: float) -> None:
 @pytest.mark.parametrize("scheme", ["s50", "s2:4", "s4x1@50"])
 def test_planted_zeros_are_found_and_cost_nothing(scheme: str) -> None:
     structure = structure_of(scheme)
-    _, second = layer(24, 40)
-    rng = np.random.default_rng(3)
-    (planted,) = magnitude_masks([rng.normal(size=(24, 40)).astype(np.float32)], [structure], joint=False)
-    assert planted is not None
-    weight = (np.where(planted, rng.uniform(0.5, 2, planted.shape), 0)).astype(np.float32)
+    wanted, weight, second = planted(structure, 24, 40)
     mask, pruned = sparsegpt(weight, second, structure, block_size=40 if scheme != "s2:4" else 128)
-    assert np.array_equal(mask, planted)
+    assert np.array_equal(mask, wanted)
     assert np.allclose(pruned, weight, atol=1e-6)
 
 
