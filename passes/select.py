@@ -11,9 +11,11 @@ import onnx_ir as ir
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, decode
 from sparsec.op_view import is_sparsec, view
+from sparsec.passes.assign import Assignment, assign
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.weights import Dense, Weight, find_weights
-from sparsec.recipe import Assignment, Candidate, Recipe, Rule, assign
+from sparsec.recipe import Recipe, Rule
+from sparsec.selectors import Candidate
 
 __all__ = ["Choice", "select_schemes"]
 

@@ -9,16 +9,13 @@
         activations: int8            # round the inputs of products while running
     ignore: [classifier.weight]      # stay dense
 
-A selector is, from the most to the least specific: the exact name of a node or weight, `re:` and a regular expression that
-matches the whole name, `@first` or `@last` (in the order of execution), an operator (`Conv`, `DepthwiseConv`, `MatMul`, `Gemm`,
-`Gather`), or `*`. For each weight the rule with the most specific matching selector counts; among equals the later rule.
+What `targets` and `ignore` may say: sparsec/selectors.py. For each weight the rule with the most specific matching selector counts;
+among equals the later rule.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -28,13 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsec.errors import RecipeError, SchemeError
 from sparsec.formats import Scheme
+from sparsec.selectors import checked_selector, did_you_mean
 
-__all__ = [
-    "OPERATORS", "PRESETS", "Assignment", "Calibrate", "Candidate", "Quantize", "Recipe", "Rule", "Sparsify", "assign", "load_recipe",
-]  # fmt: skip
-
-OPERATORS = ("Conv", "DepthwiseConv", "MatMul", "Gemm", "Gather")
-"""Operators whose weights a recipe can address; a depthwise convolution is also a `Conv`."""
+__all__ = ["PRESETS", "Calibrate", "Quantize", "Recipe", "Rule", "Sparsify", "load_recipe"]
 
 DEFAULT_MIN_ELEMENTS = 1024
 """Smaller weights stay dense: their side arrays and their kernels' set-up outweigh what they save."""
@@ -110,7 +103,7 @@ class Rule(_Strict):
     @field_validator("targets", "ignore")
     @classmethod
     def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_checked_selector, value))
+        return tuple(map(checked_selector, value))
 
     @field_validator("scheme")
     @classmethod
@@ -140,109 +133,12 @@ class Recipe(_Strict):
     @field_validator("ignore")
     @classmethod
     def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_checked_selector, value))
+        return tuple(map(checked_selector, value))
 
     def to_yaml(self) -> str:
         """YAML text that loads to an equal recipe; defaults are left out, except the version."""
         data = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
         return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
-
-
-class Candidate(BaseModel):
-    """A weight a recipe can address: its name, the nodes that use it, their operators, its place in the order of execution."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    nodes: tuple[str, ...]
-    operators: tuple[str, ...]
-    is_first: bool = False
-    is_last: bool = False
-
-
-class Assignment(BaseModel):
-    """What a recipe says of one candidate: the index of its rule, or the reason why it stays dense."""
-
-    model_config = ConfigDict(frozen=True)
-    rule: int | None
-    reason: str = ""
-
-
-_EXACT, _REGEX, _PLACE, _DEPTHWISE, _OPERATOR, _GLOBAL, _NONE = 6, 5, 4, 3, 2, 1, 0
-
-
-def assign(recipe: Recipe, candidates: Sequence[Candidate]) -> list[Assignment]:
-    """The rule of each candidate, in order.
-
-    Raises:
-        RecipeError: a selector matches none of the candidates (with the nearest name).
-    """
-    _check_selectors(recipe, candidates)
-    result = []
-    for candidate in candidates:
-        ignored = next((s for s in recipe.ignore if _rank(s, candidate)), None)
-        if ignored is not None:
-            result.append(Assignment(rule=None, reason=f"ignored by recipe ({ignored})"))
-            continue
-        best, chosen, reason = _NONE, None, "no rule of the recipe reaches it"
-        for index, rule in enumerate(recipe.rules):
-            rank = max((_rank(selector, candidate) for selector in rule.targets), default=_NONE)
-            if not rank:
-                continue
-            kept_out = next((s for s in rule.ignore if _rank(s, candidate)), None)
-            if kept_out is not None:
-                reason = f"ignored by rule {index + 1} ({kept_out})" if chosen is None else reason
-            elif rank >= best:
-                best, chosen = rank, index
-        result.append(Assignment(rule=chosen, reason="" if chosen is not None else reason))
-    return result
-
-
-def _rank(selector: str, candidate: Candidate) -> int:
-    """How specifically a selector matches, `_NONE` if it does not."""
-    if selector == candidate.name or selector in candidate.nodes:
-        return _EXACT
-    if selector.startswith("re:"):
-        hit = any(re.fullmatch(selector[3:], name) for name in (candidate.name, *candidate.nodes))
-        return _REGEX if hit else _NONE
-    if selector in ("@first", "@last"):
-        return _PLACE if (candidate.is_first if selector == "@first" else candidate.is_last) else _NONE
-    if selector == "*":
-        return _GLOBAL
-    if selector in candidate.operators:
-        return _DEPTHWISE if selector == "DepthwiseConv" else _OPERATOR
-    return _NONE
-
-
-def _check_selectors(recipe: Recipe, candidates: Sequence[Candidate]) -> None:
-    named = [("ignore", selector) for selector in recipe.ignore]
-    for index, rule in enumerate(recipe.rules):
-        if not rule.optional:
-            named += [(f"rules[{index}].targets", s) for s in rule.targets]
-            named += [(f"rules[{index}].ignore", s) for s in rule.ignore]
-    names = sorted({name for c in candidates for name in (c.name, *c.nodes) if name})
-    operators = sorted({operator for c in candidates for operator in c.operators})
-    for where, selector in named:
-        if any(_rank(selector, candidate) for candidate in candidates) or (selector == "*" and not candidates):
-            continue
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise RecipeError(
-            f"recipe {where}: selector {selector!r} matches none of the model's {len(candidates)} weights"
-            f"{_did_you_mean(selector, [*names, *operators])}. Operators here: {', '.join(operators) or 'none'}; "
-            f"names: {shown or 'none'}. Set optional: true on a rule that may match nothing."
-        )
-
-
-def _checked_selector(selector: str) -> str:
-    if selector.startswith("re:"):
-        try:
-            re.compile(selector[3:])
-        except re.error as error:
-            raise ValueError(f"selector {selector!r} is not a regular expression: {error}") from None
-    elif selector.startswith("@") and selector not in ("@first", "@last"):
-        raise ValueError(f"selector {selector!r} is not known; @first and @last are")
-    elif not selector:
-        raise ValueError("an empty selector; use '*' for all weights")
-    return selector
 
 
 def _rule(targets: str, scheme: str) -> Rule:
@@ -321,7 +217,7 @@ def _from_word(word: str) -> Recipe:
         scheme = Scheme.parse(text)
     except SchemeError as error:
         raise RecipeError(
-            f"recipe {word!r} is no preset ({', '.join(sorted(PRESETS))}){_did_you_mean(word, PRESETS)}, "
+            f"recipe {word!r} is no preset ({', '.join(sorted(PRESETS))}){did_you_mean(word, PRESETS)}, "
             f"no .yaml file and no scheme: {error}"
         ) from None
     if scheme.is_plain:
@@ -370,7 +266,7 @@ def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recip
             place = f"line {line}: " if line else ""
             if item["type"] == "extra_forbidden":
                 known = _keys_at(loc)
-                text = f"unknown key{_did_you_mean(str(loc[-1]), known)}. Allowed: {', '.join(known)}"
+                text = f"unknown key{did_you_mean(str(loc[-1]), known)}. Allowed: {', '.join(known)}"
             else:
                 text = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
             problems.append(f"{place}{path}: {text}")
@@ -400,8 +296,3 @@ def _line_of(tree: yaml.Node | None, loc: Iterable[int | str]) -> int | None:
         else:
             break
     return line
-
-
-def _did_you_mean(word: str, options: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(options), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -28,6 +28,7 @@ VOCABULARY = {
     "errors",
     "target",
     "recipe",
+    "selectors",
     "formats",
     "ops",
     "op_view",
