@@ -39,11 +39,12 @@ class Calibration:
     """What calibrated compression works with.
 
     samples: inputs by name, at least one, as the model takes them. executor: where layers are solved (arguments and results are
-    picklable). threads: of onnxruntime.
+    picklable), `tasks` of them at once. threads: of onnxruntime.
     """
 
     samples: Sequence[Mapping[str, NDArray[Any]]]
     executor: Executor
+    tasks: int = 1
     threads: int = 1
 
 
@@ -99,7 +100,7 @@ class CalibrateWeights(_JobPass):
         members = [i for i, choice in enumerate(job.choices) if not why_not(choice)]
         solved = calibrate(
             model, [job.choices[i] for i in members], given.samples, given.executor,
-            settings=job.recipe.calibrate, threads=given.threads, progress=job.progress,
+            settings=job.recipe.calibrate, threads=given.threads, tasks=given.tasks, progress=job.progress,
         )  # fmt: skip
         for index, result in zip(members, solved, strict=True):
             job.solved[index] = result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
 from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
+from sparsec.executors import open_workers
 from sparsec.files import replacing_file
 from sparsec.frontend import load_model
 from sparsec.passes import Calibration, Compressed, float_activations
@@ -68,6 +69,7 @@ def compress(
     inputs: Mapping[str, Array] | str | Path | None = None,
     verify: bool = True,
     jobs: int | None = None,
+    executor: Executor | str | None = None,
     debug_dump: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
@@ -85,6 +87,7 @@ def compress(
         inputs: arrays by input name, or an .npz of them, to compare on; random ones (seed 0) if None.
         verify: run the result and the original in onnxruntime and report the error.
         jobs: threads that calibrate; None: one per core.
+        executor: where layers are calibrated instead: `dask://host:port` or any `concurrent.futures.Executor`. The result is the same.
         debug_dump: folder that gets the graph after each pass.
 
     Raises:
@@ -94,7 +97,7 @@ def compress(
     """
     source = load_model(model, example_inputs, input_shapes, input_values)
     chosen = load_recipe(recipe)
-    with _calibration(calibration, source, chosen, jobs) as calibrated:
+    with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
         compressed = compress_graph(
             source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
         )
@@ -137,6 +140,7 @@ def compile(
     tune: bool = False,
     verify: bool = True,
     jobs: int | None = None,
+    executor: Executor | str | None = None,
     progress: Progress | None = None,
     name: str | None = None,
     debug_dump: str | Path | None = None,
@@ -167,7 +171,7 @@ def compile(
     source = load_model(model, example_inputs, input_shapes, input_values)
     chosen = load_recipe(recipe)
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
-    with _calibration(calibration, source, chosen, jobs) as calibrated:
+    with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
         compressed = compress_graph(
             source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
         )
@@ -203,15 +207,16 @@ def compile(
 
 
 @contextmanager
-def _calibration(source: Any, model: ir.Model, recipe: Recipe, jobs: int | None) -> Iterator[Calibration | None]:
-    """Calibration inputs and the threads that work on them."""
+def _calibration(
+    source: Any, model: ir.Model, recipe: Recipe, jobs: int | None, executor: Executor | str | None
+) -> Iterator[Calibration | None]:
+    """Calibration inputs and the workers that calibrate on them."""
     if source is None:
         yield None
         return
     samples = calibration_samples(source, model, recipe.calibrate.samples)
-    workers = jobs or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as executor:
-        yield Calibration(samples, executor, workers)
+    with open_workers(executor, jobs) as workers:
+        yield Calibration(samples, workers.executor, workers.count, os.cpu_count() or 1 if executor else workers.count)
 
 
 def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:

@@ -82,6 +82,10 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Kernel compilers, and threads that calibrate, at once [default: all cores]."),
 ]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="dask://HOST:PORT", help="Calibrate on the workers of a Dask scheduler."),
+]
 TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
 Keep = Annotated[
     str | None,
@@ -127,6 +131,7 @@ def compress(
     force: Force = False,
     no_verify: NoVerify = False,
     jobs: Jobs = None,
+    executor: ExecutorOption = None,
     no_cache: NoCache = False,
     debug_dump: Dump = None,
     as_json: Json = False,
@@ -146,6 +151,7 @@ def compress(
             inputs=inputs,
             verify=not no_verify,
             jobs=jobs,
+            executor=executor,
             debug_dump=debug_dump,
             progress=progress,
         )
@@ -171,6 +177,7 @@ def compile(
     no_verify: NoVerify = False,
     no_cache: NoCache = False,
     jobs: Jobs = None,
+    executor: ExecutorOption = None,
     threads: Threads = 1,
     keep: Keep = None,
     tune: Tune = False,
@@ -198,6 +205,7 @@ def compile(
             tune=tune,
             verify=not no_verify,
             jobs=jobs,
+            executor=executor,
             progress=progress,
             name=called,
             debug_dump=debug_dump,

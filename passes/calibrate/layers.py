@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ def calibrate(
     *,
     settings: Calibrate,
     threads: int = 1,
+    tasks: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> list[Solved | None]:
     """Compress the weights of `choices` (None for those that `why_not` names); biases of `model` change in place.
@@ -69,6 +70,7 @@ def calibrate(
         samples: inputs by name, at least one.
         executor: where layers are solved; arguments and results are picklable.
         threads: of onnxruntime.
+        tasks: how many layers the executor works on at once; at most twice as many have their statistics in memory.
     """
     groups = _groups(model, choices)
     biases = {i: own_bias(model, choices[i].weight.uses[0], choices[i].weight.rows) for g in groups for i in g.members}
@@ -102,13 +104,12 @@ def calibrate(
                         statistics,
                     )
                     waiting[index] = executor.submit(solve, layer)
+                    _keep(found, waiting, 2 * tasks)
                 if sequential:
-                    for index, future in waiting.items():
-                        found[index] = future.result()
+                    _keep(found, waiting, 0)
+                    for index in group.members:
                         _replace(stream.model, choices[index], found[index], biases[index])
-                    waiting.clear()
-        for index, future in waiting.items():
-            found[index] = future.result()
+        _keep(found, waiting, 0)
     finally:
         stream.close()
         if dense is not None:
@@ -117,6 +118,14 @@ def calibrate(
         if solved is not None and solved.shift is not None:
             add_to_bias(model, biases[index], solved.shift)
     return found
+
+
+def _keep(found: list[Solved | None], waiting: dict[int, Future[Solved]], most: int) -> None:
+    """Collect results until at most `most` layers are being worked on."""
+    while len(waiting) > most:
+        wait(waiting.values(), return_when=FIRST_COMPLETED)
+        for index in [index for index, future in waiting.items() if future.done()]:
+            found[index] = waiting.pop(index).result()
 
 
 def _groups(model: ir.Model, choices: Sequence[Choice]) -> list[_Group]:
