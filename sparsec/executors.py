@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from sparsec.errors import CalibrationError
 
@@ -54,13 +56,13 @@ def _dask(where: str, jobs: int | None) -> Iterator[Workers]:
     if not where.startswith(_DASK) or not where.removeprefix(_DASK).rpartition(":")[2].isdigit():
         raise CalibrationError(f"executor '{where}': an address is dask://host:port, as in dask://localhost:8786")
     try:
-        from distributed import Client
+        distributed: Any = import_module("distributed")  # it has no types
     except ImportError as error:
         raise CalibrationError(
             f"executor '{where}': the package distributed is not installed; pip install 'sparsec[dask]'"
         ) from error
     try:
-        client = Client(f"tcp://{where.removeprefix(_DASK)}", timeout=_CONNECT_S, set_as_default=False)
+        client = distributed.Client(f"tcp://{where.removeprefix(_DASK)}", timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise CalibrationError(
             f"executor '{where}': no Dask scheduler answers there within {_CONNECT_S} s ({error}); start one with "
