@@ -1,0 +1,58 @@
+"""Statistics of what layers read at the present cut of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsec.passes.calibrate.inputs import layer_rows
+from sparsec.passes.calibrate.stream import Stream
+from sparsec.passes.statistics import Moments, Statistics
+from sparsec.passes.weights import Use
+
+__all__ = ["geometry", "statistics_of"]
+
+_ROWS_PER_INPUT, _ROWS = 64, 1 << 16
+"""Rows that a layer's moments are made of: so many for each of its inputs, or so many in all if that is more. Noise in the moments
+costs accuracy, most where differences to the uncompressed model are made up for; beyond this an image's pixels say much the same."""
+
+
+def statistics_of(
+    use: Use,
+    cols: int,
+    stream: Stream,
+    dense: Stream | None,
+    masks: Sequence[np.ndarray[Any, Any] | None],
+    *,
+    centred: bool = True,
+) -> list[Statistics]:
+    """Of the `cols` inputs of a layer, one for each group of a convolution; `dense`: the uncompressed model at the same cut.
+
+    masks: for each sample, where it is padding (0), or None.
+    """
+    x = use.node.inputs[0]
+    assert x is not None
+    name, limit = x.name or "", -(-max(_ROWS_PER_INPUT * cols, _ROWS) // len(masks))
+    moments: list[Moments] = []
+    for sample, mask in enumerate(masks):
+        rows = layer_rows(use, stream.value(name, sample), limit, sample, mask)
+        before = layer_rows(use, dense.value(name, sample), limit, sample, mask) if dense is not None else None
+        if not moments:
+            moments = [Moments(part.shape[1], with_dense=dense is not None) for part in rows]
+        for number, part in enumerate(rows):
+            moments[number].add(part, None if before is None else before[number])
+    return [m.statistics(centred=centred) for m in moments]
+
+
+def geometry(use: Use) -> tuple[Any, ...]:
+    """What decides which inputs a layer sees of its activations."""
+    node = use.node
+    if node.op_type != "Conv":
+        return ()
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.shape is not None
+    kept = {k: tuple(a.as_ints()) for k, a in node.attributes.items() if k in ("strides", "pads", "dilations")}
+    return (tuple(weight.shape.numpy()[2:]), node.attributes.get_int("group", 1), tuple(sorted(kept.items())))
