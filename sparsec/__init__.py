@@ -9,9 +9,10 @@ from sparsec import lazy_imports
 if TYPE_CHECKING:
     from sparsec.api import compile, compress, load
     from sparsec.errors import SparsecError
+    from sparsec.validation import validate
 
 __version__ = "0.1.0"
-__all__ = ["SparsecError", "__version__", "compile", "compress", "load"]
+__all__ = ["SparsecError", "__version__", "compile", "compress", "load", "validate"]
 
 lazy_imports.install()
 
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from sparsec import api
 
         return getattr(api, name)
+    if name == "validate":
+        from sparsec.validation import validate
+
+        return validate
     if name == "SparsecError":
         from sparsec import errors
 

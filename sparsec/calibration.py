@@ -22,14 +22,15 @@ Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 
 
-def calibration_samples(source: Any, model: ir.Model, most: int) -> list[Feed]:
-    """The first `most` samples of `source`, each with every input of the model as it was bound.
+def calibration_samples(source: Any, model: ir.Model, most: int | None = None, what: str = "calibration") -> list[Feed]:
+    """The first `most` samples of `source` (None: all), each with every input of the model as it was bound.
 
     Args:
         source: path of an .npz file; a mapping of arrays; an iterable of samples, or a callable that returns one. Arrays of a
             file or mapping hold all samples: [S, *shape] for an input of that shape, or [S * B, ...] if the input is [B, ...].
             A sample is a mapping by input name, a list of arrays in the order of the inputs, or, for one input, an array.
         model: from `load_model`, input shapes static.
+        what: names the samples in errors.
 
     Raises:
         CalibrationError: names, shapes or dtypes do not fit, values are NaN or Inf, there is no sample; says which sample.
@@ -41,20 +42,20 @@ def calibration_samples(source: Any, model: ir.Model, most: int) -> list[Feed]:
         where = str(source)
         samples = _cut(open_arrays(Path(source)), wanted, where)
     elif isinstance(source, Mapping):
-        where = "calibration"
+        where = what
         samples = _cut({name: np.asarray(array) for name, array in source.items()}, wanted, where)
     elif isinstance(source, Iterable):
-        where = "calibration"
-        samples = (_named(sample, wanted, f"calibration sample {i}") for i, sample in enumerate(source))
+        where = what
+        samples = (_named(sample, wanted, f"{what} sample {i}") for i, sample in enumerate(source))
     else:
         raise CalibrationError(
-            f"calibration inputs are an .npz file, a mapping, an iterable or a callable; found {type(source).__name__}"
+            f"{what} inputs are an .npz file, a mapping, an iterable or a callable; found {type(source).__name__}"
         )
     found = []
     for index, sample in enumerate(itertools.islice(samples, most)):
         found.append(_checked(sample, wanted, f"{where}, sample {index}"))
     if not found:
-        raise CalibrationError(f"{where}: there is no sample; calibration needs at least one")
+        raise CalibrationError(f"{where}: there is no sample; at least one is needed")
     return found
 
 

@@ -254,13 +254,29 @@ def verify(
         float | None,
         typer.Option(help="Largest relative error [default: 1e-4 dense, 1e-3 compressed against its portable ONNX]."),
     ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(metavar="X.NPZ", help="Many inputs side by side: error, cosine, KL divergence of the outputs."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="X.NPZ", help="The same with an array 'labels': scores, worst classes, what changed."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The output that labels belong to [default: the first].")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Outputs are logits: compare what they decide.")] = False,
+    worst: Annotated[int, typer.Option(min=1, help="Classes and examples to show.")] = 10,
     input_shapes: Shapes = None,
     input_values: Values = None,
     threads: Threads = 1,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a compressed model or a bundle with a model run by onnxruntime."""
+    """Compare a compressed model or a bundle with a model run by onnxruntime, on one input or on many."""
+    if samples is not None or labels is not None:
+        if None not in (samples, labels) or inputs is not None or tolerance is not None:
+            raise typer.BadParameter("--samples, --labels, and --inputs with --tolerance exclude each other")
+        _validate(model, candidate, samples, labels, output, logits, worst, input_shapes, input_values, threads)
+        return
     from sparsec import inspection
 
     result = inspection.verify_files(
@@ -274,6 +290,36 @@ def verify(
     )
     _print(result.to_json(), lambda: typer.echo(f"{result.summary()}\n{result.table()}"))
     result.check()
+
+
+def _validate(
+    model: Path,
+    candidate: Path,
+    samples: Path | None,
+    labels: Path | None,
+    output: str | None,
+    logits: bool,
+    worst: int,
+    input_shapes: str | None,
+    input_values: str | None,
+    threads: int,
+) -> None:
+    from sparsec.validation import validate
+
+    with _progress() as progress:
+        found = validate(
+            model,
+            candidate,
+            samples or labels,
+            None if labels is None else "labels",
+            output=output,
+            logits=logits,
+            input_shapes=parse_shapes(input_shapes),
+            input_values=parse_values(input_values),
+            threads=threads,
+            progress=progress,
+        )
+    _print(found.to_json(), lambda: typer.echo(found.summary()), *(table.show for table in found.tables(worst)))
 
 
 @app.command()

@@ -200,6 +200,17 @@ def _emulated(folder: Path, facts: Mapping[str, Any], threads: int) -> EmulatedS
     return EmulatedSession(program, weights, facts["target"]["arch"], inputs, outputs, threads)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a bundle; raises BundleError when it is missing or damaged."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} is no sparsec bundle: {path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}; compile the model again") from error
+    return data
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:

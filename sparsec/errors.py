@@ -55,5 +55,5 @@ class VerificationError(SparsecError):
     """The compiled program does not agree with the reference within tolerance."""
 
 
-class CalibrationError(SparsecError):
-    """Calibration inputs, or what was gathered from them, cannot be used: wrong names or shapes, NaN, a singular matrix."""
+class CalibrationError(InputError):
+    """Inputs to calibrate or validate on, or what was gathered from them, cannot be used: names, shapes, NaN, a singular matrix."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,12 @@ from typing import IO, Any
 import onnx_ir as ir
 
 from sparsec import samples
-from sparsec.api import load, readers_of
+from sparsec.api import readers_of
+from sparsec.candidate import has_encoded, open_candidate
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
-from sparsec.errors import BundleError, ShapeError, UnsupportedOpError
+from sparsec.compiled import read_json
+from sparsec.errors import ShapeError, UnsupportedOpError
 from sparsec.frontend import load_model
 from sparsec.frontend.onnx import read_onnx
 from sparsec.passes import PassRecord, float_activations
@@ -25,7 +26,7 @@ from sparsec.reference import Reference
 from sparsec.report import LayerRow, layer_rows, layer_table
 from sparsec.tables import Table
 from sparsec.target import resolve_target
-from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Run, Verification, int8_bound, verify_run
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, int8_bound, verify_run
 
 
 @dataclass
@@ -157,17 +158,6 @@ def _inspect_bundle(path: Path) -> Inspection:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a bundle; raises BundleError when it is missing or damaged."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent} is no sparsec bundle: {path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}; compile the model again") from error
-    return data
-
-
 def verify_files(
     model: str | Path,
     candidate: str | Path,
@@ -183,40 +173,23 @@ def verify_files(
     Without `tolerance` the bound is that of dense programs where nothing was compressed, that of compressed ones where
     `model` is the portable ONNX the bundle was made of; elsewhere the error is reported only, but must be a number.
     """
-    candidate = Path(candidate)
-    if candidate.is_dir():
-        bundle = load(candidate, threads=threads)
-        run: Run = bundle.run
-        shapes: Mapping[str, Any] = {t.name: list(t.shape) for t in bundle.inputs}
-        lossy = any(row["scheme"] != "fp32" for row in read_json(candidate / "report.json")["layers"])
-    else:
-        made = load_model(candidate, None, input_shapes, input_values)
-        run = Reference(candidate, fixed=input_values, threads=threads).run
-        shapes = {v.name or "": [int(d) for d in v.shape.numpy()] for v in made.graph.inputs if v.shape is not None}
-        lossy = _has_encoded(made)
-    source = load_model(model, None, input_shapes or shapes, input_values)
+    made = open_candidate(Path(candidate), input_shapes, input_values, threads)
+    source = load_model(model, None, input_shapes or made.shapes, input_values)
     feed = samples.load_inputs(inputs, source) if inputs is not None else samples.random_inputs(source)
     reference = Reference(model, fixed=input_values, threads=threads)
     bound = tolerance
-    if bound is None and not lossy:
+    if bound is None and not made.lossy:
         bound = DENSE_BOUND
-    elif bound is None and _has_encoded(source):
+    elif bound is None and has_encoded(source):
         bound = COMPRESSED_BOUND
         if (floating := float_activations(source)) is not None:
             bound = int8_bound(reference.run(feed), Reference(floating, fixed=input_values).run(feed))
     return verify_run(
-        run,
+        made.run,
         reference.run,
         feed,
         bound=bound,
-        subject=str(candidate),
+        subject=made.words,
         against=f"{model} in onnxruntime",
         inputs=Path(inputs).name if inputs is not None else "random, seed 0",
-    )
-
-
-def _has_encoded(model: ir.Model) -> bool:
-    """Whether some weight is stored in a scheme other than fp32."""
-    return any(
-        node.domain == "sparsec" and node.attributes.get_string("scheme", "fp32") != "fp32" for node in model.graph
     )
