@@ -13,7 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sparsec.errors import RecipeError
-from sparsec.passes.calibrate.layers import calibrate, why_not
+from sparsec.passes.allocate import allocate, needs_inputs
+from sparsec.passes.calibrate.groups import survey, why_not
+from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_masks, weight_digest
 from sparsec.passes.insert_decode import encode_weights, insert_decode
@@ -21,6 +23,7 @@ from sparsec.passes.layers import LayerRecord
 from sparsec.passes.quantise_activations import set_activations
 from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
+from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Recipe
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "Job",
     "QuantiseActivations",
     "SelectSchemes",
+    "ShareZeros",
     "Sparsify",
 ]
 
@@ -84,8 +88,36 @@ class SelectSchemes(_JobPass):
     """Recipe against graph: fills `job.choices` and the records of what stays dense."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if self.job.calibration is None:
+            _refuse_calibrated_rules(self.job.recipe)
         self.job.choices, self.job.layers, self.job.order = select_schemes(model, self.job.recipe)
         return ir.passes.PassResult(model, False)
+
+
+class ShareZeros(_JobPass):
+    """How many zeros each weight gets where a rule's weights share them out."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        power: dict[str, NDArray[np.float64]] = {}
+        wanted = [choice for choice in job.choices if needs_inputs(choice.rule.sparsify)]
+        if job.calibration is not None and wanted:
+
+            def visit(choice: Choice, statistics: Sequence[Statistics]) -> None:
+                rows = [np.asarray(np.diag(s.second_moment), np.float64) for s in statistics]
+                power[choice.weight.name] = np.repeat(np.stack(rows), choice.weight.rows // len(rows), 0)
+
+            _survey(model, job, wanted, visit)
+        allocate(job.choices, power)
+        return ir.passes.PassResult(model, False)
+
+
+def _survey(
+    model: ir.Model, job: Job, choices: Sequence[Choice], visit: Callable[[Choice, list[Statistics]], None]
+) -> None:
+    assert job.calibration is not None
+    given = job.calibration
+    survey(model, choices, given.samples, visit, settings=job.recipe.calibrate, threads=given.threads)
 
 
 class CalibrateWeights(_JobPass):
@@ -95,7 +127,6 @@ class CalibrateWeights(_JobPass):
         job, given = self.job, self.job.calibration
         job.solved = [None] * len(job.choices)
         if given is None:
-            _refuse_calibrated_rules(job.recipe)
             return ir.passes.PassResult(model, False)
         members = [i for i, choice in enumerate(job.choices) if not why_not(choice)]
         solved = calibrate(
@@ -142,11 +173,7 @@ class Sparsify(_JobPass):
 
 def _prune(choices: Sequence[Choice]) -> list[NDArray[np.bool_] | None]:
     """Masks of the weights of one rule."""
-    return magnitude_masks(
-        [choice.weight.matrix() for choice in choices],
-        [choice.scheme.structure for choice in choices],
-        joint=choices[0].rule.sparsify.scope == "global",
-    )
+    return magnitude_masks([choice.weight.matrix() for choice in choices], [choice.structure for choice in choices])
 
 
 class EncodeWeights(_JobPass):

@@ -50,7 +50,7 @@ def cached_masks(
     choices: Sequence[Choice], digests: Sequence[str], make: Callable[[], Sequence[Mask | None]]
 ) -> list[Mask | None]:
     """The masks of the weights of one rule: from the cache, else `make()`."""
-    key = digest(_sources(), _rule(choices[0]), *digests)
+    key = digest(_sources(), _rule(choices[0]), *(repr(choice.structure) for choice in choices), *digests)
     found = load("masks", key)
     names = [str(index) for index in range(len(choices))]
     if found is not None:

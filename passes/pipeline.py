@@ -19,6 +19,7 @@ from sparsec.passes.compression import (
     Job,
     QuantiseActivations,
     SelectSchemes,
+    ShareZeros,
     Sparsify,
 )
 from sparsec.passes.fuse import Fuse
@@ -32,6 +33,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
     """The stages that follow canonicalisation; `job` carries what they decide from one to the next."""
     return (
         Stage("select-schemes", lambda: SelectSchemes(job)),
+        Stage("share-zeros", lambda: ShareZeros(job)),
         Stage("calibrate", lambda: CalibrateWeights(job)),
         Stage("sparsify", lambda: Sparsify(job)),
         Stage("encode-weights", lambda: EncodeWeights(job)),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.errors import WeightError
-from sparsec.formats import EncodedWeight, Scheme, decode
+from sparsec.formats import EncodedWeight, Scheme, Structure, decode
 from sparsec.op_view import is_sparsec, view
 from sparsec.passes.assign import Assignment, assign
 from sparsec.passes.layers import LayerRecord
@@ -22,12 +22,21 @@ __all__ = ["Choice", "select_schemes"]
 
 @dataclass
 class Choice:
-    """A weight that will be encoded, with the rule that asks for it."""
+    """A weight that will be encoded, with the rule that asks for it.
+
+    structure: the scheme's, with the share of zeros that pruning aims for in this weight. notes: what else was done to it, and what
+    was asked for and could not be.
+    """
 
     weight: Weight
     scheme: Scheme
     rule: Rule
     rule_index: int
+    structure: Structure = field(init=False)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.structure = self.scheme.structure
 
 
 def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[LayerRecord], list[str]]:

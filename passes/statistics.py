@@ -29,14 +29,6 @@ class Statistics:
     cross: NDArray[np.float32] | None
     centred: bool
 
-    @property
-    def norms(self) -> NDArray[np.float32]:
-        """Root mean square of each input, mean included, float32 [K]."""
-        power = np.diag(self.second_moment).astype(np.float64)
-        if self.centred:
-            power = power + np.square(self.mean, dtype=np.float64)
-        return np.sqrt(np.maximum(power, 0)).astype(np.float32)
-
 
 class Moments:
     """Sums up `Statistics` over batches of inputs; products in float32, sums in float64."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparsec.errors import RecipeError, SchemeError
-from sparsec.formats import Scheme
+from sparsec.formats import NM, Scheme
 from sparsec.selectors import checked_selector, did_you_mean
 
 __all__ = ["PRESETS", "Calibrate", "Quantize", "Recipe", "Rule", "Sparsify", "load_recipe"]
@@ -40,15 +40,17 @@ class _Strict(BaseModel):
 class Sparsify(_Strict):
     """How the zeros of a sparse structure are chosen (docs/recipes.md).
 
-    `magnitude` keeps the largest absolute values; `scope: global` compares all weights of the rule with each other (after
-    dividing each by its root mean square), so that layers may end up with different shares of zeros. The others need calibration
-    inputs: `wanda` weighs values by their inputs, `sparsegpt` and `obs` also move what is lost to the weights that stay. `auto`:
-    `obs` where there are calibration inputs (`sparsegpt` and exchanges for single weights of layers with more than 1024 inputs),
-    else `magnitude`.
+    `magnitude` keeps the largest absolute values. The others need calibration inputs: `wanda` weighs values by their inputs, `dsnot`
+    goes on with exchanges that lower the output error, `sparsegpt` and `obs` also move what is lost to the weights that stay. `auto`:
+    `obs` where there are calibration inputs (`sparsegpt` and exchanges for single weights of layers with more than 1024 inputs;
+    `wanda` with `scope: global`), else `magnitude`.
     """
 
-    algorithm: Literal["auto", "magnitude", "wanda", "sparsegpt", "obs"] = "auto"
-    scope: Literal["layer", "global"] = "layer"
+    algorithm: Literal["auto", "magnitude", "wanda", "dsnot", "sparsegpt", "obs"] = "auto"
+    scope: Literal["layer", "global", "lamp", "erk"] = "layer"
+    """Who gets the zeros. layer: every weight the same share. The others give the weights of the rule different shares: global
+    compares scores of all of them (relative to the weight's mean score), lamp compares layer-adaptive magnitude scores, erk goes by
+    shapes."""
     damping: float = Field(default=0.03, ge=0)
     """Added to the diagonal of the inputs' second moment, as a share of its mean."""
 
@@ -56,12 +58,12 @@ class Sparsify(_Strict):
 class Quantize(_Strict):
     """How stored values become codes (docs/recipes.md).
 
-    `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `gptq` rounds column by column and moves the
-    error to the columns that follow; `descent` goes on from there with coordinate descent and fits scales and codebooks again.
-    `auto`: `descent` where there are calibration inputs, else `nearest`.
+    `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `gpfq` follows the outputs input by input, `gptq`
+    rounds column by column and moves the error to the columns that follow; `descent` goes on from there with coordinate descent and
+    fits scales and codebooks again. `auto`: `descent` where there are calibration inputs, else `nearest`.
     """
 
-    algorithm: Literal["auto", "nearest", "gptq", "descent"] = "auto"
+    algorithm: Literal["auto", "nearest", "gpfq", "gptq", "descent"] = "auto"
     damping: float = Field(default=0.01, ge=0)
     """As in `Sparsify`."""
 
@@ -72,12 +74,14 @@ class Calibrate(_Strict):
     sequential: layers see the activations of the model as compressed so far; else the uncompressed model's. correction: 0 to 1,
     how much of the difference between the two a layer makes up for. samples: the most that are read. mask: an input of the model
     that is 0 where another input is padding; what products read there does not count (models without such an input: no matter).
+    biases: biases take up what compression does to the mean of a layer's outputs; a layer without a bias gets one.
     """
 
     sequential: bool = True
     correction: float = Field(default=0.75, ge=0, le=1)
     samples: int = Field(default=256, ge=1)
     mask: str = "attention_mask"
+    biases: bool = True
 
 
 class Rule(_Strict):
@@ -112,6 +116,24 @@ class Rule(_Strict):
             return str(Scheme.parse(value))
         except SchemeError as error:
             raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _fits_the_scheme(self) -> Self:
+        structure, sparsify = Scheme.parse(self.scheme).structure, self.sparsify
+        if sparsify.algorithm == "dsnot" and structure.block != (1, 1):
+            raise ValueError(
+                f"sparsify.algorithm 'dsnot' exchanges single weights, '{structure}' keeps blocks; choose wanda, sparsegpt or obs"
+            )
+        if sparsify.scope == "global" and sparsify.algorithm in ("sparsegpt", "obs"):
+            raise ValueError(
+                f"sparsify.scope 'global' compares scores of different layers; those of '{sparsify.algorithm}' change as weights "
+                "leave and cannot be compared. Choose lamp or erk, or algorithm magnitude, wanda or dsnot"
+            )
+        if sparsify.scope in ("lamp", "erk") and isinstance(structure, NM):
+            raise ValueError(
+                f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"
+            )
+        return self
 
 
 class Recipe(_Strict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,39 +11,18 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from sparsec.passes.calibrate.biases import add_to_bias, own_bias
-from sparsec.passes.calibrate.gather import geometry, statistics_of
-from sparsec.passes.calibrate.segments import Segment, segments
-from sparsec.passes.calibrate.shared import shared_statistics, why_not_shared
+from sparsec.passes.calibrate.groups import gather, groups_of, planned, why_not
+from sparsec.passes.calibrate.segments import Segment
+from sparsec.passes.calibrate.shared import shared_statistics
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.select import Choice
 from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Calibrate
 
-__all__ = ["calibrate", "why_not"]
+__all__ = ["calibrate"]
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class _Group:
-    """Layers that read the same value: they are compressed together, from one look at it."""
-
-    node: int
-    x: str
-    members: list[int]
-
-
-def why_not(choice: Choice) -> str:
-    """Why the weight cannot be calibrated, or ''."""
-    rule, uses = choice.rule, choice.weight.uses
-    if rule.quantize.algorithm == "nearest" and (
-        choice.scheme.is_dense or rule.sparsify.algorithm == "magnitude" or rule.sparsify.scope == "global"
-    ):
-        return "its rule asks for data-free algorithms"
-    if all(use.operator == "Gather" for use in uses):
-        return "rows of a lookup table have no products to calibrate"
-    return why_not_shared(choice.weight) if len(uses) > 1 else ""
 
 
 def calibrate(
@@ -79,13 +57,12 @@ def calibrate(
             ):
                 work.submit(index, [statistics])
             work.wait(0)
-    groups = _groups(choices, [i for i in members if i not in shared])
-    biases = {i: own_bias(model, choices[i].weight.uses[0], choices[i].weight.rows) for g in groups for i in g.members}
-    numbers = {node: number for number, node in enumerate(model.graph)}  # biases have moved them
-    for group in groups:
-        group.node = min(numbers[choices[i].weight.uses[0].node] for i in group.members)
-    groups.sort(key=lambda group: group.node)
-    plan = segments(model.graph, [group.node for group in groups], [[group.x] for group in groups])
+    groups = groups_of(choices, [i for i in members if i not in shared])
+    biases: dict[int, str] = {}
+    if settings.biases:
+        own = (i for group in groups for i in group.members)
+        biases = {i: own_bias(model, choices[i].weight.uses[0], choices[i].weight.rows) for i in own}
+    plan = planned(model, groups, choices)
     sequential = settings.sequential
     with_dense = sequential and settings.correction > 0
     stream = Stream(model.clone(), samples, threads)
@@ -94,16 +71,16 @@ def calibrate(
         if sequential:
             for index in shared:
                 _replace(stream.model, choices[index], work.found[index], None)
-        for group, segment in zip(groups, plan, strict=True):
+        for group, segment in plan:
             _advance((stream, dense), segment)
             # More threads than cores make BLAS many times slower.
             with threadpool_limits(max(1, threads // len(group.members)) if sequential else 1, user_api="blas"):
-                for index, found in _gather(group, choices, stream, dense, masks):
+                for index, found in gather(group, choices, stream, dense, masks, centred=settings.biases):
                     work.submit(index, found)
                 if sequential:
                     work.wait(0)
                     for index in group.members:
-                        _replace(stream.model, choices[index], work.found[index], biases[index])
+                        _replace(stream.model, choices[index], work.found[index], biases.get(index))
         work.wait(0)
     finally:
         stream.close()
@@ -137,8 +114,9 @@ class _Work:
         if self._progress is not None:
             self._progress(choice.weight.name)
         layer = Layer(
-            choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.rule, self._settings, statistics
-        )
+            choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.structure, choice.rule,
+            self._settings, statistics,
+        )  # fmt: skip
         self._waiting[index] = self._executor.submit(solve, layer)
         self.wait(self._most)
 
@@ -150,34 +128,10 @@ class _Work:
                 self.found[index] = self._waiting.pop(index).result()
 
 
-def _groups(choices: Sequence[Choice], members: Sequence[int]) -> list[_Group]:
-    groups: dict[str, _Group] = {}
-    for index in members:
-        x = choices[index].weight.uses[0].node.inputs[0]
-        assert x is not None
-        groups.setdefault(x.name or "", _Group(0, x.name or "", [])).members.append(index)
-    return list(groups.values())
-
-
 def _advance(streams: Sequence[Stream | None], segment: Segment) -> None:
     for stream in streams:
         if stream is not None:
             stream.advance(segment)
-
-
-def _gather(
-    group: _Group, choices: Sequence[Choice], stream: Stream, dense: Stream | None, masks: Sequence[Array | None]
-) -> list[tuple[int, list[Statistics]]]:
-    """Statistics of each member's inputs, one for each group of its convolution; equal geometries are looked at once."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for index in group.members:
-        alike.setdefault(geometry(choices[index].weight.uses[0]), []).append(index)
-    found = []
-    for members in alike.values():
-        weight = choices[members[0]].weight
-        statistics = statistics_of(weight.uses[0], weight.cols, stream, dense, masks)
-        found += [(index, statistics) for index in members]
-    return found
 
 
 def _replace(model: ir.Model, choice: Choice, solved: Solved | None, bias: str | None) -> None:

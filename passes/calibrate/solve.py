@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
-from sparsec.passes.quantise import compensate, on_support, quantise
+from sparsec.passes.quantise import compensate, follow_paths, on_support, quantise
+from sparsec.passes.sparsify.dsnot import dsnot
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
 from sparsec.passes.sparsify.refit import refit
@@ -35,12 +36,14 @@ Matrix = NDArray[np.floating[Any]]
 class Layer:
     """What a layer's compression needs; picklable.
 
-    weight: float32 [N, K]. statistics: of the K inputs, one for each group of a grouped convolution (rows in equal parts).
+    weight: float32 [N, K]. structure: the scheme's, with this weight's share of the zeros. statistics: of the K inputs, one for each
+    group of a grouped convolution (rows in equal parts).
     """
 
     name: str
     weight: NDArray[np.float32]
     scheme: str
+    structure: Structure
     rule: Rule
     settings: Calibrate
     statistics: Sequence[Statistics]
@@ -75,7 +78,7 @@ def solve(layer: Layer) -> Solved:
     second_moment = statistics[0].second_moment
     mask, start = None, target
     if not scheme.is_dense:
-        mask, start = prune(target, second_moment, scheme.structure, layer.rule)
+        mask, start = prune(target, second_moment, layer.structure, layer.rule)
     return _solved(layer, code(target, start, second_moment, scheme, mask, layer))
 
 
@@ -85,14 +88,18 @@ def prune(
     """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
     best make up for what is gone."""
     algorithm, damping, single = rule.sparsify.algorithm, rule.sparsify.damping, structure.block == (1, 1)
+    joint = rule.sparsify.scope == "global"
     if algorithm == "auto":
-        algorithm = "sparsegpt" if single and weight.shape[1] > _MOST_INPUTS else "obs"
+        algorithm = "wanda" if joint else "sparsegpt" if single and weight.shape[1] > _MOST_INPUTS else "obs"
     start = weight
     match algorithm:
         case "magnitude":
             mask = mask_of_scores(np.square(weight, dtype=np.float64), structure)
         case "wanda":
-            mask = wanda(weight, second_moment, structure)
+            mask = wanda(weight, second_moment, structure, by_row=not joint)
+        case "dsnot":
+            mask = wanda(weight, second_moment, structure, by_row=not joint)
+            mask = dsnot(weight, second_moment, mask, structure)
         case "obs":
             mask = obs_mask(weight, second_moment, structure, damping=damping)
         case "sparsegpt":
@@ -118,6 +125,8 @@ def code(
         match layer.rule.quantize.algorithm:
             case "nearest":
                 return encode(start, scheme, mask)
+            case "gpfq":
+                return follow_paths(start, second_moment, scheme, mask, damping=damping)
             case "gptq":
                 return compensate(start, second_moment, scheme, mask, damping=damping)
             case "auto" | "descent":
@@ -136,7 +145,7 @@ def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> Enc
     if not scheme.is_dense:
         magnitude = layer.rule.sparsify.algorithm == "magnitude"
         score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
-        mask = mask_of_scores(score, scheme.structure)
+        mask = mask_of_scores(score, layer.structure)
     start = target if mask is None else on_support(target, moments, mask, damping=layer.rule.quantize.damping)
     return code(target, start, moments, scheme, mask, layer)
 

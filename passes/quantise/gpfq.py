@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, encode
-from sparsec.passes.hessian import damped
 from sparsec.passes.quantise.choose import chooser_of
 from sparsec.passes.quantise.descent import sweep
+from sparsec.passes.quantise.parts import followed_parts
+from sparsec.passes.quantise.products import damped, diagonals
 
 __all__ = ["follow_paths"]
 
@@ -27,8 +28,11 @@ def follow_paths(
     damping: float = 0.01,
 ) -> EncodedWeight:
     """Encode W [N, K], inputs in their order; arguments and errors as `compensate`."""
-    hessian = damped(second_moment, damping)
-    chooser = chooser_of(encode(weight, scheme, mask, hessian.diagonal()))
+    hessian = damped(second_moment, damping, *weight.shape)
+    encoded = encode(weight, scheme, mask, diagonals(hessian, len(weight)))
+    if hessian.ndim == 3:
+        return followed_parts(weight, hessian, encoded)
+    chooser = chooser_of(encoded)
     target = np.ascontiguousarray(np.asarray(weight, np.float32).T)
     values = target.copy()
     sweep(target, values, hessian, chooser)

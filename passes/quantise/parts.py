@@ -13,7 +13,7 @@ from sparsec.formats import EncodedWeight, decode
 from sparsec.passes.hessian import Square, inverse_upper_cholesky
 from sparsec.passes.quantise.choose import Chooser, chooser_of
 
-__all__ = ["compensated_parts", "descended_parts"]
+__all__ = ["compensated_parts", "descended_parts", "followed_parts"]
 
 Matrix = NDArray[np.float32]
 
@@ -35,25 +35,38 @@ def compensated_parts(weight: Matrix, hessian: Square, encoded: EncodedWeight) -
 
 def descended_parts(weight: Matrix, hessian: Square, encoded: EncodedWeight, *, sweeps: int = 1) -> EncodedWeight:
     """`descended` with a damped Hessian [G, K, K] for G equal parts of W [N, K]."""
-    chooser, wide = chooser_of(encoded), hessian.astype(np.float32)
+    chooser = chooser_of(encoded)
     target, values = _split(weight, len(hessian)), _split(decode(encoded), len(hessian))
     for _ in range(sweeps):
-        pull = (wide @ (target - values).transpose(1, 0, 2)).transpose(1, 0, 2).copy()
-        changed = False
-        for a, b in _runs(len(values), chooser.dim):
-            own = hessian[:, a:b, a:b]
-            step = np.linalg.inv(own).astype(np.float32) @ pull[a:b].transpose(1, 0, 2)
-            wanted = values[a:b] + step.transpose(1, 0, 2)
-            metric = np.linalg.cholesky(own).transpose(0, 2, 1).astype(np.float32)
-            found = _choose(chooser, a, wanted, metric)
-            move = found - values[a:b]
-            if move.any():
-                changed = True
-                values[a:b] = found
-                pull[b:] -= (wide[:, b:, a:b] @ move.transpose(1, 0, 2)).transpose(1, 0, 2)
-        if not changed:
+        if not _sweep(target, values, hessian, chooser):
             break
     return chooser.encoded(values.reshape(len(values), -1))
+
+
+def followed_parts(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> EncodedWeight:
+    """Greedy path following (gpfq.py) with a damped Hessian [G, K, K] for G equal parts of W [N, K]."""
+    chooser, target = chooser_of(encoded), _split(weight, len(hessian))
+    values = target.copy()
+    _sweep(target, values, hessian, chooser)
+    return chooser.encoded(values.reshape(len(values), -1))
+
+
+def _sweep(target: Matrix, values: Matrix, hessian: Square, chooser: Chooser) -> bool:
+    """Choose all of values [K, G, R] once, in place, to come near target; whether anything changed. As `descent.sweep`."""
+    wide, changed = hessian.astype(np.float32), False
+    pull = (wide @ (target - values).transpose(1, 0, 2)).transpose(1, 0, 2).copy()
+    for a, b in _runs(len(values), chooser.dim):
+        own = hessian[:, a:b, a:b]
+        step = np.linalg.inv(own).astype(np.float32) @ pull[a:b].transpose(1, 0, 2)
+        wanted = values[a:b] + step.transpose(1, 0, 2)
+        metric = np.linalg.cholesky(own).transpose(0, 2, 1).astype(np.float32)
+        found = _choose(chooser, a, wanted, metric)
+        move = found - values[a:b]
+        if move.any():
+            changed = True
+            values[a:b] = found
+            pull[b:] -= (wide[:, b:, a:b] @ move.transpose(1, 0, 2)).transpose(1, 0, 2)
+    return changed
 
 
 def _choose(chooser: Chooser, start: int, values: Matrix, metric: Matrix) -> Matrix:

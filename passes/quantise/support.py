@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.passes.hessian import Square
+from sparsec.passes.masked_solve import solve_on_mask
 from sparsec.passes.quantise.products import damped, diagonals, times
 
 __all__ = ["on_support", "solved_on_support"]
@@ -13,7 +14,7 @@ __all__ = ["on_support", "solved_on_support"]
 Matrix = NDArray[np.float32]
 
 _STEPS = 40
-_ENOUGH = 1e-6  # of the first squared gradient
+_TOLERANCE = 1e-3
 
 
 def on_support(weight: Matrix, second_moment: ArrayLike, mask: NDArray[np.bool_], *, damping: float = 0.01) -> Matrix:
@@ -29,29 +30,11 @@ def on_support(weight: Matrix, second_moment: ArrayLike, mask: NDArray[np.bool_]
 def solved_on_support(weight: Matrix, hessian: Square, mask: NDArray[np.bool_]) -> Matrix:
     """`on_support` for a damped Hessian."""
     wide = hessian.astype(np.float32)
-    inverse = np.where(mask, (1 / diagonals(hessian, len(mask))).astype(np.float32), np.float32(0))
     target = np.asarray(weight, np.float32)
-    values = np.where(mask, target, np.float32(0))
-
-    def dot(a: Matrix, b: Matrix) -> NDArray[np.float64]:
-        return np.asarray(np.einsum("nk,nk->n", a, b, dtype=np.float64), np.float64)[:, None]
-
-    residual = np.where(mask, times(target - values, wide), np.float32(0))
-    downhill = inverse * residual
-    direction = downhill
-    size = first = dot(residual, downhill)
-    for _ in range(_STEPS):
-        moved = np.where(mask, times(direction, wide), np.float32(0))
-        curvature = dot(direction, moved)
-        going = (curvature > 0) & (size > _ENOUGH * first)
-        if not going.any():
-            break
-        length = np.where(going, size / np.where(going, curvature, 1), 0).astype(np.float32)
-        values += length * direction
-        residual -= length * moved
-        downhill = inverse * residual
-        new = dot(residual, downhill)
-        ratio = np.where(going, new / np.where(size > 0, size, 1), 0).astype(np.float32)
-        direction = downhill + ratio * direction
-        size = np.where(going, new, size)
-    return values
+    return np.asarray(
+        solve_on_mask(
+            target, np.where(mask, target, np.float32(0)), mask, lambda v: times(np.asarray(v, np.float32), wide),
+            diagonals(hessian, len(mask)), tolerance=_TOLERANCE, iterations=_STEPS, alike=hessian.ndim == 2,
+        ),
+        np.float32,
+    )  # fmt: skip

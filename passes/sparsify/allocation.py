@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.errors import SchemeError
-from sparsec.passes.sparsify.masks import block_scores, drop_lowest
+from sparsec.formats import Structure, block_mask_of
+from sparsec.passes.sparsify.masks import Scores, block_scores, drop_lowest, masks_of_scores
 
-__all__ = ["erk", "lamp", "lamp_scores"]
+__all__ = ["erk", "joint", "lamp", "lamp_scores"]
 
 
 def lamp_scores(weight: ArrayLike, block: tuple[int, int] = (1, 1)) -> NDArray[np.float64]:
@@ -67,6 +68,18 @@ def erk(shapes: Sequence[Sequence[int]], percent: float) -> list[float]:
         if not full:
             return [0.0 if i in dense else 100 * (1 - scale * sum(shapes[i]) / sizes[i]) for i in range(len(shapes))]
         dense |= full
+
+
+def joint(scores: Sequence[Scores], structure: Structure) -> list[float]:
+    """Percent of zero blocks of each weight where blocks of all weights compete, each weight's scores [N, K] divided by their mean.
+
+    structure: unstructured or blocks. Every weight keeps at least one block.
+    """
+    relative = [
+        np.asarray(score, np.float64) / max(float(np.mean(score)), np.finfo(np.float64).tiny) for score in scores
+    ]
+    masks = masks_of_scores(relative, [structure] * len(scores), joint=True)
+    return [100 * float(np.mean(~block_mask_of(mask, structure.block))) for mask in masks if mask is not None]
 
 
 def _check(percent: float) -> None:

@@ -11,28 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsec.formats import Structure
-from sparsec.passes.sparsify.masks import Mask, mask_of_scores, masks_of_scores
+from sparsec.passes.sparsify.masks import Mask, mask_of_scores
 
 __all__ = ["magnitude_masks"]
 
 Matrix = NDArray[np.float32]
 
 
-def magnitude_masks(weights: Sequence[Matrix], structures: Sequence[Structure], *, joint: bool) -> list[Mask | None]:
-    """Keep-masks bool [N, K] of weights [N, K]; None where the structure is dense.
-
-    joint: compare blocks across all weights (each divided by its root mean square) instead of within each, see `masks_of_scores`.
-    """
-    if joint:
-        scores = [_squares(weight, normalise=True) for weight in weights]
-        return masks_of_scores(scores, structures, joint=True)
+def magnitude_masks(weights: Sequence[Matrix], structures: Sequence[Structure]) -> list[Mask | None]:
+    """Keep-masks bool [N, K] of weights [N, K]; None where the structure is dense."""
     # One at a time: the scores of all weights together may not fit in memory.
     pairs = zip(weights, structures, strict=True)
-    return [None if s.is_dense else mask_of_scores(_squares(w, normalise=False), s) for w, s in pairs]
-
-
-def _squares(weight: Matrix, *, normalise: bool) -> NDArray[np.float64]:
-    square = np.square(weight.astype(np.float64))
-    if normalise:
-        square /= max(float(square.mean()), np.finfo(np.float64).tiny)
-    return square
+    return [None if s.is_dense else mask_of_scores(np.square(w, dtype=np.float64), s) for w, s in pairs]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparsec.formats import NM, Block, FanIn, Structure, Unstructured, expand_block_mask
 
-__all__ = ["Mask", "Reduce", "block_scores", "drop_lowest", "mask_of_scores", "masks_of_scores", "zeros"]
+__all__ = ["Mask", "Reduce", "Scores", "block_scores", "drop_lowest", "mask_of_scores", "masks_of_scores", "zeros"]
 
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.floating]

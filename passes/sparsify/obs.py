@@ -12,7 +12,6 @@ multiplied out only when it has `_PENDING` rows (a matrix product), over the inp
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +39,9 @@ def obs(
     *,
     damping: float = 0.01,
     spread: float | None = None,
-    threads: int = 1,
 ) -> tuple[Mask, Array]:
     """(keep-mask bool [N, K], the best weights float32 [N, K] on it): `obs_mask`, then `refit`."""
-    mask = obs_mask(weight, second_moment, structure, damping=damping, spread=spread, threads=threads)
+    mask = obs_mask(weight, second_moment, structure, damping=damping, spread=spread)
     return mask, refit(weight, second_moment, mask, damping=damping)
 
 
@@ -54,15 +52,13 @@ def obs_mask(
     *,
     damping: float = 0.01,
     spread: float | None = None,
-    threads: int = 1,
 ) -> Mask:
     """Keep-mask bool [N, K] for a sparse structure; `refit` gives the weights that belong to it.
 
     weight: [N, K]; second_moment: E[x x^T] [K, K]; damping: see `hessian.damped`. spread: how far the zeros of a strip may be from
     the average (0.1: by a tenth), so that strips which lose less by it are pruned more; None: 0.5 for single rows, 0.1 for strips,
-    which differ less. Structures that fix the number of zeros per row or group ignore it. threads: batches of strips at once,
-    the same result with any number. About float32 accuracy in what decides. Groups of N:M restrict the greedy choice, so that
-    exchanges still improve it: `swap` follows.
+    which differ less. Structures that fix the number of zeros per row or group ignore it. About float32 accuracy in what decides.
+    Groups of N:M restrict the greedy choice, so that exchanges still improve it: `swap` follows.
     """
     matrix = np.array(weight, np.float32)
     matrix[:, hessian.dead(second_moment)] = 0.0
@@ -84,9 +80,7 @@ def obs_mask(
     groups = _groups(structure, length)
     size = max(1, _BATCH_BYTES // (4 * padded.shape[1] ** 2))
     tall = padded.reshape(strips, r, length * c)
-    with ThreadPoolExecutor(threads) as pool:
-        batches = (tall[start : start + size] for start in range(0, strips, size))
-        parts = list(pool.map(lambda batch: _removals(batch, problem, most, groups), batches))
+    parts = [_removals(tall[start : start + size], problem, most, groups) for start in range(0, strips, size)]
     order, costs = (np.concatenate(values) for values in zip(*parts, strict=True))
     keep = np.ones((strips, length), bool)
     np.put_along_axis(keep, order, ~_prefixes(costs, least, total), axis=1)

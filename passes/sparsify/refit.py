@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.errors import WeightError
 from sparsec.passes import hessian
+from sparsec.passes.masked_solve import solve_on_mask
 
 __all__ = ["refit"]
 
@@ -57,7 +58,10 @@ def refit(
         result[rows] = _exact(target[rows], h, keep[rows[0]])
     alone = np.flatnonzero(counts[which] < _SHARED)
     if alone.size:
-        result[alone] = _iterate(target[alone], result[alone], h, keep[alone], tolerance, iterations)
+        result[alone] = solve_on_mask(
+            target[alone], result[alone], keep[alone], lambda v: v @ h, np.ones(len(h)),
+            tolerance=tolerance, iterations=iterations, alike=True,
+        )  # fmt: skip
     return np.asarray(result / unit, np.float32)
 
 
@@ -70,31 +74,4 @@ def _exact(target: Matrix, h: Matrix, kept: NDArray[np.bool_]) -> Matrix:
     if chosen.size:
         factor = cho_factor(h[np.ix_(chosen, chosen)], lower=True, overwrite_a=True, check_finite=False)
         result[:, chosen] = cho_solve(factor, (target @ h[:, chosen]).T, check_finite=False).T
-    return result
-
-
-def _iterate(
-    target: Matrix, start: Matrix, h: Matrix, keep: NDArray[np.bool_], tolerance: float, iterations: int
-) -> Matrix:
-    """Conjugate gradients on all rows at once; rows that have converged leave."""
-    result = start.copy()
-    rows = np.arange(len(target))
-    solution, residual = start, np.where(keep, (target - start) @ h, 0.0)
-    direction, square = residual.copy(), np.einsum("nk,nk->n", residual, residual)
-    limit = square * tolerance**2
-    for _ in range(iterations):
-        active = square > limit
-        if not active.all():
-            result[rows[~active]] = solution[~active]
-            rows, keep, limit, square = rows[active], keep[active], limit[active], square[active]
-            solution, residual, direction = solution[active], residual[active], direction[active]
-        if not rows.size:
-            break
-        image = np.where(keep, direction @ h, 0.0)
-        step = square / np.einsum("nk,nk->n", direction, image)
-        solution = solution + step[:, None] * direction
-        residual = residual - step[:, None] * image
-        previous, square = square, np.einsum("nk,nk->n", residual, residual)
-        direction = residual + (square / previous)[:, None] * direction
-    result[rows] = solution
     return result

@@ -26,6 +26,12 @@ def _percent(text: str) -> float:
     return value
 
 
+def _aim(percent: float) -> None:
+    """What pruning may aim for in one weight, when zeros are shared out among several; tokens say 1 to 99."""
+    if not 0.0 <= percent < 100.0:
+        raise SchemeError(f"{percent:g} percent zeros is out of range; 0 to below 100 is allowed")
+
+
 class Structure(ABC):
     """Which positions are stored. Frozen, hashable, printed as its token."""
 
@@ -86,7 +92,7 @@ class _Share(Structure):
     percent: float
 
     def __post_init__(self) -> None:
-        _percent(f"{self.percent:g}")
+        _aim(self.percent)
 
     @classmethod
     def from_match(cls, match: re.Match[str]) -> Self:
@@ -193,7 +199,7 @@ class Block(Structure):
             raise SchemeError(f"block {self.r}x{self.c} is out of range; R and C are 1 to 256")
         if self.r == self.c == 1:
             raise SchemeError(f"blocks of 1x1 are unstructured; write s{self.percent:g}")
-        _percent(f"{self.percent:g}")
+        _aim(self.percent)
 
     @classmethod
     def from_match(cls, match: re.Match[str]) -> Self:

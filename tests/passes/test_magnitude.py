@@ -14,7 +14,7 @@ from sparsec.passes.sparsify.magnitude import magnitude_masks
 def test_kept_blocks_outweigh_dropped_ones(scheme: str, size: tuple[int, int]) -> None:
     weight = np.random.default_rng(size).normal(size=size).astype(np.float32)
     structure = Scheme.parse(scheme).structure
-    (mask,) = magnitude_masks([weight], [structure], joint=False)
+    (mask,) = magnitude_masks([weight], [structure])
     assert mask is not None
     kept = block_mask_of(mask, structure.block)
     r, c = structure.block
@@ -31,7 +31,7 @@ def test_kept_blocks_outweigh_dropped_ones(scheme: str, size: tuple[int, int]) -
 
 def test_two_of_four() -> None:
     weight = np.random.default_rng(1).normal(size=(5, 22)).astype(np.float32)
-    (mask,) = magnitude_masks([weight], [Scheme.parse("s2:4").structure], joint=False)
+    (mask,) = magnitude_masks([weight], [Scheme.parse("s2:4").structure])
     assert mask is not None
     for start in range(0, 20, 4):
         group, kept = np.abs(weight[:, start : start + 4]), mask[:, start : start + 4]
@@ -39,33 +39,21 @@ def test_two_of_four() -> None:
         assert (np.where(kept, group, np.inf).min(1) >= np.where(kept, -np.inf, group).max(1)).all()
 
 
-@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(("percent", "cols", "wanted"), [(90, 50, 5), (75, 22, 6), (99, 7, 1)])
-def test_constant_fan_in(joint: bool, percent: int, cols: int, wanted: int) -> None:
+def test_constant_fan_in(percent: int, cols: int, wanted: int) -> None:
     weight = np.random.default_rng(3).normal(size=(5, cols)).astype(np.float32)
-    (mask,) = magnitude_masks([weight], [Scheme.parse(f"sf{percent}").structure], joint=joint)
+    (mask,) = magnitude_masks([weight], [Scheme.parse(f"sf{percent}").structure])
     assert mask is not None
     assert (mask.sum(1) == wanted).all()
     size = np.abs(weight)
     assert (np.where(mask, size, np.inf).min(1) >= np.where(mask, -np.inf, size).max(1)).all()
 
 
-def test_joint_pruning_moves_zeros_to_the_flatter_layer() -> None:
-    rng = np.random.default_rng(2)
-    heavy = rng.standard_t(2, size=(40, 40)).astype(np.float32)
-    flat = rng.uniform(0.9, 1.1, size=(40, 40)).astype(np.float32)
-    structure = Scheme.parse("s50").structure
-    masks = magnitude_masks([heavy, flat], [structure, structure], joint=True)
-    shares = [float(mask.mean()) for mask in masks if mask is not None]
-    assert shares[1] > shares[0]
-    assert abs(sum(shares) / 2 - 0.5) < 0.01
-
-
 @pytest.mark.parametrize("values", [1, 3, 1000])
 def test_ties_are_broken_by_position(values: int) -> None:
     weight = np.random.default_rng(values).integers(0, values, size=(13, 29)).astype(np.float32)
     for percent in (1, 10, 50, 99):
-        (mask,) = magnitude_masks([weight], [Unstructured(percent)], joint=False)
+        (mask,) = magnitude_masks([weight], [Unstructured(percent)])
         assert mask is not None
         dropped = np.argsort(np.abs(weight).reshape(-1), kind="stable")[: round(weight.size * percent / 100)]
         assert np.array_equal(np.flatnonzero(~mask.reshape(-1)), np.sort(dropped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sparsec.formats import Scheme
 from sparsec.passes.select import Choice
 from sparsec.passes.weights import Weight, find_weights
 from sparsec.recipe import Rule
+from sparsec.reference import Reference
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +41,7 @@ def image_network(seed: int = 0) -> ir.Model:
         "w3": rng.standard_normal((5, 9 * 4 * 7)) / 16,
         "b3": rng.standard_normal(5),
     }
-    return _with(model, tensors)
+    return with_tensors(model, tensors)
 
 
 def text_network(seed: int = 0, width: int = 12) -> ir.Model:
@@ -62,10 +64,35 @@ def text_network(seed: int = 0, width: int = 12) -> ir.Model:
     )
     tensors = {name: rng.standard_normal((width, width)) / width**0.5 for name in ("wq", "wk", "wv")}
     tensors |= {"bq": rng.standard_normal(width), "wo": rng.standard_normal((width, 7))}
-    return _with(model, tensors)
+    return with_tensors(model, tensors)
 
 
-def _with(model: onnx.ModelProto, tensors: dict[str, Array]) -> ir.Model:
+def chain(*weights: Array, tokens: int = 8) -> ir.Model:
+    """x [1, tokens, K] -> products with each W [N, K] (stored [K, N], named w0, w1 ..), Relu between them."""
+    lines, last = [], "x"
+    for number in range(len(weights)):
+        made = "y" if number == len(weights) - 1 else f"h{number}"
+        lines.append(f"{made} = MatMul ({last}, w{number})")
+        if made != "y":
+            lines.append(f"r{number} = Relu ({made})")
+            last = f"r{number}"
+    shapes = weights[0].shape[1], weights[-1].shape[0]
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        net (float[1, {tokens}, {shapes[0]}] x) => (float[1, {tokens}, {shapes[1]}] y) {{ {chr(10).join(lines)} }}"""
+    )
+    return with_tensors(model, {f"w{number}": weight.T for number, weight in enumerate(weights)})
+
+
+def distance(model: Any, original: Any, feeds: Sequence[dict[str, Array]]) -> float:
+    """Relative squared error of the outputs in onnxruntime, their mean over the samples included."""
+    ours, theirs = Reference(model), Reference(original)
+    pairs = [(next(iter(ours.run(f).values())), next(iter(theirs.run(f).values()))) for f in feeds]
+    return float(sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(b).sum() for _, b in pairs))
+
+
+def with_tensors(model: onnx.ModelProto, tensors: dict[str, Array]) -> ir.Model:
+    """The model with these initializers, float32; nodes get names, values shapes."""
     for name, array in tensors.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparsec.formats import Scheme
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Calibrate, Quantize, Rule
@@ -23,7 +24,7 @@ def test_compensated_beats_nearest(scheme: str) -> None:
 
     def solved(algorithm: str) -> Solved:
         rule = Rule(scheme=scheme, quantize=Quantize(algorithm=algorithm))  # type: ignore[arg-type]
-        return solve(Layer("w", weight, scheme, rule, Calibrate(), statistics))
+        return solve(Layer("w", weight, scheme, Scheme.parse(scheme).structure, rule, Calibrate(), statistics))
 
     errors = [solved(algorithm).output_error for algorithm in ("nearest", "auto")]
     assert errors[1] < (1.0 if scheme.startswith("s") else 0.8) * errors[0]

@@ -11,8 +11,9 @@ import pytest
 
 from sparsec.formats import decode, encode
 from sparsec.passes import hessian
+from sparsec.passes.calibrate.groups import why_not
 from sparsec.passes.calibrate.inputs import layer_rows
-from sparsec.passes.calibrate.layers import calibrate, why_not
+from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.shared import joint_moment, shared_statistics
 from sparsec.passes.quantise import quantise
 from sparsec.passes.select import Choice
@@ -114,7 +115,7 @@ def test_calibrated_beats_data_free(scheme: str, sequential: bool) -> None:
 
 def _rounded(choice: Choice) -> np.ndarray:
     weight = choice.weight.matrix()
-    mask = magnitude_masks([weight], [choice.scheme.structure], joint=False)[0]
+    mask = magnitude_masks([weight], [choice.scheme.structure])[0]
     return decode(encode(weight, choice.scheme, mask))
 
 

@@ -38,7 +38,7 @@ def planted(structure: Structure, rows: int, cols: int) -> tuple[np.ndarray, np.
     """(mask, weight float32 [rows, cols] that is zero off it and far from zero on it, second moment of its inputs)."""
     _, second = layer(rows, cols)
     rng = np.random.default_rng(3)
-    (mask,) = magnitude_masks([rng.normal(size=(rows, cols)).astype(np.float32)], [structure], joint=False)
+    (mask,) = magnitude_masks([rng.normal(size=(rows, cols)).astype(np.float32)], [structure])
     assert mask is not None
     return mask, np.where(mask, rng.uniform(0.5, 2, mask.shape), 0).astype(np.float32), second
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sparsec.errors import SchemeError
-from sparsec.passes.sparsify.allocation import erk, lamp, lamp_scores
+from sparsec.formats import Scheme
+from sparsec.passes.sparsify.allocation import erk, joint, lamp, lamp_scores
 
 
 def test_lamp_scores_by_their_definition() -> None:
@@ -67,6 +68,17 @@ def test_erk_at_the_ends() -> None:
     assert erk([(8, 8)], 37.5) == [pytest.approx(37.5)]
     assert erk([(1, 1)], 50) == [pytest.approx(50)]
     assert erk([], 50) == []
+
+
+@pytest.mark.parametrize("scheme", ["s50", "s4x2@50"])
+def test_joint_scores_move_zeros_to_the_layer_with_many_small_ones(scheme: str) -> None:
+    rng = np.random.default_rng(2)
+    heavy = np.square(rng.standard_t(2, size=(40, 40)))
+    flat = 1e6 * np.square(rng.uniform(0.9, 1.1, size=(40, 40)))
+    shares = joint([heavy, flat], Scheme.parse(scheme).structure)
+    assert shares[0] > shares[1]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert joint([heavy, heavy], Scheme.parse(scheme).structure) == pytest.approx([50, 50], abs=0.2)
 
 
 @pytest.mark.parametrize("percent", [-1, 100, 150])

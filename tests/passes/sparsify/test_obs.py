@@ -24,16 +24,15 @@ def test_legal_and_exact(size: tuple[int, int], scheme: str) -> None:
         check(mask, structure, size)
         assert np.isfinite(pruned).all()
         assert not pruned[~mask].any()
-        assert np.array_equal(mask, obs_mask(w, h, structure, threads=2))
+        assert np.array_equal(mask, obs_mask(w, h, structure))
 
 
 @pytest.mark.parametrize("scheme", ["s16x1@50", "sf50", "s2:4", "s50"])
-def test_any_number_of_threads_and_batches(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_batches(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, second = layer(70, 40)
     whole = obs_mask(weight, second, structure_of(scheme))
     monkeypatch.setattr(module, "_BATCH_BYTES", 3 * 4 * 40**2)
-    for threads in (1, 3):
-        assert np.array_equal(whole, obs_mask(weight, second, structure_of(scheme), threads=threads))
+    assert np.array_equal(whole, obs_mask(weight, second, structure_of(scheme)))
 
 
 def greedy(strip: np.ndarray, h: np.ndarray, c: int, count: int) -> list[int]:

@@ -34,7 +34,7 @@ def test_beats_wanda_which_beats_magnitude(scheme: str) -> None:
     weight, second = layer(64, 96)
     structure = structure_of(scheme)
     _, pruned = sparsegpt(weight, second, structure)
-    (plain,) = magnitude_masks([weight], [structure], joint=False)
+    (plain,) = magnitude_masks([weight], [structure])
     ours = hessian.error(weight, pruned, second)
     theirs = hessian.error(weight, weight * wanda(weight, second, structure), second)
     assert ours < 0.9 * theirs

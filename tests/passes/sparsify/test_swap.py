@@ -1,37 +1,19 @@
-"""Exchanges keep the mask legal, never raise the error, and end near the best mask."""
+"""Exchanges never raise the error and end near the best mask; that they keep it legal: test_exchange.py."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from sparsec.errors import SchemeError
 from sparsec.passes import hessian
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
 from sparsec.passes.sparsify.refit import refit
 from sparsec.passes.sparsify.swap import swap
 from sparsec.passes.sparsify.wanda import wanda
-from tests.passes.sparsify.problems import SIZES, best_error, check, layer, optimum, structure_of
+from tests.passes.sparsify.problems import best_error, layer, optimum, structure_of
 
 SINGLE = ["s50", "s90", "s2:4", "s1:3", "s3:7", "sf75"]
-
-
-@pytest.mark.parametrize("scheme", SINGLE)
-@pytest.mark.parametrize("size", SIZES)
-def test_legal_and_exact(size: tuple[int, int], scheme: str) -> None:
-    weight, second = layer(*size, samples=20)
-    structure = structure_of(scheme)
-    first = mask_of_scores(np.random.default_rng(0).random(size), structure)
-    for w, h in [(weight, second), (np.zeros_like(weight), second), (weight, np.zeros_like(second))]:
-        mask, pruned = swap(w, h, first, structure)
-        check(mask, structure, size)
-        assert np.array_equal(mask.sum(1), first.sum(1))
-        assert np.isfinite(pruned).all()
-        assert not pruned[~mask].any()
-        again = swap(w, h, first, structure)
-        assert np.array_equal(mask, again[0])
-        assert np.array_equal(pruned, again[1])
 
 
 @pytest.mark.parametrize("scheme", SINGLE)
@@ -85,8 +67,3 @@ def test_a_planted_support_is_found_from_half_of_it() -> None:
     mask, pruned = swap(weight, second, first, structure_of("sf75"))
     assert np.array_equal(mask, planted)
     assert np.allclose(pruned, weight, atol=1e-3)
-
-
-def test_blocks_are_refused() -> None:
-    with pytest.raises(SchemeError, match="s4x1@50"):
-        swap(np.zeros((4, 4)), np.eye(4), np.ones((4, 4), bool), structure_of("s4x1@50"))

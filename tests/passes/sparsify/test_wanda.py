@@ -26,7 +26,7 @@ def test_legal_and_exact(size: tuple[int, int], scheme: str) -> None:
 def test_beats_magnitude_on_outlier_inputs(scheme: str) -> None:
     weight, second = layer(64, 96)
     structure = structure_of(scheme)
-    (plain,) = magnitude_masks([weight], [structure], joint=False)
+    (plain,) = magnitude_masks([weight], [structure])
     assert plain is not None
     assert hessian.error(weight, weight * wanda(weight, second, structure), second) < 0.8 * hessian.error(
         weight, weight * plain, second
