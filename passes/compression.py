@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,15 @@ from sparsec.passes.calibrate.groups import survey, why_not
 from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_masks, weight_digest
+from sparsec.passes.factor.form import Factored
 from sparsec.passes.insert_decode import encode_weights, insert_decode
+from sparsec.passes.insert_factors import insert_factors
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.quantise_activations import set_activations
 from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.passes.statistics import Statistics
-from sparsec.recipe import Recipe
+from sparsec.recipe import Recipe, Rule
 
 __all__ = [
     "CalibrateWeights",
@@ -140,11 +142,13 @@ class CalibrateWeights(_JobPass):
 
 def _refuse_calibrated_rules(recipe: Recipe) -> None:
     for index, rule in enumerate(recipe.rules):
-        for key, name, free in (
-            ("sparsify", rule.sparsify.algorithm, "magnitude"),
-            ("quantize", rule.quantize.algorithm, "nearest"),
+        for key, name, free, others in (
+            ("sparsify", rule.sparsify.algorithm, "magnitude", ("auto",)),
+            ("quantize", rule.quantize.algorithm, "nearest", ("auto",)),
+            ("low_rank", rule.low_rank and rule.low_rank.algorithm, "lorc", (None, "auto", "oats")),
+            ("factor", rule.factor and rule.factor.algorithm, "svd", (None, "low_rank", "monarch", "armor")),
         ):
-            if name not in ("auto", free):
+            if name != free and name not in others:
                 raise RecipeError(
                     f"recipe rules[{index}].{key}.algorithm: '{name}' needs calibration inputs; give some "
                     f"(calibration=..., --calibration data.npz), or choose '{free}'"
@@ -183,9 +187,12 @@ class EncodeWeights(_JobPass):
         job = self.job
         results = encode_weights(job.choices, job.digests, job.masks, job.solved, job.progress)
         for choice, (encoded, record) in zip(job.choices, results, strict=True):
-            insert_decode(model, choice, encoded)
+            if isinstance(encoded, Factored):
+                insert_factors(model, choice.weight, encoded)
+            else:
+                insert_decode(model, choice, encoded)
             if job.calibration is not None and record.output_error is None:
-                record.reason = f"not calibrated: {why_not(choice)}"
+                record.reason = "; ".join(filter(None, (record.reason, f"not calibrated: {why_not(choice)}")))
             job.layers.append(record)
         place = {name: i for i, name in enumerate(job.order)}
         job.layers.sort(key=lambda layer: place[layer.name])
@@ -197,5 +204,10 @@ class QuantiseActivations(_JobPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         rules = self.job.recipe.rules
-        wanted = {r.name: (rules[r.rule], r) for r in self.job.layers if r.rule is not None}
+        wanted: dict[str, tuple[Rule, LayerRecord]] = {}
+        for r in self.job.layers:
+            if r.rule is not None:
+                # Factors follow the rule too; what becomes of a branch is not said of the weight.
+                branch = {n: (rules[r.rule], replace(r) if r.name in r.factors else r) for n in r.factors}
+                wanted |= branch | {r.name: (rules[r.rule], r)}
         return ir.passes.PassResult(model, set_activations(model, wanted))

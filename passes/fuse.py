@@ -106,24 +106,54 @@ def _follow(graph: ir.Graph, node: ir.Node, rows: int) -> _Chain:
         chain.bias = _as_vector(graph, given, rows, node.outputs[0], axis=1 if node.op_type == "Conv" else -1)
         if chain.bias is None:
             chain.residual = given  # Gemm adds a matrix
-    if chain.bias is None and chain.residual is None and (found := _addition(chain.end)) is not None:
-        add, other = found
-        axis = 1 if node.op_type == "Conv" else -1
-        vector = _as_vector(graph, other, rows, chain.end, axis=axis) if other.const_value is not None else None
-        if vector is not None:
-            chain.bias = vector
-            _absorb(chain, add)
-    if chain.residual is None and (found := _addition(chain.end)) is not None:
-        add, other = found
-        if other.dtype == chain.end.dtype and _same_shape(other, chain.end) and _same_shape(add.outputs[0], chain.end):
-            chain.residual = other
-            _absorb(chain, add)
+    while (found := _addition(chain.end)) is not None and _take(graph, node, rows, chain, *found):
+        pass
     match = match_activation(chain.end)
     if match is not None:
         chain.activation, chain.act_params = match.name, match.params
         for member in match.nodes:
             _absorb(chain, member)
     return chain
+
+
+def _take(graph: ir.Graph, node: ir.Node, rows: int, chain: _Chain, add: ir.Node, other: ir.Value) -> bool:
+    """Absorb one addition behind `node` as its bias or residual, or as that of the product that is its residual; False: neither."""
+    if chain.bias is None and other.const_value is not None:
+        chain.bias = _as_vector(graph, other, rows, chain.end, axis=1 if node.op_type == "Conv" else -1)
+        if chain.bias is not None:
+            _absorb(chain, add)
+            return True
+    fits = other.dtype == chain.end.dtype and _same_shape(other, chain.end) and _same_shape(add.outputs[0], chain.end)
+    if not fits:
+        return False
+    if chain.residual is None:
+        chain.residual = other
+    elif _is_lone_product(chain.residual, node):
+        # What a side branch gives is added to the main product; the branch itself, fused later, takes the other addition.
+        sum_ = ir.node("Add", [chain.residual, other], name=f"{add.name}.before")
+        sum_.outputs[0].name = f"{chain.residual.name}.sum"
+        sum_.outputs[0].shape, sum_.outputs[0].type = chain.end.shape, chain.end.type
+        graph.insert_before(add, sum_)
+        chain.residual = sum_.outputs[0]
+    else:
+        return False
+    _absorb(chain, add)
+    return True
+
+
+def _is_lone_product(value: ir.Value, node: ir.Node) -> bool:
+    """Whether the value is a product with a constant weight that `node` alone will read."""
+    producer = value.producer()
+    if producer is None or producer.domain or producer.op_type not in ("MatMul", "Conv"):
+        return False
+    source = source_of(producer, 1)
+    made_by = None if source is None else source.producer()
+    return (
+        source is not None
+        and len(value.uses()) == 1
+        and not value.is_graph_output()
+        and (source.const_value is not None or (made_by is not None and ops.is_sparsec(made_by)))
+    )
 
 
 def _absorb(chain: _Chain, node: ir.Node) -> None:

@@ -13,12 +13,15 @@ from sparsec import ops
 from sparsec.formats import EncodedWeight, decode, encode
 from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_encoding
+from sparsec.passes.factor.form import Factored
+from sparsec.passes.factor.solve import factored
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.select import Choice
 
 __all__ = ["encode_weights", "insert_decode"]
 
 Mask = NDArray[np.bool_]
+Matrix = NDArray[np.float32]
 
 
 def encode_weights(
@@ -27,7 +30,7 @@ def encode_weights(
     masks: Sequence[Mask | None],
     solved: Sequence[Solved | None],
     progress: Callable[[str], None] | None = None,
-) -> list[tuple[EncodedWeight, LayerRecord]]:
+) -> list[tuple[EncodedWeight | Factored, LayerRecord]]:
     """Encode every weight in its scheme (numpy, in threads: the heavy parts release the interpreter's lock).
 
     digests: of `weight_digest`; what was encoded before comes from the cache. solved: weights that calibration has encoded.
@@ -36,7 +39,7 @@ def encode_weights(
         WeightError: a weight does not fit its scheme.
     """
 
-    def work(index: int) -> tuple[EncodedWeight, LayerRecord]:
+    def work(index: int) -> tuple[EncodedWeight | Factored, LayerRecord]:
         choice, digest, mask, given = choices[index], digests[index], masks[index], solved[index]
         if given is not None:
             record = _record(choice, given.encoded, given.zeros, given.nmse)
@@ -44,6 +47,9 @@ def encode_weights(
             return given.encoded, record
         if progress is not None:
             progress(choice.weight.name)
+        if choice.rule.low_rank is not None or choice.rule.factor is not None:
+            form = _factored(choice, mask)
+            return form, _record(choice, form, form.zeros(), _figures(choice.weight.matrix(), form.decoded())[1])
         encoded, zeros, nmse = cached_encoding(choice, digest, mask, lambda: _encode(choice, mask))
         return encoded, _record(choice, encoded, zeros, nmse)
 
@@ -75,24 +81,40 @@ def _first_reader(graph: ir.Graph, value: ir.Value) -> ir.Node:
 def _encode(choice: Choice, mask: Mask | None) -> tuple[EncodedWeight, float, float]:
     matrix = choice.weight.matrix()
     encoded = encode(matrix, choice.scheme, mask, name=choice.weight.name)
-    decoded = decode(encoded)
+    return encoded, *_figures(matrix, decode(encoded))
+
+
+def _factored(choice: Choice, chosen: Mask | None) -> Factored:
+    """Without data: every input counts the same."""
+
+    def coder(target: Matrix, second_moment: object, mask: Mask | None) -> EncodedWeight:
+        return encode(target, choice.scheme, chosen if mask is None else mask, name=choice.weight.name)
+
+    return factored(choice.weight.matrix(), None, choice.structure, choice.rule, coder)
+
+
+def _figures(matrix: Matrix, decoded: Matrix) -> tuple[float, float]:
+    """(share of zeros, normalised squared error)."""
     error = float(np.square(decoded - matrix, dtype=np.float64).sum())
     power = float(np.square(matrix, dtype=np.float64).sum())
-    return encoded, float(np.mean(decoded == 0)), error / power if power else 0.0
+    return float(np.mean(decoded == 0)), error / power if power else 0.0
 
 
-def _record(choice: Choice, encoded: EncodedWeight, zeros: float, nmse: float) -> LayerRecord:
+def _record(choice: Choice, encoded: EncodedWeight | Factored, zeros: float, nmse: float) -> LayerRecord:
     use = choice.weight.uses[0]
+    form = encoded if isinstance(encoded, Factored) else None
+    reasons = [*choice.notes, "" if form is None else form.waste()]
     return LayerRecord(
         name=choice.weight.name,
         node=use.node.name or "",
         op=use.operator,
         shape=choice.weight.shape,
-        scheme=str(encoded.scheme),
-        reason="",
+        scheme=encoded.words if isinstance(encoded, Factored) else str(encoded.scheme),
+        reason="; ".join(filter(None, reasons)),
         zeros=zeros,
         bits_per_weight=encoded.bits_per_weight(),
         nbytes=encoded.nbytes,
         nmse=nmse,
         rule=choice.rule_index,
+        factors={} if form is None else form.sizes(choice.weight.name),
     )

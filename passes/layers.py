@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -28,5 +28,7 @@ class LayerRecord:
     """Index of the rule in the recipe that chose the scheme; None when the weight is dense for another reason."""
     output_error: float | None = None
     """Of calibrated weights: the layer's squared error on the calibration inputs over its outputs' squares (means taken out)."""
+    factors: dict[str, int] = field(default_factory=dict)
+    """Of factored weights: the names under which the factors are stored, and how many values each has."""
     activations: str = ""
     """How the product reads its inputs: "" for float32, else as in `sparsec.int8`."""

@@ -12,6 +12,7 @@ from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode
 from sparsec.op_view import is_sparsec, view
 from sparsec.passes.assign import Assignment, assign
+from sparsec.passes.factorable import without_what_does_not_fit
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.weights import Dense, Weight, find_weights
 from sparsec.recipe import Recipe, Rule
@@ -22,7 +23,7 @@ __all__ = ["Choice", "select_schemes"]
 
 @dataclass
 class Choice:
-    """A weight that will be encoded, with the rule that asks for it.
+    """A weight that will be encoded, with the rule that asks for it, less what the weight cannot have.
 
     structure: the scheme's, with the share of zeros that pruning aims for in this weight. notes: what else was done to it, and what
     was asked for and could not be.
@@ -62,17 +63,17 @@ def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[
             records.append(_dense_record(item.name, item.node, item.operator, item.shape, item.reason, item.nbytes))
             continue
         answer: Assignment = assigned[id(item)]
-        reason, scheme = (answer.reason if recipe.rules else "the recipe has no rules"), None
+        reason, rule = (answer.reason if recipe.rules else "the recipe has no rules"), None
         if answer.rule is not None:
-            scheme = Scheme.parse(recipe.rules[answer.rule].scheme)
-            reason = _refusal(item, scheme, recipe)
-        if reason or scheme is None or answer.rule is None:
+            rule, note = without_what_does_not_fit(item, recipe.rules[answer.rule])
+            reason = _refusal(item, rule, note, recipe)
+        if reason or rule is None or answer.rule is None:
             size = item.rows * item.cols * 4
             first = item.uses[0]
             records.append(_dense_record(item.name, first.node.name or "", first.operator, item.shape, reason, size))
             records[-1].zeros = _zeros(item)
         else:
-            choices.append(Choice(item, scheme, recipe.rules[answer.rule], answer.rule))
+            choices.append(Choice(item, Scheme.parse(rule.scheme), rule, answer.rule, notes=[note] if note else []))
     place = {node: index for index, node in enumerate(model.graph)}
     order = [(place[item.uses[0].node], item.name) for item in weights]
     by_name = {node.name or "": index for node, index in place.items()}
@@ -105,9 +106,9 @@ def _encoded_record(node: ir.Node) -> LayerRecord:
     )
 
 
-def _refusal(weight: Weight, scheme: Scheme, recipe: Recipe) -> str:
-    if scheme.is_plain:
-        return "the recipe asks for fp32"
+def _refusal(weight: Weight, rule: Rule, note: str, recipe: Recipe) -> str:
+    if Scheme.parse(rule.scheme).is_plain and rule.factor is None:
+        return note or "the recipe asks for fp32"
     size = weight.rows * weight.cols
     if size < recipe.min_elements:
         return f"too small: {size} elements, the recipe's min_elements is {recipe.min_elements}"

@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparsec.errors import RecipeError, SchemeError
+from sparsec.factoring import Factor, LowRank, conflict
 from sparsec.formats import NM, Scheme
 from sparsec.selectors import checked_selector, did_you_mean
 
@@ -92,6 +93,8 @@ class Rule(_Strict):
     scheme: str
     sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
+    low_rank: LowRank | None = None
+    factor: Factor | None = None
     activations: Literal["auto", "fp32", "int8"] = "auto"
     """Inputs of matrix products: float32, or rounded to int8 while running; `auto` rounds within `activation_error`."""
     activation_error: float = Field(default=1e-3, ge=0)
@@ -133,6 +136,8 @@ class Rule(_Strict):
             raise ValueError(
                 f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"
             )
+        if why := conflict(self.scheme, self.low_rank, self.factor):
+            raise ValueError(why)
         return self
 
 
@@ -297,7 +302,9 @@ def _validate(data: dict[str, Any], where: str, tree: yaml.Node | None) -> Recip
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     parent = next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
-    models: dict[str, type[BaseModel]] = {"rules": Rule, "sparsify": Sparsify, "quantize": Quantize}
+    models: dict[str, type[BaseModel]] = {
+        "rules": Rule, "sparsify": Sparsify, "quantize": Quantize, "low_rank": LowRank, "factor": Factor,
+    }  # fmt: skip
     return list(models.get(parent, Recipe).model_fields)
 
 

@@ -186,14 +186,16 @@ def layer_rows(
             families.setdefault(step.node, []).append(step.spec.family)
     rows = []
     for record in layers:
-        nodes = list(readers.get(record.name, (record.node,)))
+        stored = record.factors or {record.name: math.prod(record.shape)}
+        nodes = [node for name in stored for node in readers.get(name, ())] or [record.node]
         names = [family for node in nodes for family in families.get(node, [])]
         decisions = [program.decisions[node] for node in nodes if node in program.decisions]
         choice = " | ".join(map(str, decisions))
         if decisions and all(decision.decoded for decision in decisions):
-            size = math.prod(record.shape)
+            nbytes = 4 * sum(stored.values())
+            bits = 8.0 * nbytes / math.prod(record.shape)
             reason = f"{record.scheme} decoded at compile time, which is faster: {choice}"
-            record = replace(record, scheme="fp32", reason=reason, bits_per_weight=32.0, nbytes=4 * size)
+            record = replace(record, scheme="fp32", reason=reason, bits_per_weight=bits, nbytes=nbytes)
         rows.append(LayerRow(record, "+".join(dict.fromkeys(names)), choice))
     return rows
 

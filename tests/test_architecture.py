@@ -29,6 +29,7 @@ VOCABULARY = {
     "target",
     "recipe",
     "selectors",
+    "factoring",
     "formats",
     "ops",
     "op_view",

@@ -34,7 +34,12 @@ class Group:
 def why_not(choice: Choice) -> str:
     """Why the weight is not calibrated, or ''."""
     rule, uses = choice.rule, choice.weight.uses
-    if rule.quantize.algorithm == "nearest" and (choice.scheme.is_dense or rule.sparsify.algorithm == "magnitude"):
+    weighed = (rule.low_rank and rule.low_rank.algorithm != "lorc") or (rule.factor and rule.factor.algorithm != "svd")
+    if (
+        not weighed
+        and rule.quantize.algorithm == "nearest"
+        and (choice.scheme.is_dense or rule.sparsify.algorithm == "magnitude")
+    ):
         return "its rule asks for data-free algorithms"
     if all(use.operator == "Gather" for use in uses):
         return "rows of a lookup table have no products to calibrate"

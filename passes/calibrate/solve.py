@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
+from sparsec.passes.factor.form import Factored
+from sparsec.passes.factor.solve import Coder, factored
 from sparsec.passes.quantise import compensate, follow_paths, on_support, quantise
 from sparsec.passes.sparsify.dsnot import dsnot
 from sparsec.passes.sparsify.masks import mask_of_scores
@@ -51,10 +53,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """The encoded weight; `shift`, float32 [N], to add to the layer's bias; zeros: share of W; nmse: |W' - W|^2 / |W|^2;
+    """The encoded or factored weight; `shift`, float32 [N], to add to the layer's bias; zeros: share of W; nmse: |W' - W|^2 / |W|^2;
     output_error: the layer's squared error on the calibration data over its outputs' squares, means taken out."""
 
-    encoded: EncodedWeight
+    encoded: EncodedWeight | Factored
     shift: NDArray[np.float32] | None
     zeros: float
     nmse: float
@@ -62,7 +64,7 @@ class Solved:
 
     def decoded(self) -> NDArray[np.float32]:
         """float32 [N, K]."""
-        return decode(self.encoded)
+        return _decoded(self.encoded)
 
 
 def solve(layer: Layer) -> Solved:
@@ -76,10 +78,27 @@ def solve(layer: Layer) -> Solved:
     if len(statistics) > 1:
         return _solved(layer, _by_groups(layer, scheme, target))
     second_moment = statistics[0].second_moment
-    mask, start = None, target
-    if not scheme.is_dense:
-        mask, start = prune(target, second_moment, layer.structure, layer.rule)
-    return _solved(layer, code(target, start, second_moment, scheme, mask, layer))
+    if layer.rule.low_rank is not None or layer.rule.factor is not None:
+        return _solved(layer, factored(target, second_moment, layer.structure, layer.rule, _coder(layer)))
+    return _solved(layer, _one_product(target, second_moment, None, layer))
+
+
+def _one_product(target: NDArray[np.float32], second_moment: Matrix, mask: Mask | None, layer: Layer) -> EncodedWeight:
+    """The weight pruned, on a given mask if there is one, and coded."""
+    scheme, rule, start = Scheme.parse(layer.scheme), layer.rule, target
+    if mask is not None:
+        start = refit(target, second_moment, mask, damping=rule.sparsify.damping)
+    elif not scheme.is_dense:
+        mask, start = prune(target, second_moment, layer.structure, rule)
+    return code(target, start, second_moment, scheme, mask, layer)
+
+
+def _coder(layer: Layer) -> Coder:
+    def one_product(target: NDArray[np.float32], second_moment: Matrix | None, mask: Mask | None) -> EncodedWeight:
+        assert second_moment is not None
+        return _one_product(target, second_moment, mask, layer)
+
+    return one_product
 
 
 def prune(
@@ -163,8 +182,12 @@ def _parts(weight: Matrix, statistics: Sequence[Statistics]) -> list[tuple[Matri
     return list(zip(np.split(weight, len(statistics)), statistics, strict=True))
 
 
-def _solved(layer: Layer, encoded: EncodedWeight) -> Solved:
-    decoded, weight = decode(encoded), layer.weight
+def _decoded(encoded: EncodedWeight | Factored) -> NDArray[np.float32]:
+    return encoded.decoded() if isinstance(encoded, Factored) else decode(encoded)
+
+
+def _solved(layer: Layer, encoded: EncodedWeight | Factored) -> Solved:
+    decoded, weight = _decoded(encoded), layer.weight
     shift = np.zeros(len(weight))
     lost = power = 0.0
     start = 0
@@ -181,7 +204,7 @@ def _solved(layer: Layer, encoded: EncodedWeight) -> Solved:
     return Solved(
         encoded,
         shift.astype(np.float32) if layer.statistics[0].centred else None,
-        float(np.mean(decoded == 0)),
+        encoded.zeros() if isinstance(encoded, Factored) else float(np.mean(decoded == 0)),
         difference / square if square else 0.0,
         lost / power if power else 0.0,
     )
