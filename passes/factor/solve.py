@@ -36,7 +36,8 @@ def factored(
 ) -> Factored:
     """W [N, K] in the factored form of a rule that has `low_rank`, `factor` or both.
 
-    second_moment: of the inputs [K, K]; None: all inputs count the same. structure: of the zeros, with this weight's share. Raises WeightError for a rank that W has not.
+    second_moment: of the inputs [K, K]; None: all inputs count the same. structure: of the zeros, with this weight's share.
+    Raises WeightError for a rank that W has not.
     """
     target = np.asarray(weight, np.float64)
     metric = None if second_moment is None else np.asarray(second_moment, np.float64)
