@@ -5,8 +5,8 @@
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
-    python -m bench accuracy [MODEL...] [--recipe R]... [--examples N]    task metrics against the original model
-    python -m bench compression [MODEL...] [--scheme S]...                what schemes cost, data-free and calibrated
+    python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
+    python -m bench exactness [MODEL...] [--recipe R]... [--examples N]   task metrics of programs against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
     python -m bench instructions                                          instructions a multiplication on aarch64
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
@@ -22,9 +22,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.bars import BARS
 from bench.environments import FAMILIES
 from bench.zoo import MODELS, MissingData, get
 
+JUDGED = tuple(dict.fromkeys(bar.model for bar in BARS))
 TIMED = ("mobilenet_v2_random", "resnet50_random", "minilm")
 
 
@@ -97,14 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     operators.add_argument("--top", type=int, default=25, help="steps to show")
     operators.add_argument("--rounds", type=int, default=9)
 
-    accuracy = command("accuracy", "task metrics of compiled programs against the original model")
-    accuracy.add_argument("models", nargs="*", metavar="MODEL")
-    accuracy.add_argument("--recipe", action="append", default=[])
-    accuracy.add_argument("--examples", type=int, help="labelled examples to score (default: all)")
+    accuracy = command("accuracy", "what schemes cost in accuracy, beside the rivals")
+    accuracy.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(JUDGED)}")
+    accuracy.add_argument(
+        "--scheme", action="append", default=[], help="only rows of this scheme or recipe (repeatable)"
+    )
+    accuracy.add_argument("--no-rivals", action="store_true", help="ours alone, data-free and calibrated")
 
-    compression = command("compression", "what schemes cost in accuracy, data-free and calibrated")
-    compression.add_argument("models", nargs="*", metavar="MODEL")
-    compression.add_argument("--scheme", action="append", default=[], help="only rows of this scheme (repeatable)")
+    exactness = command("exactness", "task metrics of compiled programs against the original model")
+    exactness.add_argument("models", nargs="*", metavar="MODEL")
+    exactness.add_argument("--recipe", action="append", default=[])
+    exactness.add_argument("--examples", type=int, help="labelled examples to score (default: all)")
 
     compiling = command("compile", "time of the compile command, cold and with a warm cache")
     compiling.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
@@ -150,11 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "accuracy":
         from bench import accuracy
 
-        return accuracy.run(_available(args.models), args.recipe, args.examples, args.json)
-    if args.command == "compression":
-        from bench import compression
+        return accuracy.run(_available(args.models or JUDGED), args.scheme, not args.no_rivals, args.json)
+    if args.command == "exactness":
+        from bench import exactness
 
-        return compression.run(_available(args.models), args.scheme, args.json)
+        return exactness.run(_available(args.models), args.recipe, args.examples, args.json)
     if args.command == "compile":
         from bench import compile as compiling
 

@@ -1,69 +1,181 @@
-"""`python -m bench accuracy`: task metrics of compiled programs against the original model in onnxruntime."""
+"""`python -m bench accuracy`: what compression costs in accuracy, beside the rivals that offer the same bits.
+
+Everyone calibrates on the same inputs (at most 256, no labels), the last of the model's real ones; scores are over the others.
+Ours is portable ONNX in onnxruntime; that a program computes the same is `python -m bench exactness`'s business.
+"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bench.answers import Answers, Questions, save_feeds
+from bench.bars import BARS, Bar
+from bench.contests import Candidate
+from bench.environments import NotSetUpError, worker_command
+from bench.interleave import CannotError, Worker, WorkerError
 from bench.output import markdown, write_json
-from bench.zoo import get
+from bench.results import absent_text
+from bench.scores import SAMPLES, calibration, dense_score, score
+from bench.zoo import Run, ZooModel, get
 
-HEADERS = ("model", "recipe", "metric", "examples", "original", "sparsec", "difference", "documented")
-# A dense program computes the same function; a few near ties may fall the other way.
-DENSE_TOLERANCE = {"top-1 %": 0.25, "Spearman": 1e-3, "perplexity": 1e-2, "speech %": 0.5}
+HEADERS = (
+    "model", "recipe", "bits/weight", "score", "dense", "sparsec", "bar", "", "data-free", "onnxruntime", "NNCF", "above all",
+    "seconds",
+)  # fmt: skip
+COLUMNS = {"onnxruntime": "ort_quantiser", "NNCF": "openvino"}
+TRANSFORMERS = ("minilm", "stories_prefill")
 
 
-def run(names: Sequence[str], recipes: Sequence[str], examples: int | None, json_path: Path | None) -> int:
-    """Print the table; 1 if a dense program scores differently from the original, or a model does not compile."""
+@dataclass(frozen=True)
+class Point:
+    """Somebody's score at one scheme, and the bytes of the compressed model."""
+
+    who: str
+    score: float
+    nbytes: int
+
+
+def run(names: Sequence[str], schemes: Sequence[str], with_rivals: bool, json_path: Path | None) -> int:
+    """Print the table; 1 if a bar is missed or a rival's point lies above ours."""
+    absent: dict[str, str] = {}
+    results = []
+    for name in names:
+        bars = [bar for bar in BARS if bar.model == name and (not schemes or {bar.recipe, bar.scheme} & set(schemes))]
+        with tempfile.TemporaryDirectory(prefix="sparsec-bench-") as folder:
+            rivals = _rivals(name, bars, Path(folder), absent) if with_rivals and bars else {}
+            for bar in bars:
+                print(f"{name}, {bar.recipe}, {bar.score} ...", file=sys.stderr, flush=True)
+                results.append(_result(bar, rivals))
+    print(markdown(HEADERS, [row(result) for result in results], left=2))
+    print(absent_text(absent), end="")
+    write_json(json_path, {"samples": SAMPLES, "results": results, "absent": absent})
+    return 0 if all(result["met"] and not result["behind"] for result in results) else 1
+
+
+def _result(bar: Bar, rivals: dict[tuple[Candidate, str], Point]) -> dict[str, Any]:
+    dense = dense_score(bar.model, bar.score)
+    made, free = _compressed(bar, True), _compressed(bar, False)
+    ours = score(bar.model, bar.score, made.run)
+    points = [rivals[rival, bar.score] for rival in bar.rivals if (rival, bar.score) in rivals]
+    if free is not None:
+        points.append(Point("data-free", score(bar.model, bar.score, free.run), free.nbytes))
+    return {
+        "model": bar.model, "recipe": bar.recipe, "targets": bar.targets, "score": bar.score, "dense": dense, "sparsec": ours,
+        "limit": bar.limit, "how": bar.how, "bar": bar.words(), "met": bar.met(ours, dense), "bits": made.bits,
+        "bytes": made.nbytes, "seconds": made.seconds, "rivals": [point.__dict__ for point in points],
+        "behind": behind(ours, points, bar.lower_is_better), "lower_is_better": bar.lower_is_better,
+    }  # fmt: skip
+
+
+def behind(ours: float, points: Sequence[Point], lower_is_better: bool) -> list[str]:
+    """Whose score is better than ours."""
+    sign = -1 if lower_is_better else 1
+    return [point.who for point in points if sign * point.score > sign * ours]
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """The cells of a result; 'none' where a rival offers nothing of that kind."""
+    best = max if not result["lower_is_better"] else min
+    cells = []
+    for family in ("data-free", *COLUMNS.values()):
+        points = [p for p in result["rivals"] if p["who"].split()[0] == family]
+        chosen = best(points, key=lambda point: point["score"]) if points else None
+        variant = chosen["who"].partition(" ")[2] if chosen else ""
+        cells.append(f"{chosen['score']:.4g}{' ' + variant if variant else ''}" if chosen else "none")
+    return [
+        result["model"], result["recipe"], f"{result['bits']:.2f}", result["score"], f"{result['dense']:.4g}",
+        f"{result['sparsec']:.4g}", result["bar"], "met" if result["met"] else "missed", *cells,
+        "yes" if not result["behind"] else "no: " + ", ".join(result["behind"]), f"{result['seconds']:.0f}",
+    ]  # fmt: skip
+
+
+# --- ours ---
+
+
+@dataclass(frozen=True)
+class _Made:
+    run: Run
+    bits: float
+    """Stored bits per weight of the compressed layers, everything counted."""
+    nbytes: int
+    seconds: float
+
+
+def _compressed(bar: Bar, calibrated: bool) -> _Made | None:
+    """Compressed as the bar says; None for what cannot be had without inputs."""
+    if not calibrated and bar.activations == "int8-static":
+        return None
+    return _compressed_as(bar.model, bar.scheme, bar.targets, bar.activations, calibrated)
+
+
+@cache
+def _compressed_as(name: str, scheme: str, targets: str, activations: str, calibrated: bool) -> _Made:
     import sparsec
 
-    results: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for name in names:
-        model = get(name)
-        if model.metric is None:
+    model = get(name)
+    rule = {"targets": targets, "ignore": "Gather", "scheme": scheme, "activations": activations, "optional": True}
+    recipe = {"version": 1, "rules": [rule]}  # tied tables too stay as they are
+    start = time.perf_counter()
+    made = sparsec.compress(
+        model.onnx_file(), recipe, input_shapes=model.input_shapes, input_values=model.input_values, verify=False,
+        calibration=calibration(name) if calibrated else None,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    layers = [row.record for row in made.report.layers if row.record.rule is not None]
+    bits = 8 * sum(r.nbytes for r in layers) / sum(int(np.prod(r.shape)) for r in layers)
+    data = made.to_bytes()
+    return _Made(_runner(data, model), bits, len(data), seconds)
+
+
+def _runner(data: bytes, model: ZooModel) -> Run:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(data, options)
+    names = {value.name for value in session.get_inputs()}
+    return lambda feed: session.run(None, {k: v for k, v in {**feed, **model.input_values}.items() if k in names})
+
+
+# --- rivals ---
+
+
+def _rivals(name: str, bars: Sequence[Bar], folder: Path, absent: dict[str, str]) -> dict[tuple[Candidate, str], Point]:
+    """Scores of all rivals of these rows; who has none, and why, goes to `absent`."""
+    model, wanted = get(name), list(dict.fromkeys(bar.score for bar in bars))
+    questions = Questions(model.reference_run(4))
+    for what in wanted:
+        score(name, what, questions.run)
+    fixed = model.input_values
+    save_feeds(folder / "inputs.npz", [{**feed, **fixed} for feed in questions.feeds.values()])
+    save_feeds(folder / "calibration.npz", [{**feed, **fixed} for feed in calibration(name)])
+    job = {
+        "kind": "outputs", "onnx": str(model.onnx_file()), "calibration": str(folder / "calibration.npz"), "threads": 4,
+        "inputs": str(folder / "inputs.npz"), "outputs": str(folder / "outputs.npz"), "transformer": name in TRANSFORMERS,
+    }  # fmt: skip
+    found = {}
+    for rival in dict.fromkeys(rival for bar in bars for rival in bar.rivals):
+        print(f"{name}, {rival} ...", file=sys.stderr, flush=True)
+        try:
+            with Worker(worker_command(rival.family, 4)) as worker:
+                worker.prepare({**job, "variant": rival.variant})
+                stored = worker.stored
+        except (NotSetUpError, CannotError) as reason:
+            absent[f"{name}, {rival}"] = str(reason)
             continue
-        original = model.metric(model.reference_run(), examples)
-        for recipe in (None, *recipes):
-            print(f"{name}, {recipe or 'dense'} ...", file=sys.stderr, flush=True)
-            try:
-                compiled = model.compile(recipe)
-            except sparsec.SparsecError as error:
-                problems.append(f"{name}, {recipe or 'dense'}: {str(error).splitlines()[0]}")
-                continue
-            score = model.metric(compiled.run, examples)
-            metric = model.metric.name
-            if recipe is None and abs(score - original) > DENSE_TOLERANCE[metric]:
-                problems.append(f"{name}: dense {metric} is {score:.4f}, the original's {original:.4f}")
-            results.append(
-                {
-                    "model": name,
-                    "recipe": recipe,
-                    "metric": metric,
-                    "examples": examples,
-                    "original": original,
-                    "sparsec": score,
-                    "documented": model.metric.reference,
-                }
-            )
-    print(markdown(HEADERS, [_row(r) for r in results], left=3))
-    for problem in problems:
-        print(f"\n{problem}")
-    write_json(json_path, {"results": results, "problems": problems})
-    return 1 if problems else 0
-
-
-def _row(r: dict[str, Any]) -> list[str]:
-    difference = r["sparsec"] - r["original"]
-    return [
-        r["model"],
-        r["recipe"] or "dense",
-        r["metric"],
-        "all" if r["examples"] is None else str(r["examples"]),
-        f"{r['original']:.4f}",
-        f"{r['sparsec']:.4f}",
-        f"{difference:+.4f}",
-        f"{r['documented']:.4f}",
-    ]
+        except WorkerError as error:
+            absent[f"{name}, {rival}"] = f"failed: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+            continue
+        answers = Answers(questions, folder / "outputs.npz")
+        for what in wanted:
+            found[rival, what] = Point(str(rival), score(name, what, answers.run), stored)
+    return found

@@ -38,6 +38,7 @@ FAMILIES = {
         Family("litert", "LiteRT (XNNPACK) fp32 and int8"),
         Family("ggml", "ggml's matrix products, built from source"),
         Family("deepsparse", "DeepSparse 1.8", python="3.10", pip_options=("--no-deps",)),
+        Family("ort_quantiser", "onnxruntime's quantisers, for their accuracy (this environment's)", own=False),
         Family("torch_int8", "torch dynamic int8, x86 engine", own=False),
         Family("openblas", "OpenBLAS through numpy", own=False),
     )

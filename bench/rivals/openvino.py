@@ -40,6 +40,10 @@ def prepare(job: Job) -> Prepared:
         if job["variant"] == "int8":
             return Prepared(_runner(ov.Core().read_model(_quantised(job)), job["threads"], feed))
         raise CannotError(f"no variant {job['variant']}")
+    if job["kind"] == "outputs":
+        from bench.rivals.openvino_outputs import outputs
+
+        return outputs(job)
     raise CannotError(f"no jobs of kind {job['kind']}")
 
 
