@@ -26,6 +26,7 @@ from sparsec.passes.quantise_activations import set_activations
 from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
 from sparsec.passes.statistics import Statistics
+from sparsec.passes.structure.state import Structured
 from sparsec.recipe import Recipe, Rule
 
 __all__ = [
@@ -67,6 +68,7 @@ class Job:
     solved: list[Solved | None] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    structured: Structured = field(default_factory=Structured)
 
     def effective_recipe(self) -> str:
         """The recipe with every selector replaced by the exact names of the weights it reached."""
@@ -76,7 +78,11 @@ class Job:
             if names:
                 rules.append(rule.model_copy(update={"targets": names, "ignore": (), "optional": False}))
         return Recipe(
-            rules=tuple(rules), min_elements=0, calibrate=self.recipe.calibrate, keep=self.recipe.keep
+            rules=tuple(rules),
+            min_elements=0,
+            structure=self.recipe.structure,
+            calibrate=self.recipe.calibrate,
+            keep=self.recipe.keep,
         ).to_yaml()
 
 

@@ -1,4 +1,4 @@
-"""The record of what became of each weight."""
+"""The records of what became of each weight, and of what went before weights were coded."""
 
 from __future__ import annotations
 
@@ -32,3 +32,20 @@ class LayerRecord:
     """Of factored weights: the names under which the factors are stored, and how many values each has."""
     activations: str = ""
     """How the product reads its inputs: "" for float32, else as in `sparsec.int8`."""
+
+
+@dataclass
+class Removal:
+    """What structured removal did to one group of units, or why it did nothing.
+
+    kind: `channels`, `heads`, `constant channels`, `branch`, `norm` (to RMSNormalization) or `hidden width`; name: the first weight
+    of the group, or the node; units: how many there were; removed: how many went; nbytes: of weights that went with them (less
+    what was added); reason: why fewer went than were asked for, or ''.
+    """
+
+    kind: str
+    name: str
+    units: int
+    removed: int
+    nbytes: int
+    reason: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from sparsec.passes.compression import (
 )
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.join_products import JoinProducts
-from sparsec.passes.layers import LayerRecord
+from sparsec.passes.layers import LayerRecord, Removal
+from sparsec.passes.restructure import restructuring
 from sparsec.passes.stages import PassRecord, Stage, run_stages
 from sparsec.recipe import load_recipe
 
@@ -32,6 +33,7 @@ from sparsec.recipe import load_recipe
 def compression(job: Job) -> tuple[Stage, ...]:
     """The stages that follow canonicalisation; `job` carries what they decide from one to the next."""
     return (
+        *restructuring(job),
         Stage("select-schemes", lambda: SelectSchemes(job)),
         Stage("share-zeros", lambda: ShareZeros(job)),
         Stage("calibrate", lambda: CalibrateWeights(job)),
@@ -57,6 +59,8 @@ class Compressed:
     passes: list[PassRecord]
     effective_recipe: str
     """YAML text of a recipe that names every compressed weight and gives the same result."""
+    removed: list[Removal] = field(default_factory=list)
+    """What structured removal took out, or could not."""
 
 
 def compress(
@@ -79,9 +83,10 @@ def compress(
     Raises:
         ShapeError: a shape depends on data.
         RecipeError: the recipe is wrong, or a selector matches nothing.
+        CalibrationError: structured removal finds nothing to work with in the calibration inputs.
         WeightError: weights hold NaN or Inf, or do not fit their scheme.
     """
     job = Job(load_recipe(recipe), progress=progress, calibration=calibration)
     work, records = canonical(model, debug_dump=debug_dump, progress=progress)
     records += run_stages(work, compression(job), debug_dump=debug_dump, first=len(records) + 1, progress=progress)
-    return Compressed(work, job.layers, records, job.effective_recipe())
+    return Compressed(work, job.layers, records, job.effective_recipe(), job.structured.records)

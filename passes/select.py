@@ -18,7 +18,7 @@ from sparsec.passes.weights import Dense, Weight, find_weights
 from sparsec.recipe import Recipe, Rule
 from sparsec.selectors import Candidate
 
-__all__ = ["Choice", "select_schemes"]
+__all__ = ["Choice", "candidates_of", "select_schemes"]
 
 
 @dataclass
@@ -53,8 +53,7 @@ def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[
     found = find_weights(model)
     weights = [item for item in found if isinstance(item, Weight)]
     _check_finite(model, weights)
-    candidates = [_candidate(weight) for weight in weights]
-    _mark_ends(weights, candidates)
+    candidates = candidates_of(weights)
     assigned = dict(zip((id(w) for w in weights), assign(recipe, candidates), strict=True))
     choices: list[Choice] = []
     records: list[LayerRecord] = []
@@ -113,6 +112,13 @@ def _refusal(weight: Weight, rule: Rule, note: str, recipe: Recipe) -> str:
     if size < recipe.min_elements:
         return f"too small: {size} elements, the recipe's min_elements is {recipe.min_elements}"
     return ""
+
+
+def candidates_of(weights: Sequence[Weight]) -> list[Candidate]:
+    """What a recipe's selectors see of the weights, which are in order of execution."""
+    candidates = [_candidate(weight) for weight in weights]
+    _mark_ends(weights, candidates)
+    return candidates
 
 
 def _candidate(weight: Weight) -> Candidate:

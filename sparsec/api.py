@@ -108,6 +108,7 @@ def compress(
         Figures(file_bytes=_original_bytes(model, source)),
         Figures(file_bytes=len(data)),
         layer_rows(compressed.layers, None, {}),
+        removed=compressed.removed,
     )
     if verify:
         feed, words = _inputs(inputs, source)
@@ -184,6 +185,7 @@ def compile(
         Figures(),
         layer_rows(compressed.layers, program, readers_of(compressed.model)),
         steps=step_counts(program),
+        removed=compressed.removed,
     )
     sample, words = _inputs(inputs, source)
     compiled = CompiledModel(
@@ -297,7 +299,7 @@ def _original_bytes(model: Any, source: ir.Model) -> int:
 
 
 def _is_compressed(compressed: Compressed) -> bool:
-    return any(layer.scheme != "fp32" for layer in compressed.layers)
+    return any(layer.scheme != "fp32" for layer in compressed.layers) or any(r.removed for r in compressed.removed)
 
 
 def _note_errors(report: Report, check: Verification) -> None:

@@ -19,7 +19,8 @@ __all__ = ["Candidate", "has_encoded", "open_candidate"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """words: what to call it. shapes: of its inputs, by name. lossy: whether a weight has another scheme than fp32."""
+    """words: what to call it. shapes: of its inputs, by name. lossy: whether a weight has another scheme than fp32, or units were
+    removed."""
 
     words: str
     run: Run
@@ -39,12 +40,16 @@ def open_candidate(
     """
     if isinstance(candidate, str | Path) and Path(candidate).is_dir():
         bundle = load(candidate, threads=threads)
-        layers = read_json(Path(candidate) / "report.json")["layers"]
-        return Candidate(str(candidate), bundle.run, _shapes_of(bundle), _lossy(row["scheme"] for row in layers))
+        report = read_json(Path(candidate) / "report.json")
+        lossy = _lossy(row["scheme"] for row in report["layers"]) or any(
+            row["removed"] for row in report.get("removed", ())
+        )
+        return Candidate(str(candidate), bundle.run, _shapes_of(bundle), lossy)
     if isinstance(candidate, CompiledModel):
-        schemes = (row.record.scheme for row in candidate.report.layers)
+        lossy = _lossy(row.record.scheme for row in candidate.report.layers)
+        lossy |= any(removal.removed for removal in candidate.report.removed)
         words = f"the program compiled for {candidate.target.name}"
-        return Candidate(words, candidate.run, _shapes_of(candidate), _lossy(schemes))
+        return Candidate(words, candidate.run, _shapes_of(candidate), lossy)
     data = candidate.to_bytes() if hasattr(candidate, "to_bytes") else candidate
     made = load_model(data, None, input_shapes, input_values)
     source = data if isinstance(data, str | Path | bytes) else made
@@ -55,8 +60,10 @@ def open_candidate(
 
 
 def has_encoded(model: ir.Model) -> bool:
-    """Whether some weight is stored in a scheme other than fp32."""
-    return _lossy(node.attributes.get_string("scheme", "fp32") for node in model.graph if node.domain == "sparsec")
+    """Whether some weight is stored in a scheme other than fp32, or units were removed (passes/restructure.py says so)."""
+    return "sparsec.removed" in model.metadata_props or _lossy(
+        node.attributes.get_string("scheme", "fp32") for node in model.graph if node.domain == "sparsec"
+    )
 
 
 def _shapes_of(program: Any) -> dict[str, list[int]]:

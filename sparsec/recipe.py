@@ -27,8 +27,9 @@ from sparsec.errors import RecipeError, SchemeError
 from sparsec.factoring import Factor, LowRank, conflict
 from sparsec.formats import NM, Scheme
 from sparsec.selectors import checked_selector, did_you_mean
+from sparsec.structured import Structure
 
-__all__ = ["PRESETS", "Calibrate", "Quantize", "Recipe", "Rule", "Sparsify", "load_recipe"]
+__all__ = ["PRESETS", "Calibrate", "Quantize", "Recipe", "Rule", "Sparsify", "Structure", "load_recipe"]
 
 DEFAULT_MIN_ELEMENTS = 1024
 """Smaller weights stay dense: their side arrays and their kernels' set-up outweigh what they save."""
@@ -148,6 +149,7 @@ class Recipe(_Strict):
     rules: tuple[Rule, ...] = ()
     ignore: tuple[str, ...] = ()
     min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
+    structure: Structure | None = None
     calibrate: Calibrate = Calibrate()
     keep: Literal["size", "speed"] = "size"
     """speed: a compiler decodes a weight to float32 where the dense product is faster; size: never."""
@@ -304,6 +306,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     parent = next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
     models: dict[str, type[BaseModel]] = {
         "rules": Rule, "sparsify": Sparsify, "quantize": Quantize, "low_rank": LowRank, "factor": Factor,
+        "structure": Structure,
     }  # fmt: skip
     return list(models.get(parent, Recipe).model_fields)
 

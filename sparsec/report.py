@@ -13,7 +13,7 @@ from sparsec.verify import Verification, rounded
 
 if TYPE_CHECKING:
     from sparsec.codegen.program import Program
-    from sparsec.passes.layers import LayerRecord
+    from sparsec.passes.layers import LayerRecord, Removal
 
 
 @dataclass
@@ -83,6 +83,8 @@ class Report:
     verification: Verification | None = None
     steps: dict[str, int] = field(default_factory=dict)
     """Kernel family -> number of calls in the program; empty before code generation."""
+    removed: Sequence[Removal] = ()
+    """What structured removal took out, or could not."""
 
     def summary(self) -> Table:
         """Before and after."""
@@ -101,12 +103,16 @@ class Report:
 
     def show(self, stream: IO[str] | None = None, *, why: bool = False) -> None:
         """Print all tables: rich on a terminal, plain text otherwise."""
+        if self.removed:
+            removal_table(self.removed).show(stream)
+            print(file=stream)
         layer_table(self.layers, why=why).show(stream)
         print(file=stream)
         self.summary().show(stream)
 
     def __str__(self) -> str:
-        return f"{layer_table(self.layers).text()}\n\n{self.summary().text()}"
+        tables = [removal_table(self.removed)] if self.removed else []
+        return "\n\n".join(table.text() for table in (*tables, layer_table(self.layers), self.summary()))
 
     def to_json(self, *, measured: bool = False) -> dict[str, Any]:
         """JSON-able. The same compile gives the same result; `measured` adds timings and measured memory, which vary."""
@@ -119,6 +125,18 @@ class Report:
             "steps": dict(sorted(self.steps.items())),
             "verification": self.verification.to_json() if self.verification else None,
         }
+        if self.removed:
+            data["removed"] = [
+                {
+                    "kind": r.kind,
+                    "name": r.name,
+                    "units": r.units,
+                    "removed": r.removed,
+                    "bytes": r.nbytes,
+                    "reason": r.reason,
+                }
+                for r in self.removed
+            ]
         return data
 
     @staticmethod
@@ -156,6 +174,14 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
         last = [row.kernel, r.reason or row.choice] if why else [row.kernel if plain or not r.reason else r.reason]
         rows.append((*cells, *last))
     return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, *range(8 + calibrated, len(headers))}))
+
+
+def removal_table(removed: Sequence[Removal]) -> Table:
+    """One row per group of channels or heads, branch, norm: how much went, or the REASON why not."""
+    rows = tuple((r.kind, r.name, str(r.units), str(r.removed), f"{r.nbytes / 1000:.1f}", r.reason) for r in removed)
+    return Table(
+        "", ("structure", "first weight or node", "units", "removed", "KB", "REASON"), rows, frozenset({0, 1, 5})
+    )
 
 
 def dumps(data: Any) -> str:

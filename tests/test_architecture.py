@@ -30,6 +30,7 @@ VOCABULARY = {
     "recipe",
     "selectors",
     "factoring",
+    "structured",
     "formats",
     "ops",
     "op_view",

@@ -1,0 +1,182 @@
+"""The stages that make a model smaller before weights get schemes: thin wrappers around passes/structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsec.errors import RecipeError
+from sparsec.passes.compression import Job
+from sparsec.passes.layers import Removal
+from sparsec.passes.select import candidates_of
+from sparsec.passes.stages import Stage
+from sparsec.passes.structure.groups import Coupling, Family, couple
+from sparsec.passes.structure.moments import input_spreads
+from sparsec.passes.structure.refit import refit
+from sparsec.passes.structure.remove import remove
+from sparsec.passes.structure.scores import chosen, fluctuations, magnitudes
+from sparsec.passes.weights import Weight, find_weights
+from sparsec.selectors import did_you_mean, specificity
+from sparsec.structured import Structure
+
+__all__ = ["restructuring"]
+
+
+def restructuring(job: Job) -> tuple[Stage, ...]:
+    """The stages that the recipe's section `structure` asks for."""
+    if job.recipe.structure is None:
+        return ()
+    return (
+        Stage("keep-original", lambda: KeepOriginal(job)),
+        Stage("remove-channels", lambda: RemoveChannels(job)),
+        Stage("fit-what-stays", lambda: FitWhatStays(job)),
+        Stage("note-removals", lambda: NoteRemovals(job)),
+    )
+
+
+class _StructurePass(ir.passes.InPlacePass):
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        assert job.recipe.structure is not None
+        self.job, self.settings, self.state = job, job.recipe.structure, job.structured
+
+
+class KeepOriginal(_StructurePass):
+    """Checks that what the recipe asks for can be done at all, and keeps the model as it is to fit layers to."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if self.job.calibration is None and (what := self.settings.needs_calibration):
+            raise RecipeError(
+                f"recipe structure: '{what}' needs calibration inputs; give some (calibration=..., --calibration data.npz)"
+                ", or use score: magnitude and compensate: none"
+            )
+        _check_selectors(model, self.settings)
+        self.state.before = model.clone()
+        return ir.passes.PassResult(model, False)
+
+
+class RemoveChannels(_StructurePass):
+    """Channels and heads with the lowest scores."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        settings = self.settings
+        if not settings.channels and not settings.heads:
+            return ir.passes.PassResult(model, False)
+        coupling = couple(model)
+        ignored = _ignored(model, coupling.families, settings)
+        gone: list[tuple[Family, NDArray[np.intp]]] = []
+        for kind, share in (("channels", settings.channels), ("heads", settings.heads)):
+            families = [f for f in coupling.families if f.heads == (kind == "heads")]
+            if not share:
+                continue
+            if not families:
+                self.state.records.append(Removal(kind, "", 0, 0, 0, f"the model has no {kind} that can go"))
+            gone += self._choose(model, [f for f in families if f.name not in ignored], kind, share)
+            for family in families:
+                if family.name in ignored:
+                    reason = f"ignored by the recipe ({ignored[family.name]})"
+                    self.state.records.append(Removal(kind, family.name, family.size, 0, 0, reason))
+        if settings.channels:
+            self.state.records += [Removal("channels", n, 0, 0, 0, why) for n, why in coupling.stuck.items()]
+        take(model, coupling, gone, self.job)
+        return ir.passes.PassResult(model, bool(gone))
+
+    def _choose(
+        self, model: ir.Model, families: Sequence[Family], kind: str, share: float
+    ) -> list[tuple[Family, NDArray[np.intp]]]:
+        settings, given = self.settings, self.job.calibration
+        score = settings.score if settings.score != "auto" else "magnitude" if given is None else "flap"
+        if score == "flap":
+            assert given is not None
+            blind = [family for family in families if not family.readers]
+            families = [family for family in families if family.readers]
+            self.state.records += [
+                Removal(kind, f.name, f.size, 0, 0, "no linear layer reads it, so flap has no score") for f in blind
+            ]
+            nodes = [reader.node for family in families for reader in family.readers]
+            mask = self.job.recipe.calibrate.mask
+            spreads = input_spreads(model, nodes, given.samples, mask=mask, threads=given.threads)
+            scores = fluctuations(families, spreads)
+        else:
+            scores = magnitudes(families)
+        costs = [family.cost() for family in families]
+        picked = chosen(scores, costs, share, together=settings.scope == "global")
+        for family, units, cost in zip(families, picked, costs, strict=True):
+            reason = "" if len(units) else f"{share:.1%} of {family.size} is less than one"
+            if settings.scope == "global":
+                reason = ""
+            nbytes = int(4 * cost * len(units))
+            self.state.records.append(Removal(kind, family.name, family.size, len(units), nbytes, reason))
+        return [(family, units) for family, units in zip(families, picked, strict=True) if len(units)]
+
+
+class FitWhatStays(_StructurePass):
+    """Layers that read something else than before are fitted to what they computed."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        given, settings, before = self.job.calibration, self.settings, self.state.before
+        if given is None or settings.compensate == "none" or before is None:
+            return ir.passes.PassResult(model, False)
+        left = refit(
+            model, before, self.state.wanted, given.samples,
+            weights=settings.compensate != "bias", damping=settings.damping,
+            mask=self.job.recipe.calibrate.mask, threads=given.threads,
+        )  # fmt: skip
+        self.state.records += [Removal("fit", name, 0, 0, 0, why) for name, why in left.items()]
+        self.state.before = None
+        return ir.passes.PassResult(model, True)
+
+
+class NoteRemovals(_StructurePass):
+    """The file says that it computes something else than the model it was made of."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        removed = sum(record.removed for record in self.state.records)
+        if removed:
+            model.metadata_props["sparsec.removed"] = str(removed)
+        return ir.passes.PassResult(model, bool(removed))
+
+
+def take(model: ir.Model, coupling: Coupling, gone: Sequence[tuple[Family, NDArray[np.intp]]], job: Job) -> None:
+    """Remove units, and note which outputs of which layers are left."""
+    left: dict[str, NDArray[np.bool_]] = {}
+    for family, units in gone:
+        for tied in family.tied:
+            for node, kept in tied.outputs_left(units):
+                left[node] = left.get(node, kept) & kept
+    for node, kept in left.items():
+        job.structured.change(node, len(kept), np.eye(len(kept), dtype=np.float32)[:, kept])
+    remove(model, coupling, gone)
+
+
+def _ignored(model: ir.Model, families: Sequence[Family], settings: Structure) -> dict[str, str]:
+    """Families with a weight that a selector of `ignore` reaches, and that selector."""
+    found: dict[str, str] = {}
+    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
+    reached = {
+        weight.name: selector
+        for weight, candidate in zip(weights, candidates_of(weights), strict=True)
+        for selector in settings.ignore
+        if specificity(selector, candidate)
+    }
+    for family in families:
+        for tied in family.tied:
+            name = tied.slot.value.name or ""
+            if name in reached and any(True for _ in tied.outputs_left(np.zeros(0, np.intp))):
+                found.setdefault(family.name, reached[name])
+    return found
+
+
+def _check_selectors(model: ir.Model, settings: Structure) -> None:
+    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
+    candidates = candidates_of(weights)
+    for selector in settings.ignore:
+        if not any(specificity(selector, candidate) for candidate in candidates):
+            names = sorted({name for c in candidates for name in (c.name, *c.nodes) if name})
+            raise RecipeError(
+                f"recipe structure.ignore: selector {selector!r} matches none of the model's {len(candidates)} weights"
+                f"{did_you_mean(selector, names)}."
+            )

@@ -1,0 +1,70 @@
+"""The recipe's section `structure`: what goes as a whole before anything is coded (docs/recipes.md).
+
+structure:
+  channels: 30%           # of every group of channels that belong together
+  heads: 25%              # of every attention's heads
+  score: flap
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sparsec.selectors import checked_selector
+
+__all__ = ["Structure"]
+
+
+class Structure(BaseModel):
+    """Structured removal. Shares are `30%` or 0.3, from 0 to below 100 %.
+
+    channels, heads: how much goes of each group of channels or heads that belong together (`scope: global`: of all groups
+    together, by standardised scores). score: `magnitude` (squared norm of the weights that would go), `flap` (what is lost once
+    biases stand in: variance of a channel times the weights that read it; needs calibration inputs), `auto`: flap where there are
+    some. compensate: what stays makes up for what went: `bias` (means), `weights` (least squares on the calibration inputs, biases
+    too), `none`; `auto`: weights where there are calibration inputs. ignore: selectors of weights whose
+    outputs all stay.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    channels: float = 0.0
+    heads: float = 0.0
+    score: Literal["auto", "magnitude", "flap"] = "auto"
+    scope: Literal["layer", "global"] = "layer"
+    compensate: Literal["auto", "none", "bias", "weights"] = "auto"
+    damping: float = Field(default=0.01, ge=0)
+    """Added to the diagonal of second moments, as a share of its mean."""
+    ignore: tuple[str, ...] = ()
+
+    @field_validator("channels", "heads", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> float:
+        share = value
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                share = float(value.strip()[:-1]) / 100
+            except ValueError:
+                share = None
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ValueError(f"{value!r} is no share; write '30%' or 0.3, from 0 to below 100 % (something must stay)")
+        return float(share)
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("ignore")
+    @classmethod
+    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(checked_selector, value))
+
+    @property
+    def needs_calibration(self) -> str:
+        """The first setting that cannot do without calibration inputs, or ''."""
+        for key, wanted in (("score", "flap"), ("compensate", "bias"), ("compensate", "weights")):
+            if getattr(self, key) == wanted:
+                return f"{key}: {wanted}"
+        return ""

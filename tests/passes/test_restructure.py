@@ -1,0 +1,155 @@
+"""The recipe's section `structure` through the whole pipeline."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import sparsec
+from sparsec.errors import RecipeError
+from sparsec.inspection import verify_files
+from sparsec.passes import Calibration, Compressed, compress
+from sparsec.recipe import load_recipe
+from sparsec.reference import Reference
+from tests.passes.structure.networks import Array, branching, feeds, residual, transformer
+
+
+def shrink(model: ir.Model, samples: list[dict[str, Array]] | None = None, **structure: Any) -> Compressed:
+    recipe = {"version": 1, "structure": structure}
+    with ThreadPoolExecutor(2) as executor:
+        return compress(model, recipe, calibration=Calibration(samples, executor) if samples else None)
+
+
+def error(made: ir.Model, model: ir.Model, samples: list[dict[str, Array]]) -> float:
+    one, other = Reference(made), Reference(model)
+    return float(np.mean([np.square(one.run(s)["y"] - other.run(s)["y"]).mean() for s in samples]))
+
+
+def weight_elements(model: ir.Model) -> int:
+    return sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def test_magnitude_needs_no_data() -> None:
+    model = residual()
+    made = shrink(model, channels="30%", score="magnitude")
+    found = {r.name: (r.units, r.removed) for r in made.removed if r.removed}
+    assert found == {"w0": (7, 2), "w1": (9, 3), "w3": (6, 2), "w4": (4, 1)}
+    assert {r.name for r in made.removed if "output" in r.reason} == {"w5"}
+    assert weight_elements(made.model) < 0.75 * weight_elements(model)
+    assert (
+        load_recipe(made.effective_recipe).structure
+        == load_recipe({"structure": {"channels": 0.3, "score": "magnitude"}}).structure
+    )
+
+
+def test_flap_beats_magnitude_where_inputs_fluctuate() -> None:
+    """Half of the channels are large and nearly constant: magnitude keeps them, FLAP gives them to the biases."""
+    model = transformer(tied=False, blocks=1)
+    rng = np.random.default_rng(0)
+    for name, scale in (("qw0", 1.0), ("uw0", 0.02)):
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[:, : array.shape[1] // 2] *= scale
+        value.const_value = ir.tensor(array, name=name)
+    down = model.graph.initializers["dw0"]
+    assert down.const_value is not None
+    array = down.const_value.numpy().copy()
+    array[:6] *= 3 + rng.random((6, 1)).astype(np.float32)
+    down.const_value = ir.tensor(array, name="dw0")
+    samples, others = feeds(model, 30), feeds(model, 10, seed=7)
+    errors = {
+        score: error(shrink(model, samples, channels="46%", score=score, compensate="bias").model, model, others)
+        for score in ("magnitude", "flap")
+    }
+    assert errors["flap"] < 0.5 * errors["magnitude"]
+
+
+def test_heads_and_channels_of_a_transformer() -> None:
+    model = transformer()
+    samples = feeds(model, 12)
+    made = shrink(model, samples, heads="33%", channels="25%")
+    assert {(r.kind, r.name): r.removed for r in made.removed if r.removed} == {
+        ("heads", "qw0"): 1, ("heads", "qw1"): 1, ("channels", "uw0"): 3, ("channels", "uw1"): 3,
+    }  # fmt: skip
+    assert [v.name for v in made.model.graph.initializers.values() if v.name == "table"] == ["table"]  # still tied
+
+
+@pytest.mark.parametrize("network", [residual, branching, transformer])
+def test_schemes_apply_to_what_remains(network: Any) -> None:
+    model = network()
+    recipe = {
+        "version": 1,
+        "structure": {"channels": "30%", "heads": "30%"},
+        "rules": [{"targets": "*", "scheme": "int4", "optional": True}],
+        "min_elements": 8,
+    }
+    samples = feeds(model, 6)
+    compiled = sparsec.compile(model, recipe=recipe, calibration=samples, jobs=1)
+    assert compiled.report.verification is not None
+    assert sum(r.removed for r in compiled.report.removed) > 2
+    assert {row.record.scheme for row in compiled.report.layers} == {"int4"}
+    again = sparsec.compress(model, compiled.recipe, calibration=samples, jobs=2, verify=False)
+    first = sparsec.compress(model, recipe, calibration=samples, jobs=1, verify=False)
+    assert first.to_bytes() == again.to_bytes()
+    assert "REASON" in str(first.report)
+    assert first.report.to_json()["removed"]
+
+
+def test_verify_knows_that_units_are_gone(tmp_path: Path) -> None:
+    """Without schemes the result is still another function than the original."""
+    model, small = tmp_path / "model.onnx", tmp_path / "small.onnx"
+    ir.save(residual(), model)
+    made = sparsec.compress(model, {"structure": {"channels": "30%", "score": "magnitude"}})
+    made.save(small)
+    found = verify_files(model, small)
+    assert found.bound is None
+    assert found.error > 1e-3
+    compiled = sparsec.compile(model, recipe={"structure": {"channels": "30%", "score": "magnitude"}})
+    compiled.save(tmp_path / "bundle")
+    assert verify_files(model, tmp_path / "bundle").bound is None
+    assert verify_files(small, tmp_path / "bundle").error < 1e-4
+
+
+def test_ignored_weights_keep_their_outputs() -> None:
+    made = shrink(residual(), channels="50%", ignore=["w1", "re:w3"])
+    reasons = {r.name: r.reason for r in made.removed}
+    assert "ignored by the recipe (w1)" in reasons["w1"]
+    assert "re:w3" in reasons["w3"]
+    assert {r.name for r in made.removed if r.removed} == {"w0", "w4"}
+    with pytest.raises(RecipeError, match=r"structure.ignore: selector 'w9' matches none"):
+        shrink(residual(), channels="50%", ignore="w9")
+
+
+def test_global_shares_differ_between_layers() -> None:
+    made = shrink(transformer(), feeds(transformer(), 6), channels="50%", scope="global")
+    counts = [r.removed for r in made.removed if r.kind == "channels" and r.units]
+    assert sum(counts) == pytest.approx(13, abs=1)
+
+
+def test_nothing_to_remove_is_said() -> None:
+    made = shrink(residual(), heads="50%", score="magnitude")
+    assert [(r.kind, r.removed, r.reason) for r in made.removed] == [("heads", 0, "the model has no heads that can go")]
+
+
+@pytest.mark.parametrize(
+    ("structure", "said"),
+    [
+        ({"channels": "100%"}, "structure.channels: '100%' is no share"),
+        ({"channels": 30}, "structure.channels: 30 is no share"),
+        ({"heads": -0.1}, "structure.heads: -0.1 is no share"),
+        ({"heads": "x%"}, "structure.heads: 'x%' is no share"),
+        ({"chanels": 0.1}, "did you mean 'channels'"),
+        ({"channels": 0.1, "score": "flap"}, "'score: flap' needs calibration inputs"),
+        ({"channels": 0.1, "compensate": "weights"}, "'compensate: weights' needs calibration inputs"),
+    ],
+)
+def test_bad_recipes(structure: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        shrink(residual(), **structure)
+    assert said in str(caught.value)
