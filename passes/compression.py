@@ -18,6 +18,8 @@ from sparsec.passes.calibrate.groups import survey, why_not
 from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.encode_cache import cached_masks, weight_digest
+from sparsec.passes.equivalent.permute import permute_inputs
+from sparsec.passes.equivalent.scaling import equalise_ranges, scale_inputs
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.insert_decode import encode_weights, insert_decode
 from sparsec.passes.insert_factors import insert_factors
@@ -34,7 +36,9 @@ __all__ = [
     "Calibration",
     "EncodeWeights",
     "Job",
+    "PermuteInputs",
     "QuantiseActivations",
+    "ScaleChannels",
     "SelectSchemes",
     "ShareZeros",
     "Sparsify",
@@ -102,30 +106,53 @@ class SelectSchemes(_JobPass):
         return ir.passes.PassResult(model, False)
 
 
+class ScaleChannels(_JobPass):
+    """Channels scaled where rules ask for it, the factors folded into the layers around them."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        changed = equalise_ranges(model, job.choices)
+        changed |= scale_inputs(model, job.choices, lambda choices, visit: _survey(model, job, choices, visit))
+        return ir.passes.PassResult(model, changed)
+
+
+class PermuteInputs(_JobPass):
+    """Inputs of N:M weights in a better order where rules ask for it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        power = _power(model, job, [choice for choice in job.choices if choice.rule.sparsify.permute])
+        return ir.passes.PassResult(model, permute_inputs(model, job.choices, power))
+
+
 class ShareZeros(_JobPass):
     """How many zeros each weight gets where a rule's weights share them out."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
-        power: dict[str, NDArray[np.float64]] = {}
-        wanted = [choice for choice in job.choices if needs_inputs(choice.rule.sparsify)]
-        if job.calibration is not None and wanted:
-
-            def visit(choice: Choice, statistics: Sequence[Statistics]) -> None:
-                rows = [np.asarray(np.diag(s.second_moment), np.float64) for s in statistics]
-                power[choice.weight.name] = np.repeat(np.stack(rows), choice.weight.rows // len(rows), 0)
-
-            _survey(model, job, wanted, visit)
+        power = _power(model, job, [choice for choice in job.choices if needs_inputs(choice.rule.sparsify)])
         allocate(job.choices, power)
         return ir.passes.PassResult(model, False)
+
+
+def _power(model: ir.Model, job: Job, choices: Sequence[Choice]) -> dict[str, NDArray[np.float64]]:
+    """E[x^2] of the inputs of each weight, [K] or [N, K] where groups of a convolution differ; empty without inputs."""
+    power: dict[str, NDArray[np.float64]] = {}
+
+    def visit(choice: Choice, statistics: Sequence[Statistics]) -> None:
+        rows = [np.asarray(np.diag(s.second_moment), np.float64) for s in statistics]
+        power[choice.weight.name] = np.repeat(np.stack(rows), choice.weight.rows // len(rows), 0)
+
+    _survey(model, job, choices, visit)
+    return power
 
 
 def _survey(
     model: ir.Model, job: Job, choices: Sequence[Choice], visit: Callable[[Choice, list[Statistics]], None]
 ) -> None:
-    assert job.calibration is not None
     given = job.calibration
-    survey(model, choices, given.samples, visit, settings=job.recipe.calibrate, threads=given.threads)
+    if given is not None and choices:
+        survey(model, choices, given.samples, visit, settings=job.recipe.calibrate, threads=given.threads)
 
 
 class CalibrateWeights(_JobPass):
@@ -148,16 +175,18 @@ class CalibrateWeights(_JobPass):
 
 def _refuse_calibrated_rules(recipe: Recipe) -> None:
     for index, rule in enumerate(recipe.rules):
-        for key, name, free, others in (
-            ("sparsify", rule.sparsify.algorithm, "magnitude", ("auto",)),
-            ("quantize", rule.quantize.algorithm, "nearest", ("auto",)),
-            ("low_rank", rule.low_rank and rule.low_rank.algorithm, "lorc", (None, "auto", "oats")),
-            ("factor", rule.factor and rule.factor.algorithm, "svd", (None, "low_rank", "monarch", "armor")),
+        low_rank, factor = rule.low_rank and rule.low_rank.algorithm, rule.factor and rule.factor.algorithm
+        for key, name, free in (
+            ("sparsify.algorithm", rule.sparsify.algorithm, ("auto", "magnitude")),
+            ("quantize.algorithm", rule.quantize.algorithm, ("auto", "nearest")),
+            ("quantize.scaling", rule.quantize.scaling, ("none", "equalize")),
+            ("low_rank.algorithm", low_rank, (None, "auto", "oats", "lorc")),
+            ("factor.algorithm", factor, (None, "low_rank", "monarch", "armor", "svd")),
         ):
-            if name != free and name not in others:
+            if name not in free:
                 raise RecipeError(
-                    f"recipe rules[{index}].{key}.algorithm: '{name}' needs calibration inputs; give some "
-                    f"(calibration=..., --calibration data.npz), or choose '{free}'"
+                    f"recipe rules[{index}].{key}: '{name}' needs calibration inputs; give some "
+                    f"(calibration=..., --calibration data.npz), or choose '{free[-1]}'"
                 )
 
 
@@ -199,6 +228,7 @@ class EncodeWeights(_JobPass):
                 insert_decode(model, choice, encoded)
             if job.calibration is not None and record.output_error is None:
                 record.reason = "; ".join(filter(None, (record.reason, f"not calibrated: {why_not(choice)}")))
+            record.notes = "; ".join(choice.notes)
             job.layers.append(record)
         place = {name: i for i, name in enumerate(job.order)}
         job.layers.sort(key=lambda layer: place[layer.name])

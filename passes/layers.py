@@ -30,6 +30,8 @@ class LayerRecord:
     """Of calibrated weights: the layer's squared error on the calibration inputs over its outputs' squares (means taken out)."""
     factors: dict[str, int] = field(default_factory=dict)
     """Of factored weights: the names under which the factors are stored, and how many values each has."""
+    notes: str = ""
+    """What was done to the layer besides (channels scaled, inputs reordered), and what was asked for and could not be."""
     activations: str = ""
     """How the product reads its inputs: "" for float32, else as in `sparsec.int8`."""
 

@@ -17,7 +17,9 @@ from sparsec.passes.compression import (
     Calibration,
     EncodeWeights,
     Job,
+    PermuteInputs,
     QuantiseActivations,
+    ScaleChannels,
     SelectSchemes,
     ShareZeros,
     Sparsify,
@@ -35,6 +37,8 @@ def compression(job: Job) -> tuple[Stage, ...]:
     return (
         *restructuring(job),
         Stage("select-schemes", lambda: SelectSchemes(job)),
+        Stage("scale-channels", lambda: ScaleChannels(job)),
+        Stage("permute-inputs", lambda: PermuteInputs(job)),
         Stage("share-zeros", lambda: ShareZeros(job)),
         Stage("calibrate", lambda: CalibrateWeights(job)),
         Stage("sparsify", lambda: Sparsify(job)),

@@ -53,6 +53,8 @@ class Sparsify(_Strict):
     """Who gets the zeros. layer: every weight the same share. The others give the weights of the rule different shares: global
     compares scores of all of them (relative to the weight's mean score), lamp compares layer-adaptive magnitude scores, erk goes by
     shapes."""
+    permute: bool = False
+    """N:M: inputs in an order in which groups lose less, undone by the layers that make them (where that can be)."""
     damping: float = Field(default=0.03, ge=0)
     """Added to the diagonal of the inputs' second moment, as a share of its mean."""
 
@@ -66,6 +68,9 @@ class Quantize(_Strict):
     """
 
     algorithm: Literal["auto", "nearest", "gpfq", "gptq", "descent"] = "auto"
+    scaling: Literal["none", "awq", "equalize"] = "none"
+    """Factors of channels, folded into the neighbouring layers where that can be. awq: inputs with large activations are rounded
+    more finely (needs calibration inputs). equalize: ranges of rows and of the columns that read them become equal (no data)."""
     damping: float = Field(default=0.01, ge=0)
     """As in `Sparsify`."""
 
@@ -133,6 +138,8 @@ class Rule(_Strict):
                 f"sparsify.scope 'global' compares scores of different layers; those of '{sparsify.algorithm}' change as weights "
                 "leave and cannot be compared. Choose lamp or erk, or algorithm magnitude, wanda or dsnot"
             )
+        if sparsify.permute and not isinstance(structure, NM):
+            raise ValueError(f"sparsify.permute orders the inputs of N:M weights (s2:4); the scheme is '{self.scheme}'")
         if sparsify.scope in ("lamp", "erk") and isinstance(structure, NM):
             raise ValueError(
                 f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"

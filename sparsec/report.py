@@ -53,6 +53,7 @@ class LayerRow:
             "kernel": self.kernel,
             "reason": r.reason,
             **({"choice": self.choice} if self.choice else {}),
+            **({"notes": r.notes} if r.notes else {}),
         }
 
     @classmethod
@@ -65,6 +66,7 @@ class LayerRow:
                 data["name"], data["node"], data["op"], tuple(data["shape"]), data["scheme"], data["reason"],
                 data["zeros"], data["bits_per_weight"], data["bytes"], data["nmse"],
                 activations=data["activations"].replace("fp32", ""), output_error=data.get("output_error"),
+                notes=data.get("notes", ""),
             ),
             data["kernel"],
             data.get("choice", ""),
@@ -171,7 +173,8 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
         ]  # fmt: skip
         if calibrated:
             cells.append(_number(r.output_error, ".2g"))
-        last = [row.kernel, r.reason or row.choice] if why else [row.kernel if plain or not r.reason else r.reason]
+        told = "; ".join(text for text in (r.reason or row.choice, r.notes) if text)
+        last = [row.kernel, told] if why else [row.kernel if plain or not r.reason else r.reason]
         rows.append((*cells, *last))
     return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, *range(8 + calibrated, len(headers))}))
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsec.passes.constants import register_constant
 from sparsec.passes.weights import Use
 
 __all__ = ["add_to_bias", "own_bias"]
@@ -67,7 +68,7 @@ def _add_zeros(model: ir.Model, node: ir.Node, rows: int) -> ir.Node:
 
 
 def _zeros(model: ir.Model, node: ir.Node, shape: tuple[int, ...]) -> ir.Value:
-    return _register(model, f"{node.name}.bias", np.zeros(shape, np.float32))
+    return register_constant(model, f"{node.name}.bias", np.zeros(shape, np.float32))
 
 
 def _unshared(model: ir.Model, reader: ir.Node, index: int) -> str:
@@ -75,16 +76,6 @@ def _unshared(model: ir.Model, reader: ir.Node, index: int) -> str:
     assert value is not None
     assert value.const_value is not None
     if len(list(value.uses())) > 1 or value.name not in model.graph.initializers:
-        value = _register(model, f"{reader.name}.bias", value.const_value.numpy())
+        value = register_constant(model, f"{reader.name}.bias", value.const_value.numpy())
         reader.replace_input_with(index, value)
     return value.name or ""
-
-
-def _register(model: ir.Model, name: str, array: NDArray[np.float32]) -> ir.Value:
-    taken, number, wanted = model.graph.initializers, 1, name
-    while name in taken:
-        name, number = f"{wanted}.{number}", number + 1
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value

@@ -4,7 +4,7 @@
 the second moment [K, K] of its inputs, a scheme and a keep-mask, and give an `EncodedWeight`.
 """
 
-from sparsec.passes.quantise.awq import input_scales
+from sparsec.passes.quantise.awq import Part, input_scales
 from sparsec.passes.quantise.compensate import compensate
 from sparsec.passes.quantise.descent import descend
 from sparsec.passes.quantise.gpfq import follow_paths
@@ -12,4 +12,4 @@ from sparsec.passes.quantise.refit import refit
 from sparsec.passes.quantise.solve import quantise
 from sparsec.passes.quantise.support import on_support
 
-__all__ = ["compensate", "descend", "follow_paths", "input_scales", "on_support", "quantise", "refit"]
+__all__ = ["Part", "compensate", "descend", "follow_paths", "input_scales", "on_support", "quantise", "refit"]

@@ -92,9 +92,10 @@ def distance(model: Any, original: Any, feeds: Sequence[dict[str, Array]]) -> fl
 
 
 def with_tensors(model: onnx.ModelProto, tensors: dict[str, Array]) -> ir.Model:
-    """The model with these initializers, float32; nodes get names, values shapes."""
+    """The model with these initializers, float32 or int64; nodes get names, values shapes."""
     for name, array in tensors.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+        array = array if array.dtype == np.int64 else array.astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     result = ir.from_proto(inferred)
     for number, node in enumerate(result.graph):
@@ -111,7 +112,7 @@ def choices(model: ir.Model, scheme: str, **rule: Any) -> list[Choice]:
 
 
 def samples(model: ir.Model, count: int, seed: int = 1) -> list[dict[str, Array]]:
-    """Correlated inputs with a mean."""
+    """Correlated inputs with a mean; integers from 0 to 10."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(count):
@@ -119,6 +120,9 @@ def samples(model: ir.Model, count: int, seed: int = 1) -> list[dict[str, Array]
         for value in model.graph.inputs:
             assert value.shape is not None
             shape = tuple(int(size) for size in value.shape.numpy())
+            if value.dtype == ir.DataType.INT64:
+                feed[value.name or ""] = rng.integers(0, 11, shape)
+                continue
             base = rng.standard_normal((*shape[:-1], 1))
             feed[value.name or ""] = (rng.standard_normal(shape) + base + 0.5).astype(np.float32)
         found.append(feed)

@@ -7,7 +7,7 @@ import pytest
 
 from sparsec.formats import Scheme, decode, encode
 from sparsec.passes.hessian import damped, error
-from sparsec.passes.quantise import compensate, follow_paths, input_scales, quantise
+from sparsec.passes.quantise import Part, compensate, follow_paths, input_scales, quantise
 from tests.passes.quantise.problems import layer, loss, raw
 
 
@@ -44,7 +44,7 @@ def test_scaled_inputs_beat_plain_rounding_on_outlier_activations(token: str) ->
     inputs = rng.standard_normal((400, 64)) * np.where(np.arange(64) % 16 == 3, 30.0, 1.0)
     moment = inputs.T @ inputs / 400
     scheme, hessian = Scheme.parse(token), damped(moment)
-    scales = input_scales(weight, moment, scheme)
+    scales = input_scales([Part(weight, moment, scheme)])
     assert scales.dtype == np.float32
     assert scales.min() > 0
     counts, inside = hessian.diagonal(), moment / np.outer(scales, scales)
@@ -58,10 +58,10 @@ def test_scaled_inputs_beat_plain_rounding_on_outlier_activations(token: str) ->
 def test_scales_of_dead_and_equal_inputs_are_one() -> None:
     rng = np.random.default_rng()
     weight = rng.standard_normal((6, 16)).astype(np.float32)
-    np.testing.assert_array_equal(input_scales(weight, np.zeros((16, 16)), Scheme.parse("int4")), np.ones(16))
-    np.testing.assert_array_equal(input_scales(weight, np.eye(16), Scheme.parse("int4")), np.ones(16))
+    np.testing.assert_array_equal(input_scales([Part(weight, np.zeros((16, 16)), Scheme.parse("int4"))]), np.ones(16))
+    np.testing.assert_array_equal(input_scales([Part(weight, np.eye(16), Scheme.parse("int4"))]), np.ones(16))
     moment = np.diag(np.where(np.arange(16) < 4, 0.0, np.exp(rng.standard_normal(16) * 4)))
-    found = input_scales(weight, moment, Scheme.parse("int3"))
+    found = input_scales([Part(weight, moment, Scheme.parse("int3"))])
     np.testing.assert_array_equal(found[:4], np.ones(4))
     assert np.isfinite(found).all()
 
@@ -71,4 +71,20 @@ def test_same_bytes() -> None:
     scheme = Scheme.parse("cb3-c")
     assert raw(follow_paths(weight, moment, scheme)) == raw(follow_paths(weight, moment, scheme))
     assert raw(compensate(weight, moment, scheme)) == raw(compensate(weight, moment, scheme))
-    assert input_scales(weight, moment, scheme).tobytes() == input_scales(weight, moment, scheme).tobytes()
+    assert (
+        input_scales([Part(weight, moment, scheme)]).tobytes() == input_scales([Part(weight, moment, scheme)]).tobytes()
+    )
+
+
+def test_weights_that_share_inputs_share_scales() -> None:
+    rng = np.random.default_rng(3)
+    weights = [rng.standard_normal((n, 24)).astype(np.float32) for n in (8, 20)]
+    inputs = rng.standard_normal((300, 24)) * np.where(np.arange(24) % 12 == 5, 20.0, 1.0)
+    moment, scheme = inputs.T @ inputs / 300, Scheme.parse("int3")
+    both = input_scales([Part(weight, moment, scheme) for weight in weights])
+    stacked = input_scales([Part(np.concatenate(weights), moment, scheme)])
+    np.testing.assert_array_equal(both, stacked)
+    # A convolution's kernel: three inputs of each channel have one scale.
+    wide = [Part(np.repeat(w, 3, 1), np.kron(moment, np.eye(3)), scheme, span=3) for w in weights]
+    assert input_scales(wide).shape == (24,)
+    assert input_scales(wide)[[5, 17]].min() > np.delete(input_scales(wide), [5, 17]).max()
