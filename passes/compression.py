@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparsec.errors import RecipeError
 from sparsec.passes.allocate import allocate, needs_inputs
+from sparsec.passes.calibrate.biases import add_to_bias, own_bias
 from sparsec.passes.calibrate.groups import survey, why_not
 from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Solved
@@ -66,6 +67,8 @@ class Job:
     recipe: Recipe
     progress: Callable[[str], None] | None = None
     calibration: Calibration | None = None
+    given: Mapping[str, Solved] | None = None
+    """Weights by name that are solved already; then nothing is calibrated."""
     choices: list[Choice] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
@@ -100,7 +103,7 @@ class SelectSchemes(_JobPass):
     """Recipe against graph: fills `job.choices` and the records of what stays dense."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        if self.job.calibration is None:
+        if self.job.calibration is None and self.job.given is None:
             _refuse_calibrated_rules(self.job.recipe)
         self.job.choices, self.job.layers, self.job.order = select_schemes(model, self.job.recipe)
         return ir.passes.PassResult(model, False)
@@ -161,6 +164,10 @@ class CalibrateWeights(_JobPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job, given = self.job, self.job.calibration
         job.solved = [None] * len(job.choices)
+        if job.given is not None:
+            job.solved = [job.given.get(choice.weight.name) for choice in job.choices]
+            _shift_biases(model, job.choices, job.solved)
+            return ir.passes.PassResult(model, True)
         if given is None:
             return ir.passes.PassResult(model, False)
         members = [i for i, choice in enumerate(job.choices) if not why_not(choice)]
@@ -171,6 +178,12 @@ class CalibrateWeights(_JobPass):
         for index, result in zip(members, solved, strict=True):
             job.solved[index] = result
         return ir.passes.PassResult(model, bool(members))
+
+
+def _shift_biases(model: ir.Model, choices: Sequence[Choice], found: Sequence[Solved | None]) -> None:
+    for choice, solved in zip(choices, found, strict=True):
+        if solved is not None and solved.shift is not None:
+            add_to_bias(model, own_bias(model, choice.weight.uses[0], choice.weight.rows), solved.shift)
 
 
 def _refuse_calibrated_rules(recipe: Recipe) -> None:

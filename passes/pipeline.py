@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from sparsec.passes.attention import FuseAttention
+from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.canonical_cache import canonical
 from sparsec.passes.compression import (
     CalibrateWeights,
@@ -72,6 +73,7 @@ def compress(
     recipe: Any = None,
     *,
     calibration: Calibration | None = None,
+    solved: Mapping[str, Solved] | None = None,
     debug_dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compressed:
@@ -81,6 +83,7 @@ def compress(
         model: from `sparsec.frontend.load_model`, input shapes static.
         recipe: what `sparsec.recipe.load_recipe` takes; None leaves every weight dense (fp32) and fuses all the same.
         calibration: inputs to calibrate on, for the algorithms that need them; None: data-free ones only.
+        solved: weights by name that are coded already, in the schemes of the recipe (trials of a budget); nothing is calibrated then.
         debug_dump: folder that gets `NN-name.onnx` after each stage.
         progress: called with the name of each stage, and of each weight while it is encoded.
 
@@ -90,7 +93,7 @@ def compress(
         CalibrationError: structured removal finds nothing to work with in the calibration inputs.
         WeightError: weights hold NaN or Inf, or do not fit their scheme.
     """
-    job = Job(load_recipe(recipe), progress=progress, calibration=calibration)
+    job = Job(load_recipe(recipe), progress=progress, calibration=calibration, given=solved)
     work, records = canonical(model, debug_dump=debug_dump, progress=progress)
     records += run_stages(work, compression(job), debug_dump=debug_dump, first=len(records) + 1, progress=progress)
     return Compressed(work, job.layers, records, job.effective_recipe(), job.structured.records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec import samples
+from sparsec.budget import Budget, parse_budget
 from sparsec.calibration import calibration_samples
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
+from sparsec.costs import FileCosts, ProgramCosts
 from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
 from sparsec.executors import open_workers
@@ -25,17 +27,29 @@ from sparsec.files import replacing_file
 from sparsec.frontend import load_model
 from sparsec.passes import Calibration, Compressed, float_activations
 from sparsec.passes import compress as compress_graph
+from sparsec.readers import readers_of
 from sparsec.recipe import Recipe, load_recipe
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
+from sparsec.spend import spend
 from sparsec.target import resolve_target
 from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, int8_bound, verify_run
 
-__all__ = ["CompiledModel", "CompressedModel", "compile", "compress", "load"]
+__all__ = ["DEFAULT_RECIPE", "CompiledModel", "CompressedModel", "compile", "compress", "load"]
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, detail); detail names the pass, layer or kernel at work."""
+
+
+class _Default:
+    """What `compress` takes where no recipe is given: the preset `balanced`, or with a budget nothing but the budget."""
+
+    def __repr__(self) -> str:
+        return "'balanced'"
+
+
+DEFAULT_RECIPE = _Default()
 
 
 class CompressedModel:
@@ -60,8 +74,11 @@ class CompressedModel:
 
 def compress(
     model: Any,
-    recipe: Any = "balanced",
+    recipe: Any = DEFAULT_RECIPE,
     *,
+    budget: str | Budget | None = None,
+    candidates: str | Iterable[str] | None = None,
+    target: str = "cpu",
     example_inputs: Any = None,
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
@@ -78,7 +95,13 @@ def compress(
     Args:
         model: path of an ONNX file, its bytes, `onnx.ModelProto`, `onnx_ir.Model`, `torch.nn.Module`, `fx.GraphModule`
             or `torch.export.ExportedProgram`.
-        recipe: scheme (`cb4-g32`), preset (`safe`, `balanced`, `small`, `fast`), YAML file, mapping or `Recipe`.
+        recipe: scheme (`cb4-g32`), preset (`safe`, `balanced`, `small`, `fast`), YAML file, mapping or `Recipe`; by default `balanced`.
+        budget: what the model may cost: `1.2MB` (the file), `25ms` (of a run on `target`, predicted), `0.5%` (relative error of the
+            outputs on the calibration inputs), or several with commas. Schemes are chosen by it for all weights that the rules of
+            the recipe do not reach (by default: all).
+        candidates: schemes that a budget may choose, besides fp32; None: `sparsec.budget.DEFAULT_CANDIDATES`, with a limit for
+            time `FAST_CANDIDATES`.
+        target: whose time a budget limits.
         example_inputs: for torch modules, as for calling them.
         input_shapes: `{"x": [1, 3, 224, 224], "batch": 1}`: every dynamic dimension needs a size.
         input_values: `{"sr": 16000}` turns inputs into constants.
@@ -91,16 +114,25 @@ def compress(
         debug_dump: folder that gets the graph after each pass.
 
     Raises:
+        BudgetError: no choice of schemes meets the budget: what is nearest, and what binds.
         CalibrationError: calibration inputs do not fit the model, or hold NaN.
         SparsecError: other subclasses say what is wrong with model, shapes, recipe or weights.
         VerificationError: the result does not run in onnxruntime, or gives NaN.
     """
     source = load_model(model, example_inputs, input_shapes, input_values)
-    chosen = load_recipe(recipe)
+    limits = None if budget is None else parse_budget(budget)
+    chosen = load_recipe(("balanced" if limits is None else None) if recipe is DEFAULT_RECIPE else recipe)
     with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
-        compressed = compress_graph(
-            source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
-        )
+        note, front = _named(progress, "compress"), None
+        if limits is None:
+            compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
+        else:
+            timed = limits.seconds is not None
+            program = ProgramCosts(resolve_target(target), Policy(checked_keep(chosen.keep))) if timed else None
+            compressed, front = spend(
+                source, limits, chosen, candidates, FileCosts(program), calibration=calibrated, jobs=jobs,
+                debug_dump=debug_dump, progress=note,
+            )  # fmt: skip
     data = onnx_bytes(compressed.model)
     report = Report(
         source.graph.name or "model",
@@ -109,6 +141,7 @@ def compress(
         Figures(file_bytes=len(data)),
         layer_rows(compressed.layers, None, {}),
         removed=compressed.removed,
+        front=front,
     )
     if verify:
         feed, words = _inputs(inputs, source)
@@ -131,6 +164,8 @@ def compile(
     target: str = "cpu",
     recipe: Any = None,
     *,
+    budget: str | Budget | None = None,
+    candidates: str | Iterable[str] | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
@@ -151,6 +186,7 @@ def compile(
     Args:
         target: `cpu` (this machine), a name that `sparsec targets` lists, or a triple such as `aarch64-linux-gnu`.
         recipe: as for `compress`; None keeps every weight fp32.
+        budget: as for `compress`; the size is that of weights.bin, the time that of `threads` threads, measured if `tune`.
         threads: of `run` and `benchmark` (the compiled code itself takes any number).
         keep: "speed" decodes a coded weight to float32 where the dense product is faster, "size" never; None: as the
             recipe says (`keep`, by default size).
@@ -172,10 +208,24 @@ def compile(
     source = load_model(model, example_inputs, input_shapes, input_values)
     chosen = load_recipe(recipe)
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
+    limits = None if budget is None else parse_budget(budget)
     with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
-        compressed = compress_graph(
-            source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=_named(progress, "compress")
-        )
+        note, front = _named(progress, "compress"), None
+        if limits is None:
+            compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
+        else:
+            costs = ProgramCosts(machine, policy, samples.random_inputs(source))
+            compressed, front = spend(
+                source,
+                limits,
+                chosen,
+                candidates,
+                costs,
+                calibration=calibrated,
+                jobs=jobs,
+                debug_dump=debug_dump,
+                progress=note,
+            )
     program = lower(compressed.model, machine, c_name(name or default_name(model)), policy=policy)
     built = build(program, jobs, progress)
     report = Report(
@@ -186,6 +236,7 @@ def compile(
         layer_rows(compressed.layers, program, readers_of(compressed.model)),
         steps=step_counts(program),
         removed=compressed.removed,
+        front=front,
     )
     sample, words = _inputs(inputs, source)
     compiled = CompiledModel(
@@ -305,16 +356,3 @@ def _is_compressed(compressed: Compressed) -> bool:
 def _note_errors(report: Report, check: Verification) -> None:
     report.verification = check
     report.before.error, report.after.error = 0.0, check.error_to_original
-
-
-def readers_of(model: ir.Model) -> dict[str, list[str]]:
-    """Weight name -> names of the nodes that read it, for `report.layer_rows`; an encoded weight's arrays are called `<weight>.<role>`,
-    joined weights `<weight>+<weight>`."""
-    readers: dict[str, list[str]] = {}
-    for node in model.graph:
-        for value in node.inputs:
-            if value is not None and value.is_initializer() and value.name:
-                for whole in {value.name, value.name.rpartition(".")[0]}:
-                    for name in {whole, *whole.split("+")}:
-                        readers.setdefault(name, []).append(node.name or "")
-    return readers

@@ -21,8 +21,6 @@ import typer
 from sparsec.errors import SparsecError, TargetError, VerificationError
 from sparsec.options import parse_shapes, parse_values
 
-DEFAULT_RECIPE = "balanced"
-
 app = typer.Typer(
     name="sparsec",
     no_args_is_help=True,
@@ -62,7 +60,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose,
 Json = Annotated[bool, typer.Option("--json", callback=_set_json, help="Print JSON on standard output.")]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help="Scheme (int8, cb4-g32 ...), preset (safe, balanced, small, fast) or YAML file."),
+    typer.Option(
+        "--recipe",
+        help="Scheme (int8, cb4-g32 ...), preset (safe, balanced, small, fast) or YAML file; compress: balanced if not given.",
+    ),
 ]
 Shapes = Annotated[
     str | None,
@@ -74,6 +75,16 @@ Values = Annotated[
 CalibrationOption = Annotated[
     Path | None,
     typer.Option("--calibration", metavar="X.NPZ", help="Inputs by name, all samples side by side, to calibrate on."),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="1.2MB,25ms,0.5%", help="Choose schemes so that size, time or error stay below."),
+]
+CandidatesOption = Annotated[
+    str | None, typer.Option("--candidates", metavar="SCHEME,...", help="Schemes a budget may choose, besides fp32.")
+]
+FrontOption = Annotated[
+    Path | None, typer.Option("--front", metavar="FILE.png", help="Draw error against size and time of the choices.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="Write the graph after each pass.")]
@@ -123,7 +134,11 @@ def _app(
 def compress(
     model: Model,
     output: Annotated[Path, typer.Argument(help="Portable ONNX file to write.", show_default=False)],
-    recipe: RecipeOption = DEFAULT_RECIPE,
+    recipe: RecipeOption = None,
+    budget: BudgetOption = None,
+    candidates: CandidatesOption = None,
+    front: FrontOption = None,
+    target: TargetOption = "cpu",
     input_shapes: Shapes = None,
     input_values: Values = None,
     calibration: CalibrationOption = None,
@@ -141,10 +156,14 @@ def compress(
     from sparsec import api
 
     _refuse_existing(output, force)
+    _check_front(front, budget, force)
     with _progress() as progress:
         result = api.compress(
             model,
-            DEFAULT_RECIPE if recipe is None else recipe,
+            api.DEFAULT_RECIPE if recipe is None else recipe,
+            budget=budget,
+            candidates=candidates,
+            target=target,
             input_shapes=parse_shapes(input_shapes),
             input_values=parse_values(input_values),
             calibration=calibration,
@@ -156,6 +175,7 @@ def compress(
             progress=progress,
         )
         result.save(output, force=force)
+        _draw(result.report, front, force)
     _print(result.report.to_json(), result.report.show)
     _note(f"wrote {output}")
 
@@ -168,6 +188,9 @@ def compile(
         Path | None, typer.Option("--output", "-o", help="Bundle folder to write [default: build/NAME].")
     ] = None,
     recipe: RecipeOption = None,
+    budget: BudgetOption = None,
+    candidates: CandidatesOption = None,
+    front: FrontOption = None,
     input_shapes: Shapes = None,
     input_values: Values = None,
     calibration: CalibrationOption = None,
@@ -191,11 +214,14 @@ def compile(
     called = name or api.default_name(model)
     folder = output or Path("build") / called
     _refuse_existing(folder, force)
+    _check_front(front, budget, force)
     with _progress() as progress:
         result = api.compile(
             model,
             target,
             recipe,
+            budget=budget,
+            candidates=candidates,
             input_shapes=parse_shapes(input_shapes),
             input_values=parse_values(input_values),
             calibration=calibration,
@@ -211,6 +237,7 @@ def compile(
             debug_dump=debug_dump,
         )
         result.save(folder, force=force)
+        _draw(result.report, front, force)
     _print(result.report.to_json(), result.report.show)
     _note(f"wrote {folder}{_verdict(result.report)}")
 
@@ -384,6 +411,19 @@ def _refuse_existing(output: Path, force: bool) -> None:
     from sparsec.files import check_free
 
     check_free(output, force)
+
+
+def _check_front(front: Path | None, budget: str | None, force: bool) -> None:
+    if front is None:
+        return
+    if budget is None:
+        raise typer.BadParameter("there is a front only with a budget (--budget)", param_hint="--front")
+    _refuse_existing(front, force)
+
+
+def _draw(report: Any, front: Path | None, force: bool) -> None:
+    if front is not None:
+        report.front.save(front, force)
 
 
 def _verdict(report: Any) -> str:

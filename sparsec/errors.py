@@ -27,6 +27,10 @@ class RecipeError(SparsecError):
     """A recipe has an unknown key, a bad value, or a selector that matches nothing."""
 
 
+class BudgetError(SparsecError):
+    """A budget does not parse, or no choice of schemes meets it."""
+
+
 class TargetError(SparsecError):
     """The compile target is unknown."""
 

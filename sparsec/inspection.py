@@ -11,7 +11,6 @@ from typing import IO, Any
 import onnx_ir as ir
 
 from sparsec import samples
-from sparsec.api import readers_of
 from sparsec.candidate import has_encoded, open_candidate
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
@@ -21,6 +20,7 @@ from sparsec.frontend import load_model
 from sparsec.frontend.onnx import read_onnx
 from sparsec.passes import PassRecord, float_activations
 from sparsec.passes import compress as compress_graph
+from sparsec.readers import readers_of
 from sparsec.recipe import load_recipe
 from sparsec.reference import Reference
 from sparsec.report import LayerRow, layer_rows, layer_table

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 
+from sparsec.front import Front
 from sparsec.tables import Table
 from sparsec.verify import Verification, rounded
 
@@ -87,6 +88,8 @@ class Report:
     """Kernel family -> number of calls in the program; empty before code generation."""
     removed: Sequence[Removal] = ()
     """What structured removal took out, or could not."""
+    front: Front | None = None
+    """What a budget chose from, and what it chose; None without one."""
 
     def summary(self) -> Table:
         """Before and after."""
@@ -110,6 +113,9 @@ class Report:
             print(file=stream)
         layer_table(self.layers, why=why).show(stream)
         print(file=stream)
+        if self.front is not None:
+            self.front.show(stream)
+            print(file=stream)
         self.summary().show(stream)
 
     def __str__(self) -> str:
@@ -126,6 +132,7 @@ class Report:
             "layers": [row.to_json() for row in self.layers],
             "steps": dict(sorted(self.steps.items())),
             "verification": self.verification.to_json() if self.verification else None,
+            **({"front": self.front.to_json()} if self.front else {}),
         }
         if self.removed:
             data["removed"] = [

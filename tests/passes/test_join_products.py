@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from sparsec.api import readers_of
 from sparsec.codegen.lower import lower
 from sparsec.formats import EncodedWeight, Scheme, decode, encode, join_rows
 from sparsec.frontend import load_model
 from sparsec.passes import compress
+from sparsec.readers import readers_of
 from sparsec.report import layer_rows
 from sparsec.target import NAMED, host_target
 from tests.kernels.programs import lower_and_run

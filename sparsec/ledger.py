@@ -1,0 +1,196 @@
+"""The table a budget is spent by: error, bytes and seconds of every free weight in every scheme, and what lies under their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsec.costs import Cost, Costs
+from sparsec.errors import BudgetError
+from sparsec.passes import Compressed
+from sparsec.passes import compress as compress_graph
+from sparsec.passes.budget.choose import choose, totals
+from sparsec.passes.calibrate.candidates import Candidates
+from sparsec.passes.trials import chosen_recipe
+from sparsec.recipe import Recipe
+
+__all__ = ["BYTES", "ERROR", "SECONDS", "Ledger"]
+
+ERROR, BYTES, SECONDS = 0, 1, 2
+_NAMES = {ERROR: "error", BYTES: "size", SECONDS: "time"}
+_ROUNDS = 12
+_USED = 0.985
+"""A choice that uses so much of what is limited is not looked beyond."""
+
+Choice = Sequence[int]
+
+
+class Ledger:
+    """Costs of choices: `choice[i]` is an index into `options[i]`, the first of which is fp32.
+
+    Sums of the table are what a whole model costs up to what layers share (functions of the file, conversions of layouts): `real` builds
+    the graph and finds out, and `fitted` corrects its limits by the difference until they hold.
+    """
+
+    def __init__(
+        self,
+        source: ir.Model,
+        recipe: Recipe,
+        found: Sequence[Candidates],
+        costs: Costs,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.source, self.recipe, self.found, self._costs = source, recipe, found, costs
+        self.options = [["fp32", *entry.schemes] for entry in found]
+        self._progress = progress
+        self._known: dict[tuple[int, ...], Cost] = {}
+        plain = self.cost([0] * len(found))
+        self.timed = plain.seconds is not None
+        self.table = [np.zeros((len(options), 3)) for options in self.options]
+        for layer, entry in zip(self.table, found, strict=True):
+            layer[0, BYTES] = plain.layer_nbytes.get(entry.name, 0.0)
+            layer[0, SECONDS] = plain.layer_seconds.get(entry.name, 0.0)
+            layer[1:, ERROR] = entry.errors
+        self.rest = self._sums(plain) - totals(self.table, [0] * len(found))
+        for scheme in dict.fromkeys(s for entry in found for s in entry.schemes):
+            self._fill(scheme)
+
+    def _fill(self, scheme: str) -> None:
+        """Costs of one scheme, from a model that has it wherever it can be."""
+        uniform = [options.index(scheme) if scheme in options else 0 for options in self.options]
+        cost = self.cost(uniform)
+        members = [i for i, option in enumerate(uniform) if option]
+        for i in members:
+            self.table[i][uniform[i], BYTES] = cost.layer_nbytes.get(self.found[i].name, 0.0)
+            self.table[i][uniform[i], SECONDS] = cost.layer_seconds.get(self.found[i].name, 0.0)
+        shared = (self._sums(cost) - self.predicted(uniform)) / len(members)
+        for i in members:
+            self.table[i][uniform[i]] = np.maximum(self.table[i][uniform[i]] + [0, shared[BYTES], shared[SECONDS]], 0)
+
+    def cost(self, choice: Choice) -> Cost:
+        """What the model of a choice costs, its weights coded as they were tried."""
+        key = tuple(choice)
+        if key not in self._known:
+            if self._progress is not None:
+                self._progress("costs")
+            solved = {e.name: e.solved[c - 1] for e, c in zip(self.found, choice, strict=True) if c}
+            self._known[key] = self._costs(compress_graph(self.source, self.recipe_of(choice), solved=solved))
+        return self._known[key]
+
+    def measured(self, compressed: Compressed) -> NDArray[np.float64]:
+        """float64 [3]: 0, bytes and seconds of a compressed graph."""
+        return self._sums(self._costs(compressed))
+
+    def real(self, choice: Choice) -> NDArray[np.float64]:
+        """float64 [3]: predicted error, bytes and seconds of the built model."""
+        return np.array([self.predicted(choice)[ERROR], *self._sums(self.cost(choice))[1:]])
+
+    def predicted(self, choice: Choice) -> NDArray[np.float64]:
+        """float64 [3] from the table."""
+        return self.rest + totals(self.table, choice)
+
+    def recipe_of(self, choice: Choice) -> Recipe:
+        """The recipe that asks for a choice."""
+        return chosen_recipe(self.recipe, self.schemes(choice))
+
+    def schemes(self, choice: Choice) -> dict[str, str]:
+        """Weight -> scheme."""
+        return {e.name: o[c] for e, o, c in zip(self.found, self.options, choice, strict=True)}
+
+    def bits(self, choice: Choice) -> float:
+        """Stored bits per weight of the free weights, as the formats count them."""
+        stored = [
+            e.solved[c - 1].encoded.nbytes if c else 4 * e.elements for e, c in zip(self.found, choice, strict=True)
+        ]
+        return 8.0 * sum(stored) / sum(e.elements for e in self.found)
+
+    def fitted(
+        self, objective: int, limits: Mapping[int, float], margin: Mapping[int, float] | None = None
+    ) -> list[int]:
+        """The choice with the least `objective` whose built model keeps the limits less `margin`.
+
+        Raises BudgetError: nothing does; says what is nearest and what binds.
+        """
+        wanted = {column: limit - (margin or {}).get(column, 0.0) for column, limit in limits.items()}
+        offsets = np.zeros(3)
+        best, lowest = None, np.inf
+        seen: set[tuple[int, ...]] = set()
+        for _ in range(_ROUNDS):
+            room = {column: limit - self.rest[column] - offsets[column] for column, limit in wanted.items()}
+            choice = choose(self.table, objective, room)
+            if choice is None:
+                break
+            real = self.real(choice)
+            over = {column: float(real[column] - limit) for column, limit in wanted.items() if column != ERROR}
+            again = tuple(choice) in seen
+            seen.add(tuple(choice))
+            if all(excess <= 0 for excess in over.values()):
+                value = float(real[objective])
+                if value < lowest:
+                    best, lowest = choice, value
+                used = all(real[column] >= _USED * wanted[column] for column in over) if over else True
+                if used or again or not any(choice):
+                    break
+                gap = real - self.predicted(choice)
+                # Half of the way back: the next choice shares other things.
+                offsets = np.where(gap < offsets, (offsets + gap) / 2, offsets)
+                continue
+            for column, excess in over.items():
+                if excess > 0:
+                    offsets[column] += max(excess, 1e-3 * wanted[column]) * (2.0 if again else 1.0)
+        if best is None:
+            best = self._least(wanted)
+        if best is None:
+            raise BudgetError(self._why_not(limits))
+        return best
+
+    def _least(self, wanted: Mapping[int, float]) -> list[int] | None:
+        """A choice with the least of one of the costs, if its model keeps all limits."""
+        for column in wanted:
+            choice = self._smallest(column, {c: w for c, w in wanted.items() if c == ERROR and c != column})
+            if choice is not None and all(self.real(choice)[c] <= limit for c, limit in wanted.items()):
+                return choice
+        return None
+
+    def _smallest(self, column: int, limits: Mapping[int, float]) -> list[int] | None:
+        return choose(self.table, column, {c: limit - self.rest[c] for c, limit in limits.items()})
+
+    def _why_not(self, limits: Mapping[int, float]) -> str:
+        lines = []
+        for column, limit in limits.items():
+            choice = self._smallest(column, {})
+            assert choice is not None
+            reached = self.real(choice)[column]
+            if reached > limit:
+                lines.append(
+                    f"{_NAMES[column]}: the nearest that the candidates reach is {_words(column, reached)}, of which "
+                    f"{_words(column, max(self.rest[column], 0.0))} are not theirs to change (what stays as it is: biases, "
+                    "tables, weights outside of the budget, other operators)"
+                )
+        if not lines:
+            for column in limits:
+                others = {c: limit for c, limit in limits.items() if c != column}
+                choice = self._smallest(column, others)
+                if choice is not None:
+                    kept = ", ".join(f"{_NAMES[c]} {_words(c, limit)}" for c, limit in others.items())
+                    lines.append(
+                        f"with {kept} the least {_NAMES[column]} is {_words(column, self.real(choice)[column])}"
+                    )
+            lines.append("each limit can be met by itself, not all of them together")
+        listed = "; ".join(f"{_NAMES[column]} {_words(column, limit)}" for column, limit in limits.items())
+        return (
+            f"the budget ({listed}) cannot be met:\n  " + "\n  ".join(lines) + "\nAllow more, give other candidates "
+            "(smaller: cb2-c, int2, vq2d4-c; faster: s90, s4x1@75), or let the recipe leave less alone (ignore, min_elements)."
+        )
+
+    def _sums(self, cost: Cost) -> NDArray[np.float64]:
+        return np.array([0.0, cost.nbytes, cost.seconds or 0.0])
+
+
+def _words(column: int, value: float) -> str:
+    if column == BYTES:
+        return f"{value / 1e6:.4f} MB" if value >= 1e5 else f"{value / 1e3:.2f} KB"
+    return f"{1e3 * value:.4g} ms" if column == SECONDS else f"{100 * value**0.5:.3g} %"
