@@ -184,7 +184,7 @@ def test_options_are_the_keywords_of_the_api() -> None:
     for name in ("compile", "compress"):
         flags = set(inspect.signature(getattr(cli, name)).parameters)
         flags = {"verify" if flag == "no_verify" else flag for flag in flags}
-        flags -= {"output", "force", "as_json", "verbose", "no_cache"}  # SPARSEC_CACHE=off in Python
+        flags -= {"output", "force", "as_json", "verbose", "no_cache", "front"}  # SPARSEC_CACHE=off, report.front.save
         keywords = set(inspect.signature(getattr(sparsec, name)).parameters)
         assert keywords - flags == {"example_inputs", "progress"}
         assert flags <= keywords
@@ -196,3 +196,15 @@ def test_parse_shapes_and_values() -> None:
     assert parse_values("sr=16000,scale=-0.5,n=-3,big=1e3") == {"sr": 16000, "scale": -0.5, "n": -3, "big": 1000.0}
     assert parse_shapes(None) is None
     assert parse_values(None) is None
+
+
+def test_budget_and_front(run: Any, folder: Path) -> None:
+    few = ("--budget", "6KB", "--candidates", "int8,cb4,cb2-c")
+    text = run("compress", "mlp.onnx", "small.onnx", *few, *N1, "--front", "front.png")
+    assert (folder / "small.onnx").stat().st_size <= 6000
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "chosen" in text
+    data = run("compile", "mlp.onnx", *few, *N1, "--json", "--no-verify", "-o", "bundle")
+    assert data["front"]["bytes"] == data["after"]["file_bytes"] <= 6000
+    assert run("compress", "mlp.onnx", "b.onnx", *N1, "--front", "c.png", code=2) == ""
+    assert not (folder / "b.onnx").exists()

@@ -21,8 +21,9 @@ from tests.models import DIGITS, digits
 
 N1 = {"N": 1}
 FEW = "int8,int5,cb4,cb3-c,cb2-c"
-IMAGES = digits()[0][0][:40]
+IMAGES = digits()[0][0][:24]
 CALIBRATION = [{"x": image[None]} for image in IMAGES]
+CALIBRATED: dict[str, Any] = {"calibration": CALIBRATION, "jobs": 1}
 
 
 def error_of(data: bytes) -> float:
@@ -38,13 +39,13 @@ def schemes(result: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("limit", [16_000, 19_000])
 def test_size_of_the_file(limit: int) -> None:
-    result = sparsec.compress(DIGITS, budget=f"{limit}B", candidates=FEW, input_shapes=N1, calibration=CALIBRATION)
+    result = sparsec.compress(DIGITS, budget=f"{limit}B", candidates=FEW, input_shapes=N1, **CALIBRATED)
     data = result.to_bytes()
     assert 0.85 * limit <= len(data) <= limit
     assert result.report.front is not None
     assert result.report.front.nbytes == len(data)
     assert result.report.front.error == pytest.approx(error_of(data), rel=1e-3)
-    again = sparsec.compress(DIGITS, result.recipe, input_shapes=N1, calibration=CALIBRATION, verify=False)
+    again = sparsec.compress(DIGITS, result.recipe, input_shapes=N1, **CALIBRATED, verify=False)
     assert again.to_bytes() == data
 
 
@@ -59,13 +60,13 @@ def test_a_larger_budget_gives_less_error() -> None:
 
 def test_size_of_a_program_is_that_of_its_weights(tmp_path: Path) -> None:
     limit = 13_000
-    result = sparsec.compile(DIGITS, budget=f"{limit}B", candidates=FEW, input_shapes=N1, calibration=CALIBRATION)
+    result = sparsec.compile(DIGITS, budget=f"{limit}B", candidates=FEW, input_shapes=N1, **CALIBRATED)
     assert 0.9 * limit <= result.weights_bytes <= limit
     folder = result.save(tmp_path / "bundle")
     (weights,) = folder.glob("**/*weights*.bin")
     assert weights.stat().st_size <= limit
     recipe = (folder / "effective-recipe.yaml").read_text()
-    again = sparsec.compile(DIGITS, recipe=recipe, input_shapes=N1, calibration=CALIBRATION, verify=False)
+    again = sparsec.compile(DIGITS, recipe=recipe, input_shapes=N1, **CALIBRATED, verify=False)
     assert (again.save(tmp_path / "again") / weights.relative_to(folder)).read_bytes() == weights.read_bytes()
 
 
@@ -91,11 +92,13 @@ def test_time_is_what_codegen_predicts() -> None:
     assert result.report.front.seconds == pytest.approx(found)
 
 
-@pytest.mark.parametrize("percent", [1.0, 8.0])
-def test_error_is_kept_on_the_calibration_inputs(percent: float) -> None:
-    result = sparsec.compress(DIGITS, budget=f"{percent}%", candidates=FEW, input_shapes=N1, calibration=CALIBRATION)
-    assert 0.2 * percent <= 100 * error_of(result.to_bytes()) <= percent
-    assert set(schemes(result).values()) != {"fp32"}
+def test_error_is_kept_on_the_calibration_inputs() -> None:
+    sizes = []
+    for percent in (0.5, 8.0):
+        result = sparsec.compress(DIGITS, budget=f"{percent}%", candidates=FEW, input_shapes=N1, **CALIBRATED)
+        assert 0.1 * percent <= 100 * error_of(result.to_bytes()) <= percent
+        sizes.append(len(result.to_bytes()))
+    assert sizes[0] > 1.1 * sizes[1]
 
 
 def test_rules_of_a_recipe_hold() -> None:
@@ -125,7 +128,7 @@ def test_a_budget_that_cannot_be_met_says_what_is_nearest() -> None:
 def test_two_limits_at_once() -> None:
     with pytest.raises(BudgetError, match="each limit can be met by itself"):
         sparsec.compress(DIGITS, budget="15KB,0.001%", candidates=FEW, input_shapes=N1, verify=False)
-    result = sparsec.compress(DIGITS, budget="19KB,9%", candidates=FEW, input_shapes=N1, calibration=CALIBRATION)
+    result = sparsec.compress(DIGITS, budget="19KB,9%", candidates=FEW, input_shapes=N1, **CALIBRATED)
     assert len(result.to_bytes()) <= 19_000
     assert error_of(result.to_bytes()) <= 0.09
 

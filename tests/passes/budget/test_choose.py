@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsec.passes.allocate import choose as module
+from sparsec.passes.budget import choose as module
 from sparsec.passes.budget.choose import choose, pareto, totals
 
 
