@@ -62,6 +62,11 @@ def spend(
 
     Raises BudgetError if no choice of schemes meets the budget, and what `sparsec.passes.compress` raises.
     """
+    if recipe.structure is not None:
+        raise BudgetError(
+            "the recipe removes channels or heads (structure), which a budget cannot try schemes on; remove them first "
+            "(compress with the recipe's structure alone and save), then give the budget with the smaller model"
+        )
     schemes = checked_candidates(candidates, budget)
     small = {"min_elements": min(recipe.min_elements, MIN_ELEMENTS)}
     base = recipe if recipe.rules else recipe.model_copy(update=small)
