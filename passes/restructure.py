@@ -13,6 +13,8 @@ from sparsec.passes.compression import Job
 from sparsec.passes.layers import Removal
 from sparsec.passes.select import candidates_of
 from sparsec.passes.stages import Stage
+from sparsec.passes.structure.dead import dead_units, fold
+from sparsec.passes.structure.depth import Branch, branches, greedy
 from sparsec.passes.structure.groups import Coupling, Family, couple
 from sparsec.passes.structure.moments import input_spreads
 from sparsec.passes.structure.refit import refit
@@ -31,6 +33,8 @@ def restructuring(job: Job) -> tuple[Stage, ...]:
         return ()
     return (
         Stage("keep-original", lambda: KeepOriginal(job)),
+        Stage("remove-constant-channels", lambda: RemoveConstantChannels(job)),
+        Stage("bypass-branches", lambda: BypassBranches(job)),
         Stage("remove-channels", lambda: RemoveChannels(job)),
         Stage("fit-what-stays", lambda: FitWhatStays(job)),
         Stage("note-removals", lambda: NoteRemovals(job)),
@@ -56,6 +60,68 @@ class KeepOriginal(_StructurePass):
         _check_selectors(model, self.settings)
         self.state.before = model.clone()
         return ir.passes.PassResult(model, False)
+
+
+class RemoveConstantChannels(_StructurePass):
+    """Channels that are constant, or that nobody reads, until there are no more; exact."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not self.settings.zero_channels:
+            return ir.passes.PassResult(model, False)
+        total: dict[str, Removal] = {}
+        while True:
+            coupling = couple(model)
+            found = dead_units(model, coupling)
+            for family in found.all_but_one:
+                total.setdefault(family.name, Removal(_CONSTANT, family.name, family.size, 0, 0))
+                total[family.name].reason = "all of them could go; one stays"
+            if not found.gone:
+                break
+            for family, units in found.gone:
+                record = total.setdefault(family.name, Removal(_CONSTANT, family.name, family.size, 0, 0))
+                record.removed += len(units)
+                record.nbytes += int(4 * family.cost() * len(units))
+            kept = take(model, coupling, found.gone, self.job)
+            for node, shift in found.shifts.items():
+                fold(model, node, shift[kept[node]] if node in kept else shift)
+        if not total:
+            total[""] = Removal(_CONSTANT, "", 0, 0, 0, "there are none")
+        self.state.records += list(total.values())
+        return ir.passes.PassResult(model, any(record.removed for record in total.values()))
+
+
+_CONSTANT = "constant channels"
+
+
+class BypassBranches(_StructurePass):
+    """Residual branches whose absence the outputs notice least."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        settings, given = self.settings, self.job.calibration
+        if not settings.depth:
+            return ir.passes.PassResult(model, False)
+        assert given is not None
+        reached = _reached(model, settings)
+        found = branches(model)
+
+        def allowed(branch: Branch) -> bool:
+            right = settings.branches in ("any", branch.kind)
+            return right and not any(name in reached for name in branch.weights)
+
+        gone = greedy(model, settings.depth, given.samples[:_MOST_SAMPLES], allowed, threads=given.threads)
+        for branch, error in gone:
+            self.state.records.append(Removal("branch", branch.weights[0], 1, 1, branch.nbytes))
+            if self.job.progress is not None:
+                self.job.progress(f"{branch.weights[0]}: output error {error:.2g}")
+        if len(gone) < settings.depth:
+            kind = "" if settings.branches == "any" else f" of the kind {settings.branches}"
+            reason = f"asked for {settings.depth}; the model has {len(list(filter(allowed, found)))} branches{kind} that can go"
+            self.state.records.append(Removal("branch", "", len(found), 0, 0, reason))
+        return ir.passes.PassResult(model, bool(gone))
+
+
+_MOST_SAMPLES = 64
+"""Runs of the whole model for each branch and round; more tell little."""
 
 
 class RemoveChannels(_StructurePass):
@@ -118,7 +184,8 @@ class FitWhatStays(_StructurePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         given, settings, before = self.job.calibration, self.settings, self.state.before
-        if given is None or settings.compensate == "none" or before is None:
+        lossy = any(record.removed for record in self.state.records if record.kind != _CONSTANT)
+        if given is None or settings.compensate == "none" or before is None or not lossy:
             return ir.passes.PassResult(model, False)
         left = refit(
             model, before, self.state.wanted, given.samples,
@@ -140,8 +207,10 @@ class NoteRemovals(_StructurePass):
         return ir.passes.PassResult(model, bool(removed))
 
 
-def take(model: ir.Model, coupling: Coupling, gone: Sequence[tuple[Family, NDArray[np.intp]]], job: Job) -> None:
-    """Remove units, and note which outputs of which layers are left."""
+def take(
+    model: ir.Model, coupling: Coupling, gone: Sequence[tuple[Family, NDArray[np.intp]]], job: Job
+) -> dict[str, NDArray[np.bool_]]:
+    """Remove units, and note which outputs of which layers are left; returns that too, bool [outputs] by node."""
     left: dict[str, NDArray[np.bool_]] = {}
     for family, units in gone:
         for tied in family.tied:
@@ -150,24 +219,30 @@ def take(model: ir.Model, coupling: Coupling, gone: Sequence[tuple[Family, NDArr
     for node, kept in left.items():
         job.structured.change(node, len(kept), np.eye(len(kept), dtype=np.float32)[:, kept])
     remove(model, coupling, gone)
+    return left
 
 
 def _ignored(model: ir.Model, families: Sequence[Family], settings: Structure) -> dict[str, str]:
     """Families with a weight that a selector of `ignore` reaches, and that selector."""
     found: dict[str, str] = {}
-    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
-    reached = {
-        weight.name: selector
-        for weight, candidate in zip(weights, candidates_of(weights), strict=True)
-        for selector in settings.ignore
-        if specificity(selector, candidate)
-    }
+    reached = _reached(model, settings)
     for family in families:
         for tied in family.tied:
             name = tied.slot.value.name or ""
             if name in reached and any(True for _ in tied.outputs_left(np.zeros(0, np.intp))):
                 found.setdefault(family.name, reached[name])
     return found
+
+
+def _reached(model: ir.Model, settings: Structure) -> dict[str, str]:
+    """Weights that a selector of `ignore` reaches, and that selector."""
+    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
+    return {
+        weight.name: selector
+        for weight, candidate in zip(weights, candidates_of(weights), strict=True)
+        for selector in settings.ignore
+        if specificity(selector, candidate)
+    }
 
 
 def _check_selectors(model: ir.Model, settings: Structure) -> None:

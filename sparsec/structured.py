@@ -24,8 +24,9 @@ class Structure(BaseModel):
     together, by standardised scores). score: `magnitude` (squared norm of the weights that would go), `flap` (what is lost once
     biases stand in: variance of a channel times the weights that read it; needs calibration inputs), `auto`: flap where there are
     some. compensate: what stays makes up for what went: `bias` (means), `weights` (least squares on the calibration inputs, biases
-    too), `none`; `auto`: weights where there are calibration inputs. ignore: selectors of weights whose
-    outputs all stay.
+    too), `none`; `auto`: weights where there are calibration inputs. depth: how many residual branches are
+    bypassed, of the kind `branches`: those the outputs miss least. zero_channels: channels that are constant, or that nobody reads,
+    go first; exact. ignore: selectors of weights whose outputs all stay, and whose branches are not bypassed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +37,9 @@ class Structure(BaseModel):
     compensate: Literal["auto", "none", "bias", "weights"] = "auto"
     damping: float = Field(default=0.01, ge=0)
     """Added to the diagonal of second moments, as a share of its mean."""
+    depth: int = Field(default=0, ge=0)
+    branches: Literal["any", "attention", "feedforward"] = "any"
+    zero_channels: bool = False
     ignore: tuple[str, ...] = ()
 
     @field_validator("channels", "heads", mode="before")
@@ -67,4 +71,4 @@ class Structure(BaseModel):
         for key, wanted in (("score", "flap"), ("compensate", "bias"), ("compensate", "weights")):
             if getattr(self, key) == wanted:
                 return f"{key}: {wanted}"
-        return ""
+        return "depth" if self.depth else ""

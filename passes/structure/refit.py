@@ -73,12 +73,13 @@ def _pairs(model: ir.Model, before: ir.Model) -> tuple[list[tuple[Use, Use]], di
     changed: set[ir.Value] = set()
     found, left = [], {}
     for node in model.graph:
-        reads_changed = any(value in changed for value in node.inputs)
-        if reads_changed or node.name not in then or not _same(node, then[node.name]):
+        old = then.get(node.name)
+        if old is None or any(value in changed for value in node.inputs) or not _same(node, old):
             changed.update(node.outputs)
-        if not reads_changed or node.inputs[0] not in changed or node.name not in then:
+        x = node.inputs[0] if node.inputs else None
+        if old is None or x is None or not (x in changed or old.inputs[0] is None or x.name != old.inputs[0].name):
             continue
-        use, use_then = linear_use(node), linear_use(then[node.name])
+        use, use_then = linear_use(node), linear_use(old)
         if use is None or use_then is None:
             continue
         if len(_weight(use).uses()) > 1:

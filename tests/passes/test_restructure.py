@@ -132,6 +132,37 @@ def test_global_shares_differ_between_layers() -> None:
     assert sum(counts) == pytest.approx(13, abs=1)
 
 
+def test_depth_counts_what_it_finds() -> None:
+    model = transformer()
+    made = shrink(model, feeds(model, 6), depth=3, branches="attention")
+    found = [(r.kind, r.name, r.removed) for r in made.removed]
+    assert sorted(found[:2]) == [("branch", "qw0", 1), ("branch", "qw1", 1)]
+    assert "asked for 3; the model has 2 branches of the kind attention" in made.removed[2].reason
+    one = shrink(model, feeds(model, 6), depth=1, ignore="vw0", branches="attention")
+    assert [r.name for r in one.removed] == ["qw1"]
+
+
+def test_layers_behind_a_bypass_are_fitted() -> None:
+    model = transformer(tied=False)
+    samples, others = feeds(model, 40), feeds(model, 10, seed=9)
+    errors = [
+        error(shrink(model, samples, depth=1, compensate=how).model, model, others) for how in ("none", "weights")
+    ]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_exact_removal_alone_fits_nothing() -> None:
+    model = residual()
+    value = model.graph.initializers["w2"]
+    assert value.const_value is not None
+    array = value.const_value.numpy().copy()
+    array[:, 3] = 0
+    value.const_value = ir.tensor(array, name="w2")
+    made = shrink(model, feeds(model, 4), zero_channels=True)
+    assert [(r.name, r.removed) for r in made.removed] == [("w1", 1)]
+    assert error(made.model, model, feeds(model, 3)) < 1e-10
+
+
 def test_nothing_to_remove_is_said() -> None:
     made = shrink(residual(), heads="50%", score="magnitude")
     assert [(r.kind, r.removed, r.reason) for r in made.removed] == [("heads", 0, "the model has no heads that can go")]
@@ -144,6 +175,8 @@ def test_nothing_to_remove_is_said() -> None:
         ({"channels": 30}, "structure.channels: 30 is no share"),
         ({"heads": -0.1}, "structure.heads: -0.1 is no share"),
         ({"heads": "x%"}, "structure.heads: 'x%' is no share"),
+        ({"depth": -1}, "structure.depth"),
+        ({"depth": 1}, "'depth' needs calibration inputs"),
         ({"chanels": 0.1}, "did you mean 'channels'"),
         ({"channels": 0.1, "score": "flap"}, "'score: flap' needs calibration inputs"),
         ({"channels": 0.1, "compensate": "weights"}, "'compensate: weights' needs calibration inputs"),
