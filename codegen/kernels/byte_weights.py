@@ -8,7 +8,9 @@ block are spread over the bits of each plane's bytes, so that one load feeds 8 /
 
 * dense: every input, tiles of `TILE_VECTORS` vectors.
 * strip: blocks of R rows x 1 input (R a multiple of the lanes): only stored inputs, in order; the kernel packs the
-  activations by the strip's bitmap and then runs the dense loop. Each strip is padded to whole blocks.
+  activations by the strip's bitmap (`positions`) and then runs the dense loop. Each strip is padded to whole blocks. Where little
+  is stored, `listed`, the numbers of the stored inputs take the bitmap's place (`places`, uint16 [blocks][block]): packing by a
+  bitmap costs the same at every density. Padding reads the input number `zero_input(k)`.
 
 For smmla (`paired`: two or more rows of activations on aarch64 with i8mm, blocks of whole eights) every two quads of a vector
 hold rows 0 and 1, then rows 2 and 3, eight inputs each (dot.pair_quads).
@@ -42,6 +44,8 @@ from sparsec.target import Target
 Array = np.ndarray[Any, Any]
 # Vectors of rows a dense tile has: two accumulators hide the latency of the additions.
 TILE_VECTORS = 2
+# Share of stored inputs below which strips list them: a byte that is copied alone against eight bits of the bitmap.
+_LISTED = 0.18
 # Quads one unrolled step of a block covers: all bit fields of a plane of single bits.
 _STEP = 8
 
@@ -54,6 +58,11 @@ class Packed:
     arrays: list[tuple[str, Array]]
     blocks: int
     """Blocks in all; of a sparse weight they are data, and no parameter."""
+
+
+def zero_input(k: int) -> int:
+    """The number of an input that is always zero, behind whole vectors of the k that there are."""
+    return ceil(k / 16) * 16
 
 
 def planes(bits: int) -> list[tuple[int, int]]:
@@ -146,11 +155,16 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
         place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
-        params |= {"block": size, "one_block": not block, "paired": paired(size)}
+        params |= {"block": size, "one_block": not block, "paired": paired(size), "listed": bool(mask.mean() < _LISTED)}
         # a power of two: strips of about the same density share their kernel
         words = ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))
-        params["words_a_block"] = 1 << max(0, round(log2(words)))
-        arrays = [("positions", _bitmap(mask)), ("starts", first)]
+        params["words_a_block"] = 0 if params["listed"] else 1 << max(0, round(log2(words)))
+        if params["listed"]:
+            places = np.full(len(stored), zero_input(weight.cols), np.uint16)
+            places[place.astype(np.int64)] = np.nonzero(mask)[1]
+            arrays = [("places", places), ("starts", first)]
+        else:
+            arrays = [("positions", _bitmap(mask)), ("starts", first)]
     else:
         size = block or ceil(weight.cols / (4 * _STEP)) * 4 * _STEP
         count = ceil(weight.cols / size)
@@ -297,10 +311,11 @@ def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -
     blocks = p.get("blocks", blocks)
     args: list[Arg] = []
     if p["sparse"]:
-        args += [
-            Arg("positions", "uint8", p["tiles"] * ceil(p["k"] / 8), "in"),
-            Arg("starts", "int32", p["tiles"] + 1, "in"),
-        ]
+        if p["listed"]:
+            args.append(Arg("places", "uint16", FROM_DATA if blocks is None else blocks * p["block"], "in"))
+        else:
+            args.append(Arg("positions", "uint8", p["tiles"] * ceil(p["k"] / 8), "in"))
+        args.append(Arg("starts", "int32", p["tiles"] + 1, "in"))
     for plane, _ in enumerate(planes(p["bits"])):
         size = FROM_DATA if blocks is None else blocks * p["tile"] * plane_bytes(p, plane)
         args.append(Arg(f"codes{plane}", "uint8", size, "in"))

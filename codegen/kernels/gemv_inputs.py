@@ -1,4 +1,4 @@
-"""The activations of int8 products: rounded to bytes, and for strips of a sparse weight packed by the strip's bitmap.
+"""The activations of int8 products: rounded to bytes, and for strips of a sparse weight packed by the strip's bitmap or list.
 
 Rounded rows lie side by side in `xq`. What products read then depends on the weight and on the rows of a block:
 
@@ -20,6 +20,7 @@ import numpy as np
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import round_groups
+from sparsec.codegen.kernels.byte_weights import zero_input
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
 from sparsec.codegen.program import Arg
 from sparsec.int8 import ACTIVATION_MAX
@@ -42,12 +43,19 @@ def rows_of_block(m: int) -> int:
 def padded_width(w: Mapping[str, Any]) -> int:
     """Bytes of one row of rounded activations: whole blocks and whole steps."""
     unit, cols = max(int(w["block"]), STEP), int(w["k"])
+    if w["sparse"] and w["listed"]:
+        cols = zero_input(cols) + 1
     return ceil(cols / unit) * unit
 
 
 def interleaves(p: Mapping[str, Any], target: Target) -> bool:
     """Whether four rows are packed at once."""
     return bool(p["w"]["sparse"]) and target.arch == "x86_64" and rows_of_block(p["m"]) > 1
+
+
+def reads_bitmap(w: Mapping[str, Any]) -> bool:
+    """Whether packing looks up the bits of a strip."""
+    return bool(w["sparse"]) and not w["listed"]
 
 
 def pairs_rows(w: Mapping[str, Any]) -> bool:
@@ -93,6 +101,7 @@ class Inputs:
         self.grouped = bool(p["x_group"])
         self.words = ceil(self.w["k"] / 8)  # of a strip's bitmap
         self.interleaved, self.paired = interleaves(p, k.target), pairs_rows(self.w)
+        self.listed = self.w["sparse"] and self.w["listed"]
         self.ahead = self.w["sparse"] and rows_of_block(p["m"]) == 1
         # strips: signed weights, so that x86 needs the inputs as unsigned bytes
         self.offset = self.w["sparse"] and self.dot.x86
@@ -221,6 +230,10 @@ class Inputs:
         elif self.w["sparse"] and not self.ahead:
             with T.serial(row0, row0 + rows) as row:
                 base = bind(k, row * (self.width + self.block))
+                if self.listed:
+                    with T.serial(0, count) as b:
+                        self._pack_listed(tile, row, b, base)
+                    return
                 filled = k.local(1, "int32")
                 k.store(filled, 0, base)
                 with T.serial(0, self.words) as i:
@@ -240,6 +253,30 @@ class Inputs:
         k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
         k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
 
+    def _pack_listed(self, tile: Any, row: Any, b: Any, start: Any) -> None:
+        """Block `b` of what the strip stores, one input after the other, to `packed` behind `start`."""
+        k = self.k
+        at, first = self._listed_from(tile, b), bind(k, row * self.width)
+
+        def copy(i: Any) -> None:
+            place = k.load(k.arg("places"), at + i)
+            byte = k.load(k.arg("xq"), first + self.T.Cast("int32", place))
+            k.store(k.arg("packed"), start + b * self.block + i, byte)
+
+        self._each_of_block(copy)
+
+    def _listed_from(self, tile: Any, b: Any) -> Any:
+        """Where the list has block `b` of a tile."""
+        k = self.k
+        return bind(k, (k.load(k.arg("starts"), tile) + b) * self.block)
+
+    def _each_of_block(self, copy: Callable[[Any], None]) -> None:
+        at_once = next(n for n in (8, 4, 2, 1) if self.block % n == 0)
+        with self.T.serial(0, self.block // at_once) as part:
+            first = bind(self.k, part * at_once)
+            for i in range(at_once):
+                copy(first + i)
+
     def _fill_up(self, filled: Any, end: Any) -> None:
         T, k = self.T, self.k
         with T.serial(bind(k, k.load(filled, 0)), end) as i:
@@ -248,9 +285,36 @@ class Inputs:
     def _pack_four(self, tile: Any, row0: Any, count: Any) -> None:
         """`packed` of the four rows from `row0` on: first [stored][4 rows], then its 4 x 4 bytes transposed."""
         T, k = self.T, self.k
+        packed = k.arg("packed")
+        base = bind(k, T.truncdiv(row0, ROWS_AT_ONCE) * self.width)
+        if self.listed:
+            self._copy_lanes(tile, base, count)
+        else:
+            self._select_lanes(tile, base, count)
+        nb = self.dot.bytes
+        end = bind(k, count * (self.block * ROWS_AT_ONCE))
+        order = [T.int32(part * 16 + 4 * i + r) for part in range(nb // 16) for r in range(4) for i in range(4)]
+        with T.serial(0, T.truncdiv(end + (nb - 1), nb)) as i:
+            k.store(packed, i * nb, T.Shuffle([k.load(packed, i * nb, nb)], order), nb)
+
+    def _copy_lanes(self, tile: Any, base: Any, count: Any) -> None:
+        """[stored][4 rows] by the list."""
+        T, k = self.T, self.k
+        with T.serial(0, count) as b:
+            at = self._listed_from(tile, b)
+
+            def copy(i: Any) -> None:
+                place = T.Cast("int32", k.load(k.arg("places"), at + i))
+                four = T.reinterpret("int8x4", k.load(k.arg("mixed"), base + place))
+                k.store(k.arg("packed"), (b * self.block + i) * ROWS_AT_ONCE, four, ROWS_AT_ONCE)
+
+            self._each_of_block(copy)
+
+    def _select_lanes(self, tile: Any, base: Any, count: Any) -> None:
+        """[stored][4 rows] by the bitmap, zeros up to `count` blocks."""
+        T, k = self.T, self.k
         packed, filled = k.arg("packed"), k.local(1, "int32")
         k.store(filled, 0, T.int32(0))
-        base = bind(k, T.truncdiv(row0, ROWS_AT_ONCE) * self.width)
         with T.serial(0, self.words) as i:
             bits = self._bits(tile, i)
             control = k.load(k.arg("pack"), bits * 8, 8)
@@ -260,15 +324,16 @@ class Inputs:
         end = bind(k, count * (self.block * ROWS_AT_ONCE))
         with T.serial(0, T.truncdiv(end - k.load(filled, 0), 4)) as i:
             k.store(packed, k.load(filled, 0) + i * 4, T.Cast("int8x4", k.i32(0, 4)), 4)
-        nb = self.dot.bytes
-        order = [T.int32(part * 16 + 4 * i + r) for part in range(nb // 16) for r in range(4) for i in range(4)]
-        with T.serial(0, T.truncdiv(end + (nb - 1), nb)) as i:
-            k.store(packed, i * nb, T.Shuffle([k.load(packed, i * nb, nb)], order), nb)
 
     def first_ahead(self) -> None:
         """Pack the first strip of this thread, where strips are packed ahead."""
         T, k = self.T, self.k
         if not self.ahead:
+            return
+        if self.listed:
+            begin = bind(k, self._half(k.lo))
+            with T.serial(0, bind(k, self._stored_blocks(k.lo))) as b:
+                self._pack_listed(k.lo, T.int32(0), b, begin)
             return
         filled, start = k.local(1, "int32"), bind(k, self._half(k.lo))
         k.store(filled, 0, start)
@@ -284,9 +349,20 @@ class Inputs:
             with T.serial(0, count) as b:
                 body(b)
             return
-        each = w["words_a_block"]
         following = bind(k, T.min(tile + 1, k.hi - 1))
         start = bind(k, self._half(tile + 1))
+        if self.listed:
+            more = bind(k, self._stored_blocks(following))
+            common = bind(k, T.min(count, more))
+            with T.serial(0, common) as b:
+                body(b)
+                self._pack_listed(following, T.int32(0), b, start)
+            with T.serial(common, count) as b:
+                body(b)
+            with T.serial(common, more) as b:
+                self._pack_listed(following, T.int32(0), b, start)
+            return
+        each = w["words_a_block"]
         filled = k.local(1, "int32")
         k.store(filled, 0, start)
         both = bind(k, T.min(count, T.int32(self.words // each)))

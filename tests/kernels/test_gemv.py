@@ -62,7 +62,7 @@ def check(
     bias[:n] = rng.normal(size=n)
     ins = [x, *(array for _, array in packed.arrays)]
     p = {"m": m, "w": packed.params, "x_group": x_group, "bias": True, "residual": True, "act": act, "act_params": []}
-    if packed.params["sparse"]:
+    if gemv_inputs.reads_bitmap(packed.params):
         ins.append(gemv_inputs.pack_table(p, target))
     (out,) = run_kernel("gemv", p, [*ins, bias, residual], target=target)
     wanted = int8.quantised(x, x_group).astype(np.float64) @ rounded(weight).T.astype(np.float64) + bias[:n] + residual
@@ -157,9 +157,17 @@ def test_vnni(name: str, text: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("m", [1, 2])
-@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 1.0])
 def test_densities_of_strips(m: int, share: float) -> None:
     check("s16x1@50-cb4-g32", m, 48, 200, host_target(), share=share)
+
+
+@pytest.mark.parametrize("text", STRIPS)
+@pytest.mark.parametrize(
+    ("name", "m", "k"), [("x86-avx2", 1, 193), ("x86-avx2", 7, 64), ("arm", 1, 96), ("arm-i8mm", 5, 131)]
+)
+def test_strips_that_list_their_inputs(name: str, text: str, m: int, k: int) -> None:
+    check(text, m, 50, k, NAMED[name], share=0.08)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -180,7 +188,7 @@ def test_largest_products_do_not_overflow() -> None:
         packed = byte_weights.pack(unpack(weight), target, 0, "w")
         ins = [signs.astype(np.float32).reshape(1, -1), *(a for _, a in packed.arrays)]
         p = {"m": 1, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
-        if packed.params["sparse"]:
+        if gemv_inputs.reads_bitmap(packed.params):
             ins.append(gemv_inputs.pack_table(p, target))
         (out,) = run_kernel("gemv", p, ins, target=target)
         wanted = (signs * rounded(weight).astype(np.float64)).sum(axis=1)
