@@ -162,9 +162,10 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
         if params["listed"]:
             places = np.full(len(stored), zero_input(weight.cols), np.uint16)
             places[place.astype(np.int64)] = np.nonzero(mask)[1]
-            arrays = [("places", places), ("starts", first)]
+            chosen: tuple[str, Array] = ("places", places)
         else:
-            arrays = [("positions", _bitmap(mask)), ("starts", first)]
+            chosen = ("positions", _bitmap(mask))
+        arrays = [chosen, ("starts", first)]
     else:
         size = block or ceil(weight.cols / (4 * _STEP)) * 4 * _STEP
         count = ceil(weight.cols / size)
