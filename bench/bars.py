@@ -86,6 +86,7 @@ BARS = [
     *_top1("resnet20", "s2:4", 1.9),
     *_top1("resnet20", "s16x1@50-cb4-g32", 5.0),
     *_top1("mobilenet_v2", "cb4", 1.0),
+    Bar("mobilenet_v2", "int8", "top-1 %", "lose at most", 0.7, activations="int8-static"),
 ]
 """What post-training compression without labels must keep."""
 
@@ -112,6 +113,7 @@ RIVALS = {
     ("vq2d4-c", "MatMul"): (*_ort("rtn2_asym-g128"), *_nncf("int2_sym-row", "int2_sym-row-tuned")),
     ("int4", "*"): _ort("static4"),
     ("cb4", "*"): _ort("static4"),
+    ("int8 x int8-static", "*"): (*_ort("static", "static-percentile", "static-entropy", "dynamic"), *_nncf("ptq")),
 }
 """By recipe and targets. Nobody else offers less than 8 bits for convolutions with one scale a row or group but onnxruntime's QDQ
 format (`static4`, activations of 16 bits), nor zeros in a pattern of blocks: those rows meet magnitude pruning only."""

@@ -27,4 +27,9 @@ def deferred_nodes(low: Lowering) -> set[ir.Node]:
 
 
 def _fusible(node: ir.Node, low: Lowering) -> bool:
-    return node.domain == "" and node.op_type in OPS and len(node.outputs) == 1 and check(node, low) is None
+    standard = node.domain == "" and node.op_type in OPS
+    return (
+        (standard or (node.domain, node.op_type) == ("sparsec", "Quantise"))
+        and len(node.outputs) == 1
+        and check(node, low) is None
+    )

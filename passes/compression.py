@@ -28,6 +28,8 @@ from sparsec.passes.layers import LayerRecord
 from sparsec.passes.quantise_activations import set_activations
 from sparsec.passes.select import Choice, select_schemes
 from sparsec.passes.sparsify.magnitude import magnitude_masks
+from sparsec.passes.static_activations import NAME as STATIC
+from sparsec.passes.static_activations import round_inputs
 from sparsec.passes.statistics import Statistics
 from sparsec.passes.structure.state import Structured
 from sparsec.recipe import Recipe, Rule
@@ -201,6 +203,11 @@ def _refuse_calibrated_rules(recipe: Recipe) -> None:
                     f"recipe rules[{index}].{key}: '{name}' needs calibration inputs; give some "
                     f"(calibration=..., --calibration data.npz), or choose '{free[-1]}'"
                 )
+        if rule.activations == STATIC:
+            raise RecipeError(
+                f"recipe rules[{index}].activations: '{STATIC}' takes ranges from calibration inputs; give some "
+                "(calibration=..., --calibration data.npz), or choose 'int8'"
+            )
 
 
 class Sparsify(_JobPass):
@@ -259,4 +266,7 @@ class QuantiseActivations(_JobPass):
                 # Factors follow the rule too; what becomes of a branch is not said of the weight.
                 branch = {n: (rules[r.rule], replace(r) if r.name in r.factors else r) for n in r.factors}
                 wanted |= branch | {r.name: (rules[r.rule], r)}
-        return ir.passes.PassResult(model, set_activations(model, wanted))
+        modified = set_activations(model, wanted)
+        if (given := self.job.calibration) is not None:
+            modified |= round_inputs(model, wanted, given.samples, given.threads, self.job.progress)
+        return ir.passes.PassResult(model, modified)

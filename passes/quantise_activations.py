@@ -11,6 +11,7 @@ import onnx_ir as ir
 from sparsec import int8, ops
 from sparsec.formats import Scheme
 from sparsec.passes.layers import LayerRecord
+from sparsec.passes.static_activations import NAME, drop_rounding, has_rounding
 from sparsec.recipe import Rule
 
 __all__ = ["choose_activations", "float_activations", "set_activations"]
@@ -24,7 +25,7 @@ _LARGEST_GROUP = 128
 
 def choose_activations(rule: Rule, scheme: Scheme, cols: int) -> tuple[str, str]:
     """(value of the attribute `activations`, reason when it is not what the rule asks for) for a weight of `cols` inputs."""
-    if rule.activations == "fp32":
+    if rule.activations in ("fp32", NAME):  # static ones are rounded by an operator of their own
         return "", ""
     if why := int8.refusal(scheme):
         return "", f"float32 activations: {why}" if rule.activations == "int8" else ""
@@ -58,9 +59,10 @@ def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]
 
 def float_activations(model: ir.Model) -> ir.Model | None:
     """A copy whose products all read float32; None if they do already."""
-    if not any(_rounds(node) for node in model.graph):
+    if not has_rounding(model) and not any(_rounds(node) for node in model.graph):
         return None
     copy = model.clone()
+    drop_rounding(copy)
     for node in [node for node in copy.graph if _rounds(node)]:
         _rebuild(copy, node, "")
     return copy

@@ -8,6 +8,10 @@ Together with it the tables of codebooks are rounded to TABLE_MAX steps on eithe
 number of 15 bits; the additive stages of a vector codebook share the steps, so that sums of their entries keep to them.
 Both roundings are part of the operator: its function body does them, and kernels multiply bytes.
 Rounding is to the nearest, halves to even.
+
+Static activations ("int8-static" in recipes) are rounded by an operator of their own, sparsec::Quantise, in front of any product: whole
+numbers of `scale` between `low` and `high`, which calibration has chosen. high - low is at most 255 and zero is among them, so that a byte
+with a zero point holds them and padding stays exact.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ __all__ = [
     "quantised",
     "quantised_body",
     "refusal",
+    "rounded_static",
     "rounded_table",
     "rounded_values",
     "rounded_weight",
@@ -55,6 +60,12 @@ def activation_group(activations: str, cols: int) -> int:
     if group and (group % 4 or cols % group):
         raise ModelError(f"activations '{activations}': groups must be a multiple of 4 that divides the {cols} inputs")
     return group
+
+
+def rounded_static(x: np.ndarray, scale: float, low: int, high: int) -> np.ndarray:
+    """float32 x after rounding to whole numbers of `scale` in [low, high] and back."""
+    inverse = np.float32(1) / np.float32(scale)
+    return np.asarray(np.clip(np.rint(x * inverse), low, high) * np.float32(scale), np.float32)
 
 
 def refusal(scheme: Scheme) -> str:

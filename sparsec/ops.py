@@ -5,6 +5,7 @@ MatMul(x, weight..., bias?, residual?)              = act(x @ W^T + bias + resid
                                                       attribute activations: x in int8 (see int8.py)
 Conv(x, weight..., bias?, residual?)                = act(conv(x, W) + bias + residual)  and ONNX Conv's attributes
 Gather(weight..., indices)                          = W[indices]
+Quantise(x)                                         = x in whole numbers of a fixed scale (see int8.py, static activations)
 Attention(q, k, v, mask?)                           = softmax(scale q k^T + mask) v, no weight (see `attention`)
 
 `weight...` are the arrays of `Scheme.roles` in that order; scheme fp32 has one, W[N, K] itself. Every node calls a
@@ -44,6 +45,7 @@ __all__ = [
     "gather",
     "is_sparsec",
     "matmul",
+    "quantise",
     "read_weight",
     "view",
     "weight_inputs",
@@ -342,6 +344,33 @@ def attention(
         return body.function(DOMAIN, "Attention", overload, formal, result, kinds, opset)
 
     return Built(node, (), overload, make)
+
+
+def quantise(x: ir.Value, scale: float, low: int, high: int, *, name: str = "") -> Built:
+    """sparsec::Quantise: x rounded to `scale` times whole numbers from `low` to `high` (`int8.rounded_static`).
+
+    Raises ModelError unless the scale is positive, zero lies between the limits and a byte holds all of them.
+    """
+    if not (math.isfinite(scale) and np.float32(scale) > 0 and low <= 0 <= high and 0 < high - low <= 255):
+        raise ModelError(
+            f"Quantise '{name}': scale {scale}, {low} to {high}: a byte's numbers of a positive scale, zero among them"
+        )
+    attributes = {"scale": float(np.float32(scale)), "low": float(low), "high": float(high)}
+    node = ir.node("Quantise", [x], attributes, domain=DOMAIN, overload="int8", name=name or None)
+    node.outputs[0].dtype, node.outputs[0].shape = ir.DataType.FLOAT, x.shape
+
+    def make(opset: int) -> ir.Function:
+        formal, body = ir.Value(name="x"), Body()
+        step, least, most = (
+            body.op("Constant", references={"value_float": reference(key, ir.AttributeType.FLOAT, "value_float")})
+            for key in attributes
+        )
+        whole = body.op("Round", body.op("Mul", formal, body.op("Div", body.float_const(1), step)))
+        result = body.op("Mul", body.op("Clip", whole, least, most), step)
+        kinds = [(key, ir.AttributeType.FLOAT) for key in attributes]
+        return body.function(DOMAIN, "Quantise", "int8", [formal], result, kinds, opset)
+
+    return Built(node, (), "int8", make)
 
 
 def _epilogue(

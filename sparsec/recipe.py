@@ -101,8 +101,9 @@ class Rule(_Strict):
     quantize: Quantize = Quantize()
     low_rank: LowRank | None = None
     factor: Factor | None = None
-    activations: Literal["auto", "fp32", "int8"] = "auto"
-    """Inputs of matrix products: float32, or rounded to int8 while running; `auto` rounds within `activation_error`."""
+    activations: Literal["auto", "fp32", "int8", "int8-static"] = "auto"
+    """Inputs of products: float32, or rounded to int8, while running (`int8`, matrix products only) or by a range that calibration
+    chooses (`int8-static`, convolutions too); `auto` rounds while running, within `activation_error`."""
     activation_error: float = Field(default=1e-3, ge=0)
     """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
     optional: bool = False
@@ -245,9 +246,9 @@ def _from_word(word: str) -> Recipe:
     if word in PRESETS:
         return PRESETS[word]
     text, times, activations = word.partition(" x ")
-    if times and activations not in ("fp32", "int8"):
+    if times and activations not in ("fp32", "int8", "int8-static"):
         raise RecipeError(
-            f"recipe {word!r}: activations are fp32 or int8 (as in 'cb4-g32 x int8'), not {activations!r}."
+            f"recipe {word!r}: activations are fp32, int8 or int8-static (as in 'cb4-g32 x int8'), not {activations!r}."
         )
     try:
         scheme = Scheme.parse(text)

@@ -216,6 +216,8 @@ class _Chain:
             return total if len(refs) > 1 or name == "Mean" else self.op("Cast", [total], dtype)
         if name == "Clip":
             return self._clip(node, attr, dtype)
+        if name == "Quantise":
+            return self._quantise(present[0], attr)
         if name == "Pow":
             base, exponent = present
             power = _constant_power(low, exponent)
@@ -226,6 +228,14 @@ class _Chain:
                 refs[1] = self.op("Cast", [refs[1]], "float32")
             return self.op("Pow", refs, dtype)
         return self.op(name, [self.value(v) for v in present], dtype, **attr)
+
+    def _quantise(self, x: ir.Value, attr: Mapping[str, Any]) -> tuple[str, int]:
+        """sparsec::Quantise, in the steps of `sparsec.int8.rounded_static`."""
+        scale = np.float32(attr["scale"])
+        result = self.op("Mul", [self.value(x), self.const(float(np.float32(1) / scale), "float32")], "float32")
+        result = self.op("Round", [result], "float32")
+        result = self.op("Clip", [result], "float32", lo=attr["low"], hi=attr["high"])
+        return self.op("Mul", [result, self.const(float(scale), "float32")], "float32")
 
     def _clip(self, node: ir.Node, attr: Mapping[str, Any], dtype: str) -> tuple[str, int]:
         """min(max(x, lo), hi): constant bounds become immediates."""

@@ -146,6 +146,7 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("sparsec", "Conv"): (as_matmul(_PRODUCTS), lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
     ("sparsec", "Gather"): (lower_lookup,),
     ("sparsec", "MatMul"): _PRODUCTS,
+    ("sparsec", "Quantise"): (lower_elementwise,),
 }
 
 # The layouts a node can compute in: the first answer counts. What is not listed computes in row order.
@@ -171,6 +172,7 @@ CHOICES: dict[tuple[str, str], tuple[Chooser, ...]] = {
     ("", "Transpose"): (transpose_choice,),
     ("", "Unsqueeze"): (reshape_choice,),
     ("sparsec", "Conv"): (depthwise_choice, sparse_conv_choice, conv_choice),
+    ("sparsec", "Quantise"): (elementwise_choice,),
 }
 
 

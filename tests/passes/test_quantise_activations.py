@@ -54,7 +54,7 @@ def test_recipe_word() -> None:
     assert [r.activations for r in load_recipe("cb4-g32 x int8").rules] == ["int8"]
     assert [r.activations for r in load_recipe("cb4-g32 x fp32").rules] == ["fp32"]
     assert [r.activations for r in load_recipe("cb4-g32").rules] == ["auto"]
-    with pytest.raises(RecipeError, match="activations are fp32 or int8"):
+    with pytest.raises(RecipeError, match="activations are fp32, int8 or int8-static"):
         load_recipe("cb4-g32 x int4")
 
 
