@@ -59,7 +59,7 @@ class Histogram:
         """(centres, counts) of the bins that hold something; zeros stand for nothing but themselves."""
         held = np.flatnonzero(self.counts)
         width = self.reach / _HALF
-        return (held - _HALF + 0.5) * width, self.counts[held]
+        return np.asarray((held - _HALF + 0.5) * width, np.float64), self.counts[held]
 
 
 def best_range(found: Histogram) -> Range:
