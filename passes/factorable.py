@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sparsec.factoring import resolved_rank
+import math
+
+from sparsec.factoring import Factor, resolved_rank
 from sparsec.passes.weights import Weight
 from sparsec.recipe import Rule
 
@@ -24,8 +26,26 @@ def _refusal(weight: Weight, rule: Rule, key: str) -> str:
         return "rows of a lookup table are no products"
     if any(use.node.op_type == "Conv" and use.node.attributes.get_int("group", 1) > 1 for use in weight.uses):
         return "the groups of a convolution read inputs of their own"
+    if key == "factor" and (why := _blocks_refused(weight, rule.factor)):
+        return why
     given = getattr(rule, key).rank
-    if given is None or (key == "factor" and not getattr(rule, key).is_low_rank):
+    if given is None:
         return ""
-    rank, most = resolved_rank(given, weight.rows, weight.cols), min(weight.rows, weight.cols)
-    return f"rank {rank} is more than the {most} that {weight.rows} x {weight.cols} has" if rank > most else ""
+    parts = (getattr(rule, key).blocks or 1) if key == "factor" else 1
+    rows, cols = weight.rows // parts, weight.cols // parts
+    rank, most = resolved_rank(given, rows, cols), min(rows, cols)
+    return f"rank {rank} is more than the {most} that {rows} x {cols} has" if rank > most else ""
+
+
+def _blocks_refused(weight: Weight, factor: Factor | None) -> str:
+    if factor is None:
+        return ""
+    taps = math.prod(weight.shape[2:])
+    inputs = weight.cols // taps
+    if factor.algorithm == "armor" and taps > 1:
+        return "blocks before a convolution of more than one pixel would have to know its windows"
+    size = factor.block or factor.blocks
+    for what, count in (("outputs", weight.rows), ("inputs", inputs)):
+        if size is not None and count % size:
+            return f"{size} does not divide its {count} {what}"
+    return ""

@@ -1,6 +1,6 @@
 """Put a factored weight into the graph: every product with it becomes a chain of products, in standard operators and Decode.
 
-    MatMul(x, W)    V x, then U (V x); block-diagonal factors are 1x1 convolutions with groups
+    MatMul(x, W)    V x, then U (V x); block-diagonal factors are 1x1 convolutions with groups, each row an image of one pixel
     Conv(x, W)      the first factor is a convolution as W is, the others are 1x1 convolutions
 
 The branch is added to the main chain's result; fusing makes it the main product's residual.

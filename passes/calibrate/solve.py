@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
+from sparsec.passes.factor.coding import Coder
 from sparsec.passes.factor.form import Factored
-from sparsec.passes.factor.solve import Coder, factored
+from sparsec.passes.factor.solve import factored
 from sparsec.passes.quantise import compensate, follow_paths, on_support, quantise
 from sparsec.passes.sparsify.dsnot import dsnot
 from sparsec.passes.sparsify.masks import mask_of_scores

@@ -82,10 +82,9 @@ class Factored:
         return ""
 
     def zeros(self) -> float:
-        """Share of zeros: where a branch is added, of what it is added to."""
-        if len(self.main) == 1:
-            return float(np.mean(decode(self.main[0].coded) == 0))
-        return float(np.mean(self.decoded() == 0))
+        """Share of zeros: of the factor that stands for the weight where there is one, without what is added to it or wrapped around."""
+        core = next((factor.coded for factor in self.main if not factor.label), None)
+        return float(np.mean((self.decoded() if core is None else decode(core)) == 0))
 
     def bits_per_weight(self) -> float:
         """Stored bits per element of W."""

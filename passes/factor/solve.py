@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsec.factoring import LowRank, resolved_rank
-from sparsec.formats import EncodedWeight, Scheme, Structure, decode
-from sparsec.passes.factor.coding import coded_pair, error
+from sparsec.formats import EncodedWeight, Scheme, Structure
+from sparsec.passes.factor.coding import Coder, coded_armor, coded_monarch, coded_pair
+from sparsec.passes.factor.fit import error
 from sparsec.passes.factor.form import Factor, Factored
 from sparsec.passes.factor.sparse_plus_low_rank import sparse_plus_low_rank
 from sparsec.passes.factor.svd import input_sizes, svd
 from sparsec.passes.factor.whitened import whitened
 from sparsec.recipe import Rule
 
-__all__ = ["Coder", "factored"]
+__all__ = ["factored"]
 
 Matrix = NDArray[np.float64]
-
-
-class Coder(Protocol):
-    """How a rule prunes and codes one matrix."""
-
-    def __call__(
-        self, target: NDArray[np.float32], second_moment: Matrix | None, mask: NDArray[np.bool_] | None
-    ) -> EncodedWeight:
-        """target [N, K] in the rule's scheme; second_moment: of its inputs or None; mask: keep-mask, None: the rule's."""
-        ...
 
 
 def factored(
@@ -41,17 +32,29 @@ def factored(
     """
     target = np.asarray(weight, np.float64)
     metric = None if second_moment is None else np.asarray(second_moment, np.float64)
-    words, main = _main(target, metric, rule)
     if rule.low_rank is None:
-        return Factored(words, main)
+        return Factored(*_main(target, metric, structure, rule, coder))
     return _with_branch(target, metric, structure, rule, coder)
 
 
-def _main(target: Matrix, metric: Matrix | None, rule: Rule) -> tuple[str, tuple[Factor, ...]]:
-    """What stands for W in rules with `factor`."""
-    factor = rule.factor
+def _main(
+    target: Matrix, metric: Matrix | None, structure: Structure, rule: Rule, coder: Coder
+) -> tuple[str, tuple[Factor, ...]]:
+    """What stands for W: by the coder, or the factors that the rule asks for."""
+    factor, how = rule.factor, rule.quantize
     if factor is None:
-        return "", ()
+        whole = coder(target.astype(np.float32), metric, None)
+        return str(whole.scheme), (Factor("", whole),)
+    if factor.algorithm == "monarch":
+        assert factor.blocks is not None
+        rank = 1 if factor.rank is None else resolved_rank(factor.rank, *(n // factor.blocks for n in target.shape))
+        words = f"monarch {factor.blocks} x {rank} {rule.scheme}"
+        return words, coded_monarch(target, factor.blocks, rank, metric, Scheme.parse(rule.scheme), how)
+    if factor.algorithm == "armor":
+        assert factor.block is not None
+        scheme = Scheme.parse(factor.scheme or "int8")
+        words = f"{rule.scheme} in armor {factor.block} {scheme}"
+        return words, coded_armor(target, factor.block, metric, structure, scheme, how, coder)
     assert factor.rank is not None
     rank = resolved_rank(factor.rank, *target.shape)
     match factor.algorithm:
@@ -61,8 +64,7 @@ def _main(target: Matrix, metric: Matrix | None, rule: Rule) -> tuple[str, tuple
             found = whitened(target, metric, rank)
         case _:
             found = svd(target, rank)
-    pair = coded_pair(target, *found, metric, Scheme.parse(rule.scheme), rule.quantize)
-    return f"rank {rank} {rule.scheme}", pair
+    return f"rank {rank} {rule.scheme}", coded_pair(target, *found, metric, Scheme.parse(rule.scheme), how)
 
 
 def _with_branch(target: Matrix, metric: Matrix | None, structure: Structure, rule: Rule, coder: Coder) -> Factored:
@@ -70,24 +72,34 @@ def _with_branch(target: Matrix, metric: Matrix | None, structure: Structure, ru
     branch = rule.low_rank
     assert branch is not None
     rank = resolved_rank(branch.rank, *target.shape)
-    mask, wanted = None, target
+    wanted = target
     if branch.algorithm == "oats":
         sizes = None if metric is None else input_sizes(metric, 1.0)
         mask, _, left, right = sparse_plus_low_rank(target, rank, structure, sizes=sizes)
-        wanted = target - left @ right
+        wanted, coder = target - left @ right, _on_mask(coder, mask)
     best: Factored | None = None
     lowest = np.inf
     for _ in range(branch.rounds):
-        coded = coder(wanted.astype(np.float32), metric, mask)
-        pair = _branch(target - decode(coded), metric, rank, branch, rule)
-        words = f"{coded.scheme} + rank {rank} {pair[0].coded.scheme}"
-        found = Factored(words, (Factor("", coded),), pair)
+        words, main = _main(wanted, metric, structure, rule, coder)
+        pair = _branch(target - Factored(words, main).decoded(), metric, rank, branch, rule)
+        found = Factored(f"{words} + rank {rank} {pair[0].coded.scheme}", main, pair)
         lost = error(target, found.decoded(), metric)
         if lost < lowest or best is None:
             best, lowest = found, lost
         wanted = target - pair[1].matrix().astype(np.float64) @ pair[0].matrix()
     assert best is not None
     return best
+
+
+def _on_mask(coder: Coder, found: NDArray[np.bool_]) -> Coder:
+    """The coder with a mask that is given."""
+
+    def coded(
+        target: NDArray[np.float32], second_moment: Matrix | None, mask: NDArray[np.bool_] | None
+    ) -> EncodedWeight:
+        return coder(target, second_moment, found)
+
+    return coded
 
 
 def _branch(rest: Matrix, metric: Matrix | None, rank: int, branch: LowRank, rule: Rule) -> tuple[Factor, Factor]:

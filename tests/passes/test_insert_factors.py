@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import sparsec
 from sparsec import ops
 from sparsec.formats import EncodedWeight, decode
 from sparsec.passes import compress
+from sparsec.passes.factor.form import block_diagonal
 from sparsec.reference import Reference
 from sparsec.report import dumps
 from tests.passes.calibrate.networks import image_network, samples, text_network
@@ -25,13 +25,44 @@ RULES: dict[str, dict[str, Any]] = {
     "branch of floats": {"scheme": "cb2-g4", "low_rank": {"rank": "25%", "scheme": "fp16", "rounds": 2}},
     "sparse": {"scheme": "s2:4-int4", "low_rank": {"rank": 2, "algorithm": "oats"}},
     "low rank": {"scheme": "int8", "factor": {"algorithm": "low_rank", "rank": "40%"}},
+    "monarch": {"scheme": "int8", "factor": {"algorithm": "monarch", "blocks": 3, "rank": 2}},
+    "armor": {"scheme": "s2:4-int4", "factor": {"algorithm": "armor", "block": 3, "scheme": "fp16"}},
+    "monarch and a branch": {
+        "scheme": "int8", "factor": {"algorithm": "monarch", "blocks": 3}, "low_rank": {"rank": 2, "algorithm": "lorc"},
+    },
     "floats": {"scheme": "fp32", "factor": {"algorithm": "svd", "rank": 4}},
-}
-NETWORKS = [image_network, text_network]
+}  # fmt: skip
 
 
 def recipe(rule: dict[str, Any]) -> dict[str, Any]:
     return {"version": 1, "rules": [rule], "min_elements": 0}
+
+
+def windows(seed: int = 0) -> ir.Model:
+    """x [1, 6, 9, 7] -> a 3x2 convolution with strides, pads, dilations and a bias, then a residual one of one pixel."""
+    import onnx
+
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[1, 6, 9, 7] x) => (float[1, 9, 4, 7] y)
+        {
+            a = Conv <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 2, 1], dilations = [2, 1]> (x, w1, b1)
+            c = Conv (a, w2)
+            y = Add (c, a)
+        }"""
+    )
+    for name, shape in (("w1", (9, 6, 3, 2)), ("b1", (9,)), ("w2", (9, 9, 1, 1))):
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
+    result = ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
+    for number, node in enumerate(result.graph):
+        node.name = f"n{number}"
+    return result
+
+
+NETWORKS = [image_network, text_network, windows]
 
 
 def made(network: Any, rule: dict[str, Any], feeds: Any = None) -> sparsec.CompressedModel:
@@ -49,29 +80,43 @@ def stored(model: ir.Model) -> dict[str, Array]:
     return found
 
 
+def total(parts: dict[str, Array]) -> Array:
+    """W of its factors by their labels, three blocks a side."""
+    result = parts.get("", np.zeros(()))
+    if ".a" in parts:
+        a, b = (block_diagonal(parts[label], len(parts[label]) // 3) for label in (".a", ".b"))
+        result = a @ result @ b
+    if ".l" in parts:
+        right = block_diagonal(parts[".r"], 3)
+        rank = len(right) // 9
+        swapped = right.reshape(3, 3, rank, -1).transpose(1, 0, 2, 3).reshape(9 * rank, -1)
+        result = block_diagonal(parts[".l"], 3) @ swapped
+    return np.asarray(result + (parts[".u"] @ parts[".v"] if ".u" in parts else 0))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("rule", list(RULES))
 def test_outputs_are_those_of_the_decoded_sums(network: Any, rule: str) -> None:
     original, feeds = network(), samples(network(), 3)
     result = made(network, RULES[rule])
-    kinds = Counter(node.op_type for node in result.model.graph)
-    assert set(kinds) <= {"MatMul", "Conv", "Reshape"}  # nothing is added by itself
+    kinds = {node.op_type for node in result.model.graph}
+    blocks = "factor" in RULES[rule] and RULES[rule]["factor"]["algorithm"] in ("monarch", "armor")
+    assert blocks or kinds <= {"MatMul", "Conv", "Reshape"}  # nothing is added by itself
     weights, dense = stored(result.model), original.clone()
     for row in result.report.layers:
         record = row.record
-        parts = [weights[name].astype(np.float64) for name in record.factors or [record.name]]
-        total = parts[0] if len(parts) == 1 else parts[-1] @ parts[-2] + (parts[0] if len(parts) == 3 else 0)
+        parts = {n.removeprefix(record.name): weights[n].astype(np.float64) for n in record.factors or [record.name]}
+        array = total(parts)
+        array = array.T if record.op == "MatMul" else array
         value = dense.graph.initializers[record.name]
-        flipped = record.op == "MatMul"
-        array = (total.T if flipped else total).reshape(record.shape).astype(np.float32)
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=record.name)
+        value.const_value = ir.tensor(np.ascontiguousarray(array.reshape(record.shape), np.float32), name=record.name)
     for feed in feeds:
         np.testing.assert_allclose(
             Reference(result.model).run(feed)["y"], Reference(dense).run(feed)["y"], rtol=2e-3, atol=2e-3
         )
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [image_network, text_network])
 def test_branches_pay_and_calibrated_ones_more(network: Any) -> None:
     feeds, others = samples(network(), 12), samples(network(), 8, seed=9)
     wanted = [Reference(network()).run(feed)["y"] for feed in others]
@@ -118,6 +163,8 @@ def test_the_effective_recipe_gives_the_same_file_with_any_number_of_workers(rul
         (image_network, BRANCH),
         (text_network, {**BRANCH, "activations": "int8"}),
         (image_network, {**RULES["low rank"], "activations": "int8"}),
+        (text_network, RULES["armor"]),
+        (windows, RULES["monarch"]),
     ],
 )
 def test_programs_agree_with_onnxruntime(network: Any, rule: dict[str, Any]) -> None:
@@ -127,7 +174,7 @@ def test_programs_agree_with_onnxruntime(network: Any, rule: dict[str, Any]) -> 
     wanted = Reference(made(network, rule, feeds).model).run(feeds[0])["y"]
     bound = 0.05 if "activations" in rule else 1e-4
     np.testing.assert_allclose(compiled.run(feeds[0])["y"], wanted, rtol=bound, atol=bound * np.abs(wanted).max())
-    assert "elementwise" not in compiled.report.steps
+    assert "factor" in rule or "elementwise" not in compiled.report.steps
     kernels = [row.kernel for row in compiled.report.layers]
     assert all(kernels)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
-from sparsec.passes.factor.coding import coded_pair, least_squares
+from sparsec.passes.factor.coding import coded_pair
+from sparsec.passes.factor.fit import least_squares
 from sparsec.passes.factor.form import Factor, Factored, block_diagonal, shuffled
 from sparsec.passes.factor.solve import factored
 from sparsec.passes.factor.whitened import whitened
