@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import NM, Structure
 from sparsec.passes.factor.fit import least_squares
-from sparsec.passes.hessian import damped
+from sparsec.passes.hessian import damped, inverse
 
 __all__ = ["Wrapped", "after", "armor", "on_mask"]
 
@@ -62,7 +62,7 @@ def armor(
     core = np.where(mask, w if start is None else np.asarray(start, np.float64), 0.0)
     eyes = [np.tile(np.eye(block), (size // block, 1, 1)) for size in w.shape]
     found = Wrapped(eyes[0], core, eyes[1], mask.copy())
-    inverses = [np.linalg.inv(damped(h[run, run], _TINY)) for run in _runs(w.shape[1], block)]
+    inverses = [inverse(damped(h[run, run], _TINY)) for run in _runs(w.shape[1], block)]
     found.core = on_mask(w, found, h, steps=steps)
     before, share = _error(w, found, h), 0.25
     for _ in range(rounds):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sparsec.passes.factor.fit import least_squares
 from sparsec.passes.factor.svd import svd
 from sparsec.passes.factor.whitened import whitened
-from sparsec.passes.hessian import damped
+from sparsec.passes.hessian import damped, inverse
 
 __all__ = ["inner_rows", "monarch", "outer"]
 
@@ -43,7 +43,7 @@ def monarch(
             part = w[lines, columns]
             left[j, :, i], right[i, j] = svd(part, rank) if own is None else whitened(part, own, rank)
     if h is not None:
-        inverses = [np.linalg.inv(damped(h[columns, columns], _TINY)) for columns in _runs(blocks, cols)]
+        inverses = [inverse(damped(h[columns, columns], _TINY)) for columns in _runs(blocks, cols)]
         for _ in range(turns):
             left = outer(w, right, h)[0].reshape(left.shape)
             _improve_inner(w, left, right, h, inverses)

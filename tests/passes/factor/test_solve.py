@@ -103,8 +103,8 @@ def test_coding_costs_little_at_8_bits_and_is_compensated_at_4() -> None:
         return output_error(weight, form.decoded(), moment) - exact
 
     assert 0 < cost("int8") < 0.001 * exact
-    int4 = Scheme.parse("int4")
-    u, v = (decode(encode(np.ascontiguousarray(f, np.float32), int4)) for f in (left, right))
+    factors = ((left, "int4-t"), (right, "int4"))  # six values a row share a scale
+    u, v = (decode(encode(np.ascontiguousarray(f, np.float32), Scheme.parse(scheme))) for f, scheme in factors)
     assert cost("int4") < 0.9 * (output_error(weight, u @ v, moment) - exact)
 
 
