@@ -92,7 +92,7 @@ def refit_scales(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> Enc
 
 def refit_codebook(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> EncodedWeight:
     """Best codebook entries for the codes, if they lower the error once rounded to what is stored; mirrored tables stay so."""
-    if encoded.codebook is None:
+    if encoded.codebook is None or not encoded.scheme.codec.free_table:
         return encoded
     linear = _tables(encoded, hessian)
     found = encoded.codebook.astype(np.float64)

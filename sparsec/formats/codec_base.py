@@ -70,6 +70,11 @@ class Codec(ABC):
         meaning = self.meaning
         return isinstance(meaning, VectorValue) or (isinstance(meaning, TableValue) and meaning.levels is None)
 
+    @property
+    def free_table(self) -> bool:
+        """True when the entries of a learned table may be any numbers, so that they can be fitted to data."""
+        return True
+
     def scope_count(self, rows: int, cols: int) -> int:
         """Number of stored tables for W[rows, cols]; 0 without codebook."""
         meaning = self.meaning

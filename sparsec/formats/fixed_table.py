@@ -14,9 +14,28 @@ from sparsec.formats.row_stream import Coded, RowStream, divide
 from sparsec.formats.scale_search import search_scales
 from sparsec.formats.scales import CHANNEL, Scales
 
-__all__ = ["FixedTable"]
+__all__ = ["FixedTable", "encode_levels"]
 
 _STEPS = 4096
+
+
+def encode_levels(stream: RowStream, levels: np.ndarray) -> Coded:
+    """Searched scales and the nearest of ascending levels, float32 with 0 among them; codes are places in `levels`, uint8."""
+    values = stream.shared(stream.values)
+    borders = (levels[1:] + levels[:-1]) / 2
+    low, high = float(levels[0]), float(levels[-1])
+    # The search reads the levels of equal steps, which is much faster; the codes are exact.
+    steps = np.linspace(low, high, _STEPS, dtype=np.float32)
+    near, last = levels[np.searchsorted(borders, steps)], np.float32(_STEPS - 1)
+
+    def nearest(x: np.ndarray) -> np.ndarray:
+        x -= np.float32(low)
+        x *= last / np.float32(high - low)
+        x += np.float32(0.5)
+        return near[np.clip(x, 0, last, out=x).astype(np.intp)]
+
+    scales = search_scales(stream, values, low, high, nearest)
+    return Coded(stream.unshared(np.searchsorted(borders, divide(values, scales)).astype(np.uint8)), scales)
 
 
 class FixedTable(Codec):
@@ -52,21 +71,9 @@ class FixedTable(Codec):
         return TableValue(self.code_bits, self.levels)
 
     def encode(self, stream: RowStream) -> Coded:
-        values, levels, codes = stream.shared(stream.values), *self._sorted
-        borders = (levels[1:] + levels[:-1]) / 2
-        low, high = float(levels[0]), float(levels[-1])
-        # The search reads the levels of equal steps, which is much faster; the codes are exact.
-        steps = np.linspace(low, high, _STEPS, dtype=np.float32)
-        near, last = levels[np.searchsorted(borders, steps)], np.float32(_STEPS - 1)
-
-        def nearest(x: np.ndarray) -> np.ndarray:
-            x -= np.float32(low)
-            x *= last / np.float32(high - low)
-            x += np.float32(0.5)
-            return near[np.clip(x, 0, last, out=x).astype(np.intp)]
-
-        scales = search_scales(stream, values, low, high, nearest)
-        return Coded(stream.unshared(codes[np.searchsorted(borders, divide(values, scales))]), scales)
+        levels, codes = self._sorted
+        coded = encode_levels(stream, levels)
+        return Coded(codes[coded.codes], coded.scales)
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ def slow_decode(encoded: EncodedWeight) -> np.ndarray:
                         value = value * scale
                     elif isinstance(meaning, TableValue) and meaning.levels is not None:
                         value = np.float32(meaning.levels[code(element)]) * scale
-                    elif codec.startswith("cb"):
+                    elif isinstance(meaning, TableValue):
                         assert encoded.codebook is not None
                         value = encoded.codebook[table(n, k), code(element)] * scale
                     elif codec.startswith("uint"):

@@ -35,7 +35,8 @@ STRUCTURES = [
 CODECS = [
     "fp32", "fp16", "int8", "int4-g32", "int2-t", "uint8", "uint4-g16", "uint2-g48", "ternary", "cb1", "cb2-c", "cb3",
     "cb4-g32", "cb5", "cb6-g16", "cb7.r16", "cb8", "cb4.r3-c", "cb4.i16", "cb2.r32", "int3-g32", "uint5", "int6", "uint7-g16",
-    "nf4-g32", "fp4", "fp8-g16", "binary-g16", "pow2-t", "vq2d4", "vq2d8-c", "vq3d4-g16", "vq2d4.x2.i8", "vq1d8.r16-t", "vq4d2.r3",
+    "nf4-g32", "fp4", "fp8-g16", "binary-g16", "pow2-t", "pg3-g16", "vq2d4", "vq2d8-c", "vq3d4-g16", "vq2d4.x2.i8", "vq1d8.r16-t",
+    "vq4d2.r3",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ SCHEMES = [
     "cb1", "cb3", "cb4-g32", "cb5-c", "cb6-t", "cb7", "cb8", "cb4.r5", "cb4.i16", "cb3.i5-c",
     "s50", "s90-int8", "s50-fp16", "s2:4-int4-g32", "s2:4-cb3", "s16x1@50-cb4-g32", "s4x4@75-fp16", "s1x4@50-int8-g8",
     "vq2d4", "vq2d8-c", "vq3d4-g16", "vq2d4.x2.i8", "vq1d8.r5", "vq2d4.q8", "s1x4@50-vq2d4", "s2x8@50-vq1d4-g8", "s3x2@60-vq2d2.r3",
-    "pow2", "nf4-g32", "fp8", "fp4-g5", "binary", "int3", "uint6-g8", "s50-nf4-g8", "s2:4-fp8",
+    "pow2", "pg5", "nf4-g32", "fp8", "fp4-g5", "binary", "int3", "uint6-g8", "s50-nf4-g8", "s2:4-fp8",
     "s50-ternary-g8", "s50-uint4-g4", "s2x3@60-cb4.i6", "s70-cb2.r4",
 ]  # fmt: skip
 

@@ -25,6 +25,7 @@ COARSE += [
     "fp4",
     "fp8",
     "pow2",
+    "pg3",
     "vq2d4",
     "vq2d2-c",
     "vq2d4.x2-g8",
