@@ -18,7 +18,9 @@ from sparsec.passes.calibrate.biases import add_to_bias, own_bias
 from sparsec.passes.calibrate.groups import survey, why_not
 from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Solved
+from sparsec.passes.choose_axis import choose_axes
 from sparsec.passes.encode_cache import cached_masks, weight_digest
+from sparsec.passes.equivalent.group_rows import group_rows
 from sparsec.passes.equivalent.permute import permute_inputs
 from sparsec.passes.equivalent.scaling import equalise_ranges, scale_inputs
 from sparsec.passes.factor.form import Factored
@@ -35,6 +37,7 @@ from sparsec.passes.structure.state import Structured
 from sparsec.recipe import Recipe, Rule
 
 __all__ = [
+    "ArrangeCodebooks",
     "CalibrateWeights",
     "Calibration",
     "EncodeWeights",
@@ -128,6 +131,16 @@ class PermuteInputs(_JobPass):
         job = self.job
         power = _power(model, job, [choice for choice in job.choices if choice.rule.sparsify.permute])
         return ir.passes.PassResult(model, permute_inputs(model, job.choices, power))
+
+
+class ArrangeCodebooks(_JobPass):
+    """Rows in runs that are alike, or codebooks along the axis that fits, where rules ask for it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
+        changed = group_rows(model, job.choices)
+        choose_axes(job.choices, _power(model, job, [c for c in job.choices if c.rule.quantize.axis == "auto"]))
+        return ir.passes.PassResult(model, changed)
 
 
 class ShareZeros(_JobPass):

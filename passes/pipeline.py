@@ -14,6 +14,7 @@ from sparsec.passes.attention import FuseAttention
 from sparsec.passes.calibrate.solve import Solved
 from sparsec.passes.canonical_cache import canonical
 from sparsec.passes.compression import (
+    ArrangeCodebooks,
     CalibrateWeights,
     Calibration,
     EncodeWeights,
@@ -40,6 +41,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
         Stage("select-schemes", lambda: SelectSchemes(job)),
         Stage("scale-channels", lambda: ScaleChannels(job)),
         Stage("permute-inputs", lambda: PermuteInputs(job)),
+        Stage("arrange-codebooks", lambda: ArrangeCodebooks(job)),
         Stage("share-zeros", lambda: ShareZeros(job)),
         Stage("calibrate", lambda: CalibrateWeights(job)),
         Stage("sparsify", lambda: Sparsify(job)),

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sparsec.errors import RecipeError, SchemeError
 from sparsec.factoring import Factor, LowRank, conflict
 from sparsec.formats import NM, Scheme
+from sparsec.formats.meaning import TableValue, VectorValue
 from sparsec.selectors import checked_selector, did_you_mean
 from sparsec.structured import Structure
 
@@ -64,13 +65,18 @@ class Quantize(_Strict):
 
     `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `gpfq` follows the outputs input by input, `gptq`
     rounds column by column and moves the error to the columns that follow; `descent` goes on from there with coordinate descent and
-    fits scales and codebooks again. `auto`: `descent` where there are calibration inputs, else `nearest`.
+    fits scales and codebooks again; `joint` changes all codes at once by proximal steps, in turn with such fits. `auto`: `descent`
+    where there are calibration inputs, else `nearest`.
     """
 
-    algorithm: Literal["auto", "nearest", "gpfq", "gptq", "descent"] = "auto"
+    algorithm: Literal["auto", "nearest", "gpfq", "gptq", "joint", "descent"] = "auto"
     scaling: Literal["none", "awq", "equalize"] = "none"
     """Factors of channels, folded into the neighbouring layers where that can be. awq: inputs with large activations are rounded
     more finely (needs calibration inputs). equalize: ranges of rows and of the columns that read them become equal (no data)."""
+    reorder: bool = False
+    """Codebooks for runs of rows (`cb3.r16`): rows in an order in which runs are alike, what reads them with them."""
+    axis: Literal["given", "auto"] = "given"
+    """auto: codebooks serve runs of rows or of inputs (`cb3.r16`, `cb3.i32`), as many, whichever rounds a weight with less error."""
     damping: float = Field(default=0.01, ge=0)
     """As in `Sparsify`."""
 
@@ -129,7 +135,20 @@ class Rule(_Strict):
 
     @model_validator(mode="after")
     def _fits_the_scheme(self) -> Self:
-        structure, sparsify = Scheme.parse(self.scheme).structure, self.sparsify
+        scheme, sparsify = Scheme.parse(self.scheme), self.sparsify
+        structure, meaning = scheme.structure, scheme.codec.meaning
+        scope = meaning.scope.kind if isinstance(meaning, TableValue | VectorValue) else "tensor"
+        if self.quantize.reorder and scope != "rows":
+            raise ValueError(
+                f"quantize.reorder is for codebooks of runs of rows (cb3.r16); the scheme is '{self.scheme}'"
+            )
+        if self.quantize.axis == "auto" and scope == "tensor":
+            raise ValueError(
+                f"quantize.axis: auto chooses between codebooks for rows and for inputs (cb3.r16, cb3.i32); the scheme is "
+                f"'{self.scheme}'"
+            )
+        if self.quantize.axis == "auto" and self.quantize.reorder:
+            raise ValueError("quantize.axis: auto and quantize.reorder do not go together; reorder is for rows")
         if sparsify.algorithm == "dsnot" and structure.block != (1, 1):
             raise ValueError(
                 f"sparsify.algorithm 'dsnot' exchanges single weights, '{structure}' keeps blocks; choose wanda, sparsegpt or obs"

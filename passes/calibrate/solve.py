@@ -15,7 +15,7 @@ from sparsec.passes import hessian
 from sparsec.passes.factor.coding import Coder
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
-from sparsec.passes.quantise import compensate, follow_paths, on_support, quantise
+from sparsec.passes.quantise import compensate, follow_paths, learn_jointly, on_support, quantise
 from sparsec.passes.sparsify.dsnot import dsnot
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
@@ -149,6 +149,8 @@ def code(
                 return follow_paths(start, second_moment, scheme, mask, damping=damping)
             case "gptq":
                 return compensate(start, second_moment, scheme, mask, damping=damping)
+            case "joint":
+                return learn_jointly(weight, second_moment, scheme, mask, damping=damping, start=start)
             case "auto" | "descent":
                 return quantise(weight, second_moment, scheme, mask, damping=damping, start=start)
     except WeightError as error:

@@ -8,8 +8,19 @@ from sparsec.passes.quantise.awq import Part, input_scales
 from sparsec.passes.quantise.compensate import compensate
 from sparsec.passes.quantise.descent import descend
 from sparsec.passes.quantise.gpfq import follow_paths
+from sparsec.passes.quantise.joint import learn_jointly
 from sparsec.passes.quantise.refit import refit
 from sparsec.passes.quantise.solve import quantise
 from sparsec.passes.quantise.support import on_support
 
-__all__ = ["Part", "compensate", "descend", "follow_paths", "input_scales", "on_support", "quantise", "refit"]
+__all__ = [
+    "Part",
+    "compensate",
+    "descend",
+    "follow_paths",
+    "input_scales",
+    "learn_jointly",
+    "on_support",
+    "quantise",
+    "refit",
+]

@@ -19,7 +19,7 @@ __all__ = ["PowerGrid", "power_levels"]
 
 _FIRST = tuple(step / 4 for step in range(3, 13))
 """Exponents tried first; then an eighth and a sixteenth up and down from the best."""
-_SEARCHED = 1 << 16
+_SEARCHED = 1 << 15
 """Values that the exponent is searched on, whole rows spread over the weight."""
 
 
