@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
 from sparsec.errors import RecipeError
@@ -16,9 +17,12 @@ from sparsec.passes.stages import Stage
 from sparsec.passes.structure.dead import dead_units, fold
 from sparsec.passes.structure.depth import Branch, branches, greedy
 from sparsec.passes.structure.groups import Coupling, Family, couple
-from sparsec.passes.structure.moments import input_spreads
+from sparsec.passes.structure.hidden import find_stream
+from sparsec.passes.structure.moments import input_spreads, second_moments
 from sparsec.passes.structure.refit import refit
 from sparsec.passes.structure.remove import remove
+from sparsec.passes.structure.rms import without_means
+from sparsec.passes.structure.rotation import principal, turn
 from sparsec.passes.structure.scores import chosen, fluctuations, magnitudes
 from sparsec.passes.weights import Weight, find_weights
 from sparsec.selectors import did_you_mean, specificity
@@ -36,6 +40,8 @@ def restructuring(job: Job) -> tuple[Stage, ...]:
         Stage("remove-constant-channels", lambda: RemoveConstantChannels(job)),
         Stage("bypass-branches", lambda: BypassBranches(job)),
         Stage("remove-channels", lambda: RemoveChannels(job)),
+        Stage("norms-without-means", lambda: NormsWithoutMeans(job)),
+        Stage("slice-hidden", lambda: SliceHidden(job)),
         Stage("fit-what-stays", lambda: FitWhatStays(job)),
         Stage("note-removals", lambda: NoteRemovals(job)),
     )
@@ -179,16 +185,80 @@ class RemoveChannels(_StructurePass):
         return [(family, units) for family, units in zip(families, picked, strict=True) if len(units)]
 
 
+class NormsWithoutMeans(_StructurePass):
+    """LayerNormalization to RMSNormalization where that is exact and costs nothing."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not self.settings.rms_norm:
+            return ir.passes.PassResult(model, False)
+        stream = find_stream(model)
+        norms = [norm for point in stream.points for norm in point.norms if norm.centres]
+        left, layers = without_means(model, stream)
+        _raise_opset(model)
+        centre = np.eye(stream.width) - 1 / max(stream.width, 1)
+        for name in layers:
+            self.state.change(name, stream.width, centre)
+        for norm in norms:
+            name = norm.node.name or ""
+            self.state.records.append(Removal("norm", name, 1, int(name not in left), 0, left.get(name, "")))
+        if not norms:
+            self.state.records.append(Removal("norm", "", 0, 0, 0, stream.why_not or "there is no LayerNormalization"))
+        return ir.passes.PassResult(model, len(left) < len(norms))
+
+
+class SliceHidden(_StructurePass):
+    """The hidden stream in the basis of its principal directions, the last of which go."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        given, share = self.job.calibration, self.settings.slice
+        if not share:
+            return ir.passes.PassResult(model, False)
+        assert given is not None
+        stream = find_stream(model)
+        gone = int(np.floor(share * stream.width + 0.5))
+        reason = stream.why_not or ("" if gone else f"{share:.1%} of {stream.width} is less than one")
+        saved = 0
+        if not reason:
+            before, width = _constant_bytes(model), stream.width - gone
+            moments = second_moments(
+                model, [point.norms[0].node for point in stream.points], given.samples,
+                centred=stream.points[0].norms[0].centres, mask=self.job.recipe.calibrate.mask, threads=given.threads,
+            )  # fmt: skip
+            bases = {p.value: principal(m, width) for p, m in zip(stream.points, moments, strict=True)}
+            turned = turn(model, stream, bases)
+            _raise_opset(model)
+            for name, into in turned.layers.items():
+                self.state.change(name, stream.width, into)
+            self.state.values |= turned.values
+            common.RemoveUnusedNodesPass()(model)
+            saved = before - _constant_bytes(model)
+        name = stream.points[0].norms[0].node.name or "" if stream.points else ""
+        record = Removal("hidden width", name, stream.width, 0 if reason else gone, saved, reason)
+        self.state.records.append(record)
+        return ir.passes.PassResult(model, not reason)
+
+
+def _raise_opset(model: ir.Model) -> None:
+    """RMSNormalization needs a newer opset than most models have."""
+    from sparsec.passes.opset import RaiseOpset  # with onnxscript, a third of a second
+
+    RaiseOpset()(model)
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
 class FitWhatStays(_StructurePass):
     """Layers that read something else than before are fitted to what they computed."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         given, settings, before = self.job.calibration, self.settings, self.state.before
-        lossy = any(record.removed for record in self.state.records if record.kind != _CONSTANT)
+        lossy = any(record.removed for record in self.state.records if record.kind not in (_CONSTANT, "norm"))
         if given is None or settings.compensate == "none" or before is None or not lossy:
             return ir.passes.PassResult(model, False)
         left = refit(
-            model, before, self.state.wanted, given.samples,
+            model, before, self.state.wanted, self.state.values, given.samples,
             weights=settings.compensate != "bias", damping=settings.damping,
             mask=self.job.recipe.calibrate.mask, threads=given.threads,
         )  # fmt: skip

@@ -24,9 +24,11 @@ class Structure(BaseModel):
     together, by standardised scores). score: `magnitude` (squared norm of the weights that would go), `flap` (what is lost once
     biases stand in: variance of a channel times the weights that read it; needs calibration inputs), `auto`: flap where there are
     some. compensate: what stays makes up for what went: `bias` (means), `weights` (least squares on the calibration inputs, biases
-    too), `none`; `auto`: weights where there are calibration inputs. depth: how many residual branches are
-    bypassed, of the kind `branches`: those the outputs miss least. zero_channels: channels that are constant, or that nobody reads,
-    go first; exact. ignore: selectors of weights whose outputs all stay, and whose branches are not bypassed.
+    too), `none`; `auto`: weights where there are calibration inputs. slice: share of a transformer's hidden
+    width that goes, in a basis of principal directions (SliceGPT). depth: how many residual branches are bypassed, of the kind
+    `branches`: those the outputs miss least. zero_channels: channels that are constant, or that nobody reads, go first; exact.
+    rms_norm: LayerNormalization becomes RMSNormalization where that is exact and free. ignore: selectors of weights whose outputs
+    all stay, and whose branches are not bypassed (`slice` takes the whole stream or nothing).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,12 +39,14 @@ class Structure(BaseModel):
     compensate: Literal["auto", "none", "bias", "weights"] = "auto"
     damping: float = Field(default=0.01, ge=0)
     """Added to the diagonal of second moments, as a share of its mean."""
+    slice: float = 0.0
     depth: int = Field(default=0, ge=0)
     branches: Literal["any", "attention", "feedforward"] = "any"
     zero_channels: bool = False
+    rms_norm: bool = False
     ignore: tuple[str, ...] = ()
 
-    @field_validator("channels", "heads", mode="before")
+    @field_validator("channels", "heads", "slice", mode="before")
     @classmethod
     def _share(cls, value: Any) -> float:
         share = value
@@ -71,4 +75,4 @@ class Structure(BaseModel):
         for key, wanted in (("score", "flap"), ("compensate", "bias"), ("compensate", "weights")):
             if getattr(self, key) == wanted:
                 return f"{key}: {wanted}"
-        return "depth" if self.depth else ""
+        return "slice" if self.slice else "depth" if self.depth else ""

@@ -4,6 +4,7 @@ the other; biases keep the means."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from sparsec.passes.calibrate.biases import own_bias
 from sparsec.passes.calibrate.inputs import layer_rows
 from sparsec.passes.structure.fit import Sums, best_fit
-from sparsec.passes.structure.moments import linear_use, row_limit, visit
+from sparsec.passes.structure.moments import first_input, linear_use, row_limit, visit
 from sparsec.passes.weights import Use
 
 __all__ = ["refit"]
@@ -26,6 +27,7 @@ def refit(
     model: ir.Model,
     before: ir.Model,
     wanted: Mapping[str, Array],
+    values: Mapping[str, tuple[str, str, Array]],
     samples: Sequence[Mapping[str, Array]],
     *,
     weights: bool,
@@ -38,54 +40,75 @@ def refit(
     Args:
         before: the model nothing was removed from; gets biases where it has none.
         wanted: by node, T: the outputs should be T^T times those in `before`; the same where a node is missing.
+        values: by new node, what it should give: the name of a value in `before`, a node that comes after it there, and T.
         weights: False changes biases only.
         mask: the input that is 0 where another is padding.
 
     Returns:
         Layers that were left alone, by the name of the weight, with the reason.
     """
-    pairs, left = _pairs(model, before)
-    biases = [(own_bias(model, now, _rows(now)), own_bias(before, then, _rows(then))) for now, then in pairs]
-    now_at = visit(model, samples, [now.node for now, _ in pairs], threads)
-    then_at = visit(before, samples, [then.node for _, then in pairs], threads)
+    pairs, left = _pairs(model, before, values)
+    biases = [
+        (own_bias(model, p.now, _rows(p.now)), None if p.then is None else own_bias(before, p.then, _rows(p.then)))
+        for p in pairs
+    ]
+    now_at = visit(model, samples, [(p.now.node, first_input(p.now.node)) for p in pairs], threads)
+    then_at = visit(before, samples, [(p.stop, p.value) for p in pairs], threads)
     # More threads than cores make BLAS many times slower, and results depend on how many there are.
     with threadpool_limits(1, user_api="blas"):
-        for (now, then), (bias, bias_then), (_, value), (_, value_then) in zip(
-            pairs, biases, now_at, then_at, strict=True
-        ):
-            target = wanted.get(now.node.name or "")
-            layer = _Layer(now, then, target, model, before, (bias, bias_then))
+        for pair, (bias, bias_then), value, value_then in zip(pairs, biases, now_at, then_at, strict=True):
+            name = pair.now.node.name or ""
+            offset = None if bias_then is None else _array(before, bias_then).reshape(-1)
+            target = wanted.get(name) if pair.then is not None else values[name][2]
+            layer = _Layer(pair, target, offset)
             for number, sample in enumerate(samples):
-                limit = row_limit(layer.inputs, len(samples))
-                x, d = (
-                    np.stack(layer_rows(use, at(_read(use), number), limit, number, sample.get(mask)))
-                    for use, at in ((now, value), (then, value_then))
-                )
+                limit, padding = row_limit(layer.inputs, len(samples)), sample.get(mask)
+                x = np.stack(layer_rows(pair.now, value(number), limit, number, padding))
+                d = np.stack(layer_rows(pair.then or pair.now, value_then(number), limit, number, padding))
                 layer.add(number, x, d)
-            layer.solve(weights, damping)
+            layer.solve(model.graph.initializers[bias], weights, damping)
     return left
 
 
-def _pairs(model: ir.Model, before: ir.Model) -> tuple[list[tuple[Use, Use]], dict[str, str]]:
-    """Layers of both models, by node name and in order, that read something else than before; weights that several nodes read are
-    left."""
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A layer now, and what it should give: the layer it was (`then`), or a value. `value`: what is looked at in the model before, when
+    that has run up to the node `stop`."""
+
+    now: Use
+    then: Use | None
+    stop: ir.Node
+    value: str
+
+
+def _pairs(
+    model: ir.Model, before: ir.Model, values: Mapping[str, tuple[str, str, Array]]
+) -> tuple[list[_Pair], dict[str, str]]:
+    """Layers, in order, that read something else than before; weights that several nodes read are left."""
     then = {node.name: node for node in before.graph}
+    made = {value.name for node in before.graph for value in node.outputs}
     changed: set[ir.Value] = set()
     found, left = [], {}
     for node in model.graph:
         old = then.get(node.name)
         if old is None or any(value in changed for value in node.inputs) or not _same(node, old):
             changed.update(node.outputs)
-        x = node.inputs[0] if node.inputs else None
-        if old is None or x is None or not (x in changed or old.inputs[0] is None or x.name != old.inputs[0].name):
+        use = linear_use(node)
+        if use is None:
             continue
-        use, use_then = linear_use(node), linear_use(old)
-        if use is None or use_then is None:
+        if old is None:
+            value, stop, _ = values.get(node.name or "", ("", "", None))
+            if value in made and stop in then:
+                found.append(_Pair(use, None, then[stop], value))
+            continue
+        x, use_then = node.inputs[0], linear_use(old)
+        assert x is not None
+        if use_then is None or (x not in changed and x.name == first_input(old)):
             continue
         if len(_weight(use).uses()) > 1:
             left[_weight(use).name or ""] = f"not fitted again: read by {len(_weight(use).uses())} nodes"
         else:
-            found.append((use, use_then))
+            found.append(_Pair(use, use_then, old, first_input(old)))
     return found, left
 
 
@@ -108,26 +131,26 @@ def _same(node: ir.Node, then: ir.Node) -> bool:
 class _Layer:
     """One layer now and then; sums over samples of what it reads now, [G, T, K], and what it gave then, from d [G', T, K']."""
 
-    def __init__(
-        self, now: Use, then: Use, target: Array | None, model: ir.Model, before: ir.Model, biases: tuple[str, str]
-    ) -> None:
-        self._now, self._model, self._bias, self._target = now, model, biases[0], target
-        self._weight, self._then = _by_groups(now), _by_groups(then)
-        self._offset = _array(before, biases[1]).reshape(-1)
+    def __init__(self, pair: _Pair, target: Array | None, offset: Array | None) -> None:
+        self._now, self._target, self._offset = pair.now, target, offset
+        self._weight = _by_groups(pair.now)
+        self._then = None if pair.then is None else _by_groups(pair.then)
         self.inputs = self._weight.shape[2]
         zero = [Sums.of(np.zeros((0, self.inputs)), np.zeros((0, rows.shape[0]))) for rows in self._weight]
         self._halves: tuple[list[Sums], list[Sums]] = (list(zero), list(zero))
 
     def add(self, sample: int, x: Array, d: Array) -> None:
-        outputs = np.matmul(d, self._then.swapaxes(1, 2))
-        y = outputs.swapaxes(0, 1).reshape(outputs.shape[1], -1) + self._offset
+        outputs = d if self._then is None else np.matmul(d, self._then.swapaxes(1, 2))
+        y = outputs.swapaxes(0, 1).reshape(outputs.shape[1], -1)
+        if self._offset is not None:
+            y = y + self._offset
         if self._target is not None:
             y = y @ self._target
         half = self._halves[sample % 2]
         for group, (rows, wanted) in enumerate(zip(x, np.split(y, len(x), axis=1), strict=True)):
             half[group] += Sums.of(rows, wanted)
 
-    def solve(self, weights: bool, damping: float) -> None:
+    def solve(self, bias: ir.Value, weights: bool, damping: float) -> None:
         fits, biases = [], []
         for weight, one, other in zip(self._weight, *self._halves, strict=True):
             x, y, _, _ = (one + other).centred()
@@ -136,7 +159,6 @@ class _Layer:
             biases.append(y - fit @ x)
         if weights:
             _write(_weight(self._now), np.concatenate(fits), self._now.flipped)
-        bias = self._model.graph.initializers[self._bias]
         assert bias.const_value is not None
         made = np.concatenate(biases).reshape(bias.const_value.numpy().shape)
         bias.const_value = ir.tensor(made.astype(np.float32), name=bias.name)
@@ -153,12 +175,6 @@ def _weight(use: Use) -> ir.Value:
     value = use.node.inputs[1]
     assert value is not None
     return value
-
-
-def _read(use: Use) -> str:
-    value = use.node.inputs[0]
-    assert value is not None
-    return value.name or ""
 
 
 def _array(model: ir.Model, name: str) -> Array:

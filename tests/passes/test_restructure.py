@@ -101,6 +101,32 @@ def test_schemes_apply_to_what_remains(network: Any) -> None:
     assert first.report.to_json()["removed"]
 
 
+@pytest.mark.parametrize("post", [False, True])
+def test_everything_at_once(post: bool) -> None:
+    """All of the section, schemes on what is left, compiled and verified; the effective recipe gives the same bytes."""
+    model = transformer(post=post, blocks=3)
+    recipe = {
+        "structure": {
+            "zero_channels": True,
+            "depth": 1,
+            "channels": 0.2,
+            "heads": 0.34,
+            "rms_norm": True,
+            "slice": "25%",
+        },
+        "rules": [{"targets": "MatMul", "scheme": "int8", "optional": True}],
+        "min_elements": 8,
+    }
+    samples = feeds(model, 8)
+    compiled = sparsec.compile(model, recipe=recipe, calibration=samples, jobs=1)
+    assert compiled.report.verification is not None
+    kinds = {r.kind for r in compiled.report.removed if r.removed}
+    assert kinds >= {"branch", "channels", "heads", "hidden width"}
+    first = sparsec.compress(model, recipe, calibration=samples, jobs=1, verify=False)
+    again = sparsec.compress(model, compiled.recipe, calibration=samples, jobs=3, verify=False)
+    assert first.to_bytes() == again.to_bytes()
+
+
 def test_verify_knows_that_units_are_gone(tmp_path: Path) -> None:
     """Without schemes the result is still another function than the original."""
     model, small = tmp_path / "model.onnx", tmp_path / "small.onnx"

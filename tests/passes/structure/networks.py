@@ -20,7 +20,9 @@ def build(
     """A canonical model: the body of a graph in ONNX's text form, with float32 normal weights of `shapes` (scaled by their fan-in) and
     `constants` as they are."""
     rng = np.random.default_rng(seed)
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\nnet {text}')
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : {23 if "RMSNorm" in text else 20}]>\nnet {text}'
+    )
     tensors = {
         name: (rng.standard_normal(shape) / max(1, np.prod(shape[1:])) ** 0.5).astype(np.float32)
         for name, shape in shapes.items()
@@ -157,7 +159,7 @@ def transformer(
     if tied:
         del shapes["wl"]
     model = build(
-        f"(int64[1, 5] ids) => (float[1, 5, 11] y)\n{{\n{body}\n}}".replace("RMSNormalization", "RMSNormalization"),
+        f"(int64[1, 5] ids) => (float[1, 5, 11] y)\n{{\n{body}\n}}",
         shapes,
         seed,
         {"split": [1, 5, 3, 4], "join": [1, 5, 12], "half": 0.5},

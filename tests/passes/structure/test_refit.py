@@ -46,7 +46,7 @@ def test_copies_of_a_channel_are_not_missed() -> None:
     small, wanted = _without(model, "w0", [4])
     samples = feeds(model, 8)
     bare = _error(small, model, samples)
-    refit(small, model.clone(), wanted, samples, weights=True, damping=0.0, mask="", threads=1)
+    refit(small, model.clone(), wanted, {}, samples, weights=True, damping=0.0, mask="", threads=1)
     check_model(small, "refit", static=True)
     assert _error(small, model, feeds(model, 4, seed=9)) < 1e-8 * bare
 
@@ -59,7 +59,7 @@ def test_weights_beat_biases_beat_nothing() -> None:
         small, wanted = _without(model, "w0", [1, 4])
         if what != "none":
             left = refit(
-                small, model.clone(), wanted, samples, weights=what == "weights", damping=0.01, mask="", threads=1
+                small, model.clone(), wanted, {}, samples, weights=what == "weights", damping=0.01, mask="", threads=1
             )
             assert left == {}
         errors[what] = _error(small, model, others)
@@ -80,6 +80,6 @@ def test_shared_weights_are_left_and_named() -> None:
         {"w0": (4, 6), "w1": (6, 5), "w2": (5, 5), "w3": (5, 3)},
     )
     small, wanted = _without(model, "w0", [1])
-    left = refit(small, model.clone(), wanted, feeds(model, 4), weights=True, damping=0.01, mask="", threads=1)
+    left = refit(small, model.clone(), wanted, {}, feeds(model, 4), weights=True, damping=0.01, mask="", threads=1)
     assert list(left) == ["w2"]
     assert "2 nodes" in left["w2"]
