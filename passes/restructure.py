@@ -17,7 +17,7 @@ from sparsec.passes.stages import Stage
 from sparsec.passes.structure.dead import dead_units, fold
 from sparsec.passes.structure.depth import Branch, branches, greedy
 from sparsec.passes.structure.groups import Coupling, Family, couple
-from sparsec.passes.structure.hidden import find_stream
+from sparsec.passes.structure.hidden import find_stream, separate_norms
 from sparsec.passes.structure.moments import input_spreads, second_moments
 from sparsec.passes.structure.refit import refit
 from sparsec.passes.structure.remove import remove
@@ -214,6 +214,7 @@ class SliceHidden(_StructurePass):
         if not share:
             return ir.passes.PassResult(model, False)
         assert given is not None
+        separate_norms(model)
         stream = find_stream(model)
         gone = int(np.floor(share * stream.width + 0.5))
         reason = stream.why_not or ("" if gone else f"{share:.1%} of {stream.width} is less than one")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sparsec.passes.structure.axes import sizes
 from sparsec.passes.structure.moments import linear_use
+from sparsec.passes.structure.remove import constant
 
-__all__ = ["Norm", "Point", "Stream", "Term", "find_stream", "linear_readers"]
+__all__ = ["Norm", "Point", "Stream", "Term", "find_stream", "linear_readers", "separate_norms"]
 
 Array = np.ndarray[Any, Any]
 
@@ -86,6 +87,22 @@ def find_stream(model: ir.Model) -> Stream:
         _expand(point, point.value, points, outputs, width)
     stream = Stream(list(points.values()), width, "")
     return Stream(stream.points, width, _refusal(stream))
+
+
+def separate_norms(model: ir.Model) -> None:
+    """Where a norm reads another norm's result (a block between them was bypassed), an addition of zeros becomes the point."""
+    for node in list(model.graph):
+        norm = _norm(node)
+        value = node.inputs[0] if node.inputs else None
+        before = None if value is None else value.producer()
+        if norm is None or value is None or before is None or _norm(before) is None:
+            continue
+        zeros = constant(model, f"{node.name}.zeros", np.zeros(len(norm.scale), np.float32))
+        add = ir.node("Add", [value, zeros], name=f"{node.name}.point")
+        made = add.outputs[0]
+        made.name, made.type, made.shape = f"{node.name}.point.out", value.type, value.shape
+        model.graph.insert_before(node, add)
+        node.replace_input_with(0, made)
 
 
 def _norm(node: ir.Node) -> Norm | None:
@@ -162,7 +179,10 @@ def _refusal(stream: Stream) -> str:
     if len({norm.centres for point in stream.points for norm in point.norms}) > 1:
         return "norms of both kinds, LayerNormalization and RMSNormalization, read the stream"
     edges = {(t.node, t.index) for point in stream.points for t in point.terms if t.index >= 0}
+    results = {norm.output for point in stream.points for norm in point.norms}
     for point in stream.points:
+        if point.value in results:
+            return f"'{point.value.name}' is both read and made by norms"
         readers = {norm.node for norm in point.norms}
         if point.value.is_graph_output():
             return f"'{point.value.name}' is an output of the model"
