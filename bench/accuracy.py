@@ -114,6 +114,8 @@ def _compressed(bar: Bar, calibrated: bool) -> _Made | None:
     """Compressed as the bar says; None for what cannot be had without inputs."""
     if not calibrated and bar.activations == "int8-static":
         return None
+    if bar.budget:
+        return _within(bar.model, bar.budget, bar.program, calibrated)
     return _compressed_as(bar.model, bar.scheme, bar.targets, bar.activations, calibrated)
 
 
@@ -132,6 +134,26 @@ def _compressed_as(name: str, scheme: str, targets: str, activations: str, calib
     seconds = time.perf_counter() - start
     layers = [row.record for row in made.report.layers if row.record.rule is not None]
     bits = 8 * sum(r.nbytes for r in layers) / sum(int(np.prod(r.shape)) for r in layers)
+    data = made.to_bytes()
+    return _Made(_runner(data, model), bits, len(data), seconds)
+
+
+@cache
+def _within(name: str, budget: str, program: bool, calibrated: bool) -> _Made:
+    """A model within a budget."""
+    import sparsec
+
+    model = get(name)
+    bound: dict[str, Any] = {"input_shapes": model.input_shapes, "input_values": model.input_values, "verify": False}
+    given = calibration(name) if calibrated else None
+    start = time.perf_counter()
+    made: Any = (sparsec.compile if program else sparsec.compress)(
+        model.onnx_file(), budget=budget, calibration=given, **bound
+    )
+    seconds = time.perf_counter() - start
+    bits = made.report.front.chosen.bits
+    if program:
+        return _Made(lambda feed: list(made.run(feed).values()), bits, made.weights_bytes, seconds)
     data = made.to_bytes()
     return _Made(_runner(data, model), bits, len(data), seconds)
 

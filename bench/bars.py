@@ -18,6 +18,10 @@ class Bar:
     limit: float
     targets: str = "*"
     activations: str = "auto"
+    budget: str = ""
+    """In place of a scheme: what the whole model may cost."""
+    program: bool = False
+    """The budget counts weights.bin of a compiled program, which is scored; else the portable ONNX."""
 
     @property
     def lower_is_better(self) -> bool:
@@ -26,6 +30,8 @@ class Bar:
     @property
     def recipe(self) -> str:
         """Scheme of weights and, where they are rounded, of activations."""
+        if self.budget:
+            return f"{self.budget} of {'weights.bin' if self.program else 'ONNX'}"
         return self.scheme if self.activations == "auto" else f"{self.scheme} x {self.activations}"
 
     @property
@@ -87,6 +93,8 @@ BARS = [
     *_top1("resnet20", "s16x1@50-cb4-g32", 5.0),
     *_top1("mobilenet_v2", "cb4", 1.0),
     Bar("mobilenet_v2", "int8", "top-1 %", "lose at most", 0.7, activations="int8-static"),
+    Bar("mobilenet_v2", "", "top-1 %", "lose at most", 2.5, budget="1.45MB"),
+    Bar("kws", "", "top-1 %", "lose at most", 1.0, budget="20KB", program=True),
 ]
 """What post-training compression without labels must keep."""
 

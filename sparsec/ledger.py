@@ -25,6 +25,11 @@ _ROUNDS = 12
 _USED = 0.985
 """A choice that uses so much of what is limited is not looked beyond."""
 
+_SINGLES = 6
+"""Layers that are tried alone."""
+_NOTHING = 2e-3
+"""Prices of all schemes together that are a smaller share of the limit do not matter."""
+
 Choice = Sequence[int]
 
 
@@ -55,20 +60,55 @@ class Ledger:
             layer[0, SECONDS] = plain.layer_seconds.get(entry.name, 0.0)
             layer[1:, ERROR] = entry.errors
         self.rest = self._sums(plain) - totals(self.table, [0] * len(found))
-        for scheme in dict.fromkeys(s for entry in found for s in entry.schemes):
-            self._fill(scheme)
+        self.prices: dict[str, float] = {}
+        shared = {s: self._fill(s) for s in dict.fromkeys(s for entry in found for s in entry.schemes)}
+        self._share_out(shared)
 
-    def _fill(self, scheme: str) -> None:
-        """Costs of one scheme, from a model that has it wherever it can be."""
-        uniform = [options.index(scheme) if scheme in options else 0 for options in self.options]
+    def _fill(self, scheme: str) -> NDArray[np.float64]:
+        """Costs of one scheme, from a model that has it wherever it can be; returns what their sum lacks."""
+        uniform = self._uniform(scheme)
         cost = self.cost(uniform)
-        members = [i for i, option in enumerate(uniform) if option]
-        for i in members:
-            self.table[i][uniform[i], BYTES] = cost.layer_nbytes.get(self.found[i].name, 0.0)
-            self.table[i][uniform[i], SECONDS] = cost.layer_seconds.get(self.found[i].name, 0.0)
-        shared = (self._sums(cost) - self.predicted(uniform)) / len(members)
-        for i in members:
-            self.table[i][uniform[i]] = np.maximum(self.table[i][uniform[i]] + [0, shared[BYTES], shared[SECONDS]], 0)
+        for layer, option, entry in zip(self.table, uniform, self.found, strict=True):
+            if option:
+                layer[option, BYTES] = cost.layer_nbytes.get(entry.name, 0.0)
+                layer[option, SECONDS] = cost.layer_seconds.get(entry.name, 0.0)
+        return self._sums(cost) - self.predicted(uniform)
+
+    def _uniform(self, scheme: str) -> list[int]:
+        return [options.index(scheme) if scheme in options else 0 for options in self.options]
+
+    def _share_out(self, shared: Mapping[str, NDArray[np.float64]]) -> None:
+        """What models of one scheme cost besides their weights: seconds go to the layers; of the bytes a part goes to the layers, a part
+        is the price of the scheme, once. How large each is shows in models of one scheme on single layers and on halves of them."""
+        first = next(iter(shared), None)
+        if first is None:
+            return
+        whole = self._uniform(first)
+        members = [i for i, option in enumerate(whole) if option]
+        halves = [self._lack(whole, members[start::2]) for start in (0, 1)]
+        picked = [members[int(i)] for i in np.linspace(0, len(members) - 1, min(len(members), _SINGLES))]
+        single = float(np.mean([self._lack(whole, [i]) for i in picked]))
+        # single = d + p, both halves = n d + 2 p, the whole = n d + p - q: d of a layer, p and q the prices of the scheme and of fp32.
+        count = len(members)
+        price = max(0.0, (count * single - sum(halves)) / (count - 2)) if count > 2 else 0.0
+        own = max(0.0, sum(halves) - 2 * price)
+        plain = max(0.0, own + price - float(shared[first][BYTES]))
+        part = price / (own + price) if own + price else 0.0
+        self.rest[BYTES] -= plain
+        self.prices = {"fp32": plain}
+        for scheme, lack in shared.items():
+            total = float(lack[BYTES]) + plain
+            self.prices[scheme] = max(0.0, part * total)
+            members = [i for i, option in enumerate(self._uniform(scheme)) if option]
+            extra = np.array([0.0, (total - self.prices[scheme]) / len(members), lack[SECONDS] / len(members)])
+            for i in members:
+                option = self.options[i].index(scheme)
+                self.table[i][option] = np.maximum(self.table[i][option] + extra, 0.0)
+
+    def _lack(self, whole: Choice, members: Sequence[int]) -> float:
+        """Bytes of a model with the options of `whole` for some layers, fp32 for the others, less what the table says."""
+        choice = [option if i in members else 0 for i, option in enumerate(whole)]
+        return float(self._sums(self.cost(choice))[BYTES] - self.predicted(choice)[BYTES])
 
     def cost(self, choice: Choice) -> Cost:
         """What the model of a choice costs, its weights coded as they were tried."""
@@ -89,8 +129,46 @@ class Ledger:
         return np.array([self.predicted(choice)[ERROR], *self._sums(self.cost(choice))[1:]])
 
     def predicted(self, choice: Choice) -> NDArray[np.float64]:
-        """float64 [3] from the table."""
-        return self.rest + totals(self.table, choice)
+        """float64 [3] from the table and the prices of the schemes in use."""
+        used = {options[index] for options, index in zip(self.options, choice, strict=True)}
+        return self.rest + totals(self.table, choice) + [0.0, sum(self.prices.get(s, 0.0) for s in used), 0.0]
+
+    def _best(self, objective: int, room: Mapping[int, float]) -> list[int] | None:
+        """The choice with the least `objective` within `room`, prices of schemes counted: schemes are added to those in use, the best
+        one first, as long as that gains. Without prices that matter all are in use from the beginning."""
+        if sum(self.prices.values()) <= _NOTHING * room.get(BYTES, sum(float(layer[0, BYTES]) for layer in self.table)):
+            return choose(self.table, objective, room)
+        used: list[str] = []
+        best, lowest = None, (np.inf, np.inf)
+        while True:
+            winner = None
+            for scheme in self.prices:
+                if scheme in used:
+                    continue
+                choice = self._among({*used, scheme}, objective, room)
+                if choice is None:
+                    continue
+                sums = self.predicted(choice) - self.rest
+                over = max([0.0, *(float(sums[c] - limit) for c, limit in room.items())])
+                value = (over if over > 1e-9 * abs(over + 1) else 0.0, float(sums[objective]))
+                if value < lowest:
+                    best, lowest, winner = choice, value, scheme
+            if winner is None:
+                return best if best is not None and lowest[0] == 0.0 else None
+            used.append(winner)
+
+    def _among(self, schemes: set[str], objective: int, room: Mapping[int, float]) -> list[int] | None:
+        """The best choice with these schemes, their prices paid; one with the least bytes where none fits. Weights that none of them can
+        store take any."""
+        kept = [
+            [i for i, o in enumerate(options) if o in schemes] or [*range(len(options))] for options in self.options
+        ]
+        tables = [layer[indices] for layer, indices in zip(self.table, kept, strict=True)]
+        price = sum(self.prices[scheme] for scheme in schemes)
+        found = choose(tables, objective, {c: limit - (price if c == BYTES else 0.0) for c, limit in room.items()})
+        if found is None:
+            found = choose(tables, next(iter(room), objective), {})
+        return None if found is None else [indices[option] for indices, option in zip(kept, found, strict=True)]
 
     def recipe_of(self, choice: Choice) -> Recipe:
         """The recipe that asks for a choice."""
@@ -120,7 +198,7 @@ class Ledger:
         seen: set[tuple[int, ...]] = set()
         for _ in range(_ROUNDS):
             room = {column: limit - self.rest[column] - offsets[column] for column, limit in wanted.items()}
-            choice = choose(self.table, objective, room)
+            choice = self._best(objective, room)
             if choice is None:
                 break
             real = self.real(choice)
@@ -156,7 +234,7 @@ class Ledger:
         return None
 
     def _smallest(self, column: int, limits: Mapping[int, float]) -> list[int] | None:
-        return choose(self.table, column, {c: limit - self.rest[c] for c, limit in limits.items()})
+        return self._best(column, {c: limit - self.rest[c] for c, limit in limits.items()})
 
     def _why_not(self, limits: Mapping[int, float]) -> str:
         lines = []

@@ -36,6 +36,10 @@ MIN_ELEMENTS = 128
 _RANDOM = 8
 """Random inputs where there are no others."""
 _ATTEMPTS = 6
+_POINTS = 20
+"""Of a front."""
+_FINE = 0.01
+"""Relative errors below do not make a knee."""
 _NEAR = 0.85
 """An error that uses so much of what is allowed is near enough."""
 
@@ -87,9 +91,10 @@ def spend(
     for record in compressed.layers:
         if ledger.schemes(choice).get(record.name) == "fp32":
             record.reason = "the budget leaves it at fp32"
+    against = SECONDS if budget.seconds is not None and budget.nbytes is None else BYTES
     front = Front(
         str(budget),
-        [_point(ledger, other) for other in pareto(ledger.table, SECONDS if budget.nbytes is None and ledger.timed else BYTES, ERROR)],
+        [_point(ledger, other) for other in pareto(ledger.table, against, ERROR, _POINTS)],
         _point(ledger, choice),
         int(reached[BYTES]),
         float(reached[SECONDS]) if ledger.timed else None,
@@ -190,7 +195,7 @@ def _point(ledger: Ledger, choice: Sequence[int]) -> Point:
 def _beyond_the_knee(front: Front) -> list[str]:
     """A word of warning where a little more would gain much."""
     points = sorted(front.points, key=lambda point: point.nbytes)
-    at = knee([p.nbytes for p in points], [p.error for p in points])
+    at = knee([p.nbytes for p in points], [max(p.error, _FINE) for p in points])
     if at is None or front.chosen.nbytes >= points[at].nbytes or front.chosen.error < 2 * points[at].error:
         return []
     return [
