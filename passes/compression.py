@@ -257,6 +257,7 @@ class EncodeWeights(_JobPass):
         for choice, (encoded, record) in zip(job.choices, results, strict=True):
             if isinstance(encoded, Factored):
                 insert_factors(model, choice.weight, encoded)
+                choice.notes += filter(None, [encoded.waste()])
             else:
                 insert_decode(model, choice, encoded)
             if job.calibration is not None and record.output_error is None:

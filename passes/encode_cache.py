@@ -17,9 +17,10 @@ import sparsec.formats
 from sparsec.cache import digest, load, source_digest, store
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight
+from sparsec.passes.factor.form import Factored
 from sparsec.passes.select import Choice
 
-__all__ = ["cached_encoding", "cached_masks", "weight_digest"]
+__all__ = ["cached_encoding", "cached_form", "cached_masks", "weight_digest"]
 
 Mask = NDArray[np.bool_]
 Encoding = tuple[EncodedWeight, float, float]
@@ -32,6 +33,14 @@ def _sources() -> str:
     return digest(
         np.__version__,
         source_digest(*formats.rglob("*.py"), *here.glob("sparsify/*.py"), here / "insert_decode.py"),
+    )
+
+
+@cache
+def _factor_sources() -> str:
+    here = Path(__file__).parent
+    return digest(
+        _sources(), source_digest(*here.glob("factor/*.py"), *here.glob("quantise/*.py"), here / "hessian.py")
     )
 
 
@@ -81,3 +90,18 @@ def cached_encoding(choice: Choice, digest_: str, mask: Mask | None, make: Calla
     weight, zeros, nmse = make()
     store("weights", key, {"zeros": zeros, "nmse": nmse}, weight.arrays())
     return weight, zeros, nmse
+
+
+def cached_form(choice: Choice, digest_: str, mask: Mask | None, make: Callable[[], Factored]) -> Factored:
+    """The factored weight: from the cache, else `make()`."""
+    masked = "" if mask is None else digest(np.packbits(mask))
+    key = digest(_factor_sources(), _rule(choice), repr(choice.structure), digest_, masked)
+    found = load("factors", key)
+    if found is not None:
+        try:
+            return Factored.read(*found)
+        except (WeightError, KeyError):  # a damaged entry is made again
+            pass
+    form = make()
+    store("factors", key, *form.stored())
+    return form

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsec import ops
 from sparsec.formats import EncodedWeight, decode, encode
 from sparsec.passes.calibrate.solve import Solved
-from sparsec.passes.encode_cache import cached_encoding
+from sparsec.passes.encode_cache import cached_encoding, cached_form
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
 from sparsec.passes.layers import LayerRecord
@@ -48,7 +48,7 @@ def encode_weights(
         if progress is not None:
             progress(choice.weight.name)
         if choice.rule.low_rank is not None or choice.rule.factor is not None:
-            form = _factored(choice, mask)
+            form = cached_form(choice, digest, mask, lambda: _factored(choice, mask))
             return form, _record(choice, form, form.zeros(), _figures(choice.weight.matrix(), form.decoded())[1])
         encoded, zeros, nmse = cached_encoding(choice, digest, mask, lambda: _encode(choice, mask))
         return encoded, _record(choice, encoded, zeros, nmse)
@@ -103,14 +103,13 @@ def _figures(matrix: Matrix, decoded: Matrix) -> tuple[float, float]:
 def _record(choice: Choice, encoded: EncodedWeight | Factored, zeros: float, nmse: float) -> LayerRecord:
     use = choice.weight.uses[0]
     form = encoded if isinstance(encoded, Factored) else None
-    reasons = [*choice.notes, "" if form is None else form.waste()]
     return LayerRecord(
         name=choice.weight.name,
         node=use.node.name or "",
         op=use.operator,
         shape=choice.weight.shape,
         scheme=encoded.words if isinstance(encoded, Factored) else str(encoded.scheme),
-        reason="; ".join(filter(None, reasons)),
+        reason=choice.refused,
         zeros=zeros,
         bits_per_weight=encoded.bits_per_weight(),
         nbytes=encoded.nbytes,

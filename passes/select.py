@@ -26,13 +26,14 @@ class Choice:
     """A weight that will be encoded, with the rule that asks for it, less what the weight cannot have.
 
     structure: the scheme's, with the share of zeros that pruning aims for in this weight. notes: what else was done to it, and what
-    was asked for and could not be.
+    was asked for and could not be. refused: which products and factors the weight cannot have, and why.
     """
 
     weight: Weight
     scheme: Scheme
     rule: Rule
     rule_index: int
+    refused: str = ""
     structure: Structure = field(init=False)
     notes: list[str] = field(default_factory=list)
 
@@ -72,7 +73,7 @@ def select_schemes(model: ir.Model, recipe: Recipe) -> tuple[list[Choice], list[
             records.append(_dense_record(item.name, first.node.name or "", first.operator, item.shape, reason, size))
             records[-1].zeros = _zeros(item)
         else:
-            choices.append(Choice(item, Scheme.parse(rule.scheme), rule, answer.rule, notes=[note] if note else []))
+            choices.append(Choice(item, Scheme.parse(rule.scheme), rule, answer.rule, note))
     place = {node: index for index, node in enumerate(model.graph)}
     order = [(place[item.uses[0].node], item.name) for item in weights]
     by_name = {node.name or "": index for node, index in place.items()}

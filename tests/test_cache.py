@@ -12,7 +12,7 @@ import pytest
 import sparsec
 from sparsec import cache, cli
 from sparsec.errors import OutputError
-from sparsec.passes import encode_cache
+from sparsec.passes import encode_cache, insert_decode
 from sparsec.passes.sparsify import magnitude
 from tests.models import DIGITS, DIGITS_MLP
 
@@ -193,3 +193,18 @@ def test_no_cache_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(cache, "_off", False)
     assert cli.main([*arguments, "--force"]) == 0
     assert (folder / "weights").is_dir()
+
+
+@pytest.mark.parametrize("rule", ["low_rank: {rank: 3}", "factor: {algorithm: monarch, blocks: 2}"])
+def test_factored_weights_are_found_again_and_damaged_ones_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    recipe = f"version: 1\nmin_elements: 0\nrules: [{{scheme: int4, {rule}}}]\n"
+    first = _compress(recipe)
+    entries = list((folder / "factors").iterdir())
+    whole = entries[0].read_bytes()
+    cache.store("factors", entries[0].stem, {"words": "", "main": 1, "factors": [["", "int4", 2, 2, 1, 0]]}, {})
+    assert _compress(recipe) == first
+    assert entries[0].read_bytes() == whole
+    monkeypatch.setattr(insert_decode, "factored", None)
+    assert _compress(recipe) == first

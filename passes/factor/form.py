@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsec.formats import EncodedWeight, decode
+from sparsec.formats import EncodedWeight, Scheme, decode
 
 __all__ = ["Factor", "Factored", "block_diagonal", "factor_name", "shuffled"]
 
@@ -51,6 +52,25 @@ class Factored:
     words: str
     main: tuple[Factor, ...]
     branch: tuple[Factor, ...] = ()
+
+    def stored(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """(facts for JSON, arrays by name): all there is, for `read`."""
+        facts, arrays = [], {}
+        for number, factor in enumerate(self.factors()):
+            coded = factor.coded
+            facts.append([factor.label, str(coded.scheme), coded.rows, coded.cols, factor.groups, factor.shuffle])
+            arrays |= {f"{number}.{role}": array for role, array in coded.arrays().items()}
+        return {"words": self.words, "main": len(self.main), "factors": facts}, arrays
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Factored:
+        """Inverse of `stored`; raises WeightError or KeyError for what is not its result."""
+        factors = []
+        for number, (label, scheme, rows, cols, groups, shuffle) in enumerate(facts["factors"]):
+            parsed = Scheme.parse(scheme)
+            own = {role: arrays[f"{number}.{role}"] for role in parsed.roles}
+            factors.append(Factor(label, EncodedWeight.from_arrays(parsed, rows, cols, own), groups, shuffle))
+        return cls(facts["words"], tuple(factors[: facts["main"]]), tuple(factors[facts["main"] :]))
 
     def factors(self) -> Iterator[Factor]:
         """All of them."""
