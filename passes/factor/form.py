@@ -55,7 +55,8 @@ class Factored:
 
     def stored(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """(facts for JSON, arrays by name): all there is, for `read`."""
-        facts, arrays = [], {}
+        facts: list[list[Any]] = []
+        arrays: dict[str, NDArray[Any]] = {}
         for number, factor in enumerate(self.factors()):
             coded = factor.coded
             facts.append([factor.label, str(coded.scheme), coded.rows, coded.cols, factor.groups, factor.shuffle])
