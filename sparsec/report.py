@@ -162,7 +162,7 @@ class Report:
 def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
     """One row per weight. The last column is the kernel, or the REASON why the weight is dense; `why`: both columns.
 
-    Calibrated weights show the error of their layer's outputs on the calibration inputs too.
+    Calibrated weights show the error of their layer's outputs on the calibration inputs too; notes have a column where there are any.
     """
     # A reason that all weights share ("the recipe has no rules") tells nothing: the kernels do.
     plain = len({row.record.reason for row in layers}) == 1 and any(row.kernel for row in layers)
@@ -170,6 +170,8 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
     headers = ["layer", "op", "shape", "scheme", "zeros %", "bits/weight", "KB", "NMSE"]
     headers += ["output error"] if calibrated else []
     headers += ["kernel", "REASON"] if why else ["kernel or REASON"]
+    noted = any(row.record.notes for row in layers)
+    headers += ["notes"] if noted else []
     rows = []
     for row in layers:
         r = row.record
@@ -180,9 +182,8 @@ def layer_table(layers: Sequence[LayerRow], *, why: bool = False) -> Table:
         ]  # fmt: skip
         if calibrated:
             cells.append(_number(r.output_error, ".2g"))
-        told = "; ".join(text for text in (r.reason or row.choice, r.notes) if text)
-        last = [row.kernel, told] if why else [row.kernel if plain or not r.reason else r.reason]
-        rows.append((*cells, *last))
+        last = [row.kernel, r.reason or row.choice] if why else [row.kernel if plain or not r.reason else r.reason]
+        rows.append((*cells, *last, *([r.notes] if noted else [])))
     return Table("", tuple(headers), tuple(rows), frozenset({0, 1, 2, 3, *range(8 + calibrated, len(headers))}))
 
 

@@ -48,7 +48,9 @@ def scale_inputs(model: ir.Model, choices: Sequence[Choice], survey: Survey) -> 
             choice.notes.append(f"inputs not scaled: {why}")
             continue
         readers = {touch.value.name or "" for touch in channels.touches if touch.role == "in"}
-        members = [names[name] for name in names if name in readers and not _is_depthwise(names[name])]
+        members = [
+            c for name, c in names.items() if name in readers and len(c.weight.uses) == 1 and not _is_depthwise(c)
+        ]
         sets.append(_Shared(channels, members))
         by_name |= {member.weight.name: sets[-1] for member in members}
 

@@ -18,6 +18,7 @@ Matrix = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 _CHUNK_BYTES = 32 << 20
+_ROWS = 128
 
 
 def retained(score: ArrayLike, structure: NM) -> float:
@@ -27,11 +28,13 @@ def retained(score: ArrayLike, structure: NM) -> float:
 
 
 def permutation(score: ArrayLike, structure: NM, *, sweeps: int = 100) -> Indices:
-    """The order of inputs, int [K]: `score[:, order]` retains at least as much as `score`, and no trade of two retains more.
+    """The order of inputs, int [K]: `score[:, order]` retains at least as much as `score`, and no trade of two retains more
+    (of weights with more than 128 rows: no trade retains more in 128 of them, which are looked at).
 
     score: [N, K], 0 or more each, larger is worth more (`wanda_scores` for instance); sweeps: at most so many rounds of trades.
     """
-    values = np.asarray(score, np.float32)
+    whole = np.asarray(score, np.float32)
+    values = np.ascontiguousarray(whole[:: -(-len(whole) // _ROWS)])
     cols, size = values.shape[1], structure.m
     padded = _grouped(values, size).reshape(len(values), -1)
     slots = padded.shape[1]
@@ -56,7 +59,12 @@ def permutation(score: ArrayLike, structure: NM, *, sweeps: int = 100) -> Indice
         padded, order = padded[:, swapped], order[swapped]
         worth = worth[:, swapped]
         stale = np.flatnonzero(np.isin(group, group[np.concatenate([first, second])]))
-    return order[:cols]
+    found = order[:cols]
+    return found if len(values) == len(whole) or _gains(whole, found, structure) else np.arange(cols)
+
+
+def _gains(score: Matrix, order: Indices, structure: NM) -> bool:
+    return retained(score[:, order], structure) > retained(score, structure)
 
 
 def _grouped(score: NDArray[np.floating], size: int) -> NDArray[np.floating]:

@@ -14,6 +14,7 @@ from sparsec.errors import RecipeError
 from sparsec.passes.equivalent.permute import permute_inputs
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.reference import Reference
+from sparsec.report import LayerRow
 from tests.passes.calibrate.networks import chain, choices, distance, samples
 from tests.passes.equivalent.networks import block, mobile
 
@@ -84,6 +85,9 @@ def test_pruned_with_less_error(algorithm: str, scheme: str) -> None:
     notes = {row.record.name: row.record.notes for row in permuted.report.layers}
     assert notes["w1"].startswith("inputs reordered: s2:4 keeps")
     assert notes["w1"] in str([row.to_json() for row in permuted.report.layers])
+    assert [LayerRow.from_json(row.to_json()).record.notes for row in permuted.report.layers] == list(notes.values())
+    assert notes["w1"] in str(permuted.report)
+    assert "notes" not in str(plain.report)
     again = sparsec.compress(uneven(), permuted.recipe, calibration=given, verify=False)
     assert again.to_bytes() == permuted.to_bytes()
 
