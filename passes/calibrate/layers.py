@@ -15,6 +15,7 @@ from sparsec.passes.calibrate.groups import gather, groups_of, planned, why_not
 from sparsec.passes.calibrate.segments import Segment
 from sparsec.passes.calibrate.shared import shared_statistics
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
+from sparsec.passes.calibrate.solved_cache import key_of, load_solved, store_solved
 from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.select import Choice
 from sparsec.passes.statistics import Statistics
@@ -106,7 +107,7 @@ class _Work:
         self.found: list[Solved | None] = [None] * len(choices)
         self._choices, self._settings, self._progress = choices, settings, progress
         self._executor, self._most = executor, 2 * tasks
-        self._waiting: dict[int, Future[Solved]] = {}
+        self._waiting: dict[int, tuple[str, Future[Solved]]] = {}
 
     def submit(self, index: int, statistics: Sequence[Statistics]) -> None:
         """Start on a layer; waits while too many have their statistics in memory."""
@@ -117,15 +118,20 @@ class _Work:
             choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.structure, choice.rule,
             self._settings, statistics,
         )  # fmt: skip
-        self._waiting[index] = self._executor.submit(solve, layer)
-        self.wait(self._most)
+        key = key_of(layer)
+        self.found[index] = load_solved(key)
+        if self.found[index] is None:
+            self._waiting[index] = (key, self._executor.submit(solve, layer))
+            self.wait(self._most)
 
     def wait(self, most: int) -> None:
         """Until at most `most` layers are being worked on."""
         while len(self._waiting) > most:
-            wait(self._waiting.values(), return_when=FIRST_COMPLETED)
-            for index in [index for index, future in self._waiting.items() if future.done()]:
-                self.found[index] = self._waiting.pop(index).result()
+            wait([future for _, future in self._waiting.values()], return_when=FIRST_COMPLETED)
+            for index in [index for index, (_, future) in self._waiting.items() if future.done()]:
+                key, future = self._waiting.pop(index)
+                self.found[index] = solved = future.result()
+                store_solved(key, solved)
 
 
 def _advance(streams: Sequence[Stream | None], segment: Segment) -> None:
