@@ -71,7 +71,7 @@ def test_other_work_has_another_key() -> None:
         replace(work, weight=work.weight + 1),
         replace(work, scheme="int3-g8"),
         replace(work, structure=Scheme.parse("s50").structure),
-        replace(work, rule=work.rule.model_copy(update={"quantize": {"algorithm": "gptq"}})),
+        replace(work, rule=Rule.model_validate({"scheme": "int4-g8", "quantize": {"algorithm": "gptq"}})),
         replace(work, settings=Calibrate(correction=0.1)),
         replace(work, statistics=[moved]),
         replace(work, statistics=[replace(work.statistics[0], cross=None)]),
