@@ -45,13 +45,13 @@ def choose(costs: Costs, objective: int, limits: Mapping[int, float]) -> list[in
 
 
 def pareto(costs: Costs, x: int, y: int, most: int = 32) -> list[list[int]]:
-    """Choices that no other beats in both sums of the columns x and y: at most `most` of them, evenly spaced in x (which ascends),
-    the ends included."""
+    """Choices that no other beats in both sums of the columns x and y: at most `most` of them, evenly spaced in the logarithm of x
+    (which ascends), the ends included."""
     found = _fronts(costs, x, y, math.inf)
     if len(found) <= most:
         return found
     at = np.array([totals(costs, choice)[x] for choice in found])
-    wanted = np.linspace(at[0], at[-1], most)
+    wanted = np.geomspace(at[0], at[-1], most) if at[0] > 0 else np.linspace(at[0], at[-1], most)
     picked = {int(np.abs(at - place).argmin()) for place in wanted}
     return [found[index] for index in sorted(picked)]
 
