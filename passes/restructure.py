@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 from sparsec.errors import RecipeError
 from sparsec.passes.compression import Job
 from sparsec.passes.layers import Removal
-from sparsec.passes.select import candidates_of
 from sparsec.passes.stages import Stage
 from sparsec.passes.structure.dead import dead_units, fold
 from sparsec.passes.structure.depth import Branch, branches, greedy
 from sparsec.passes.structure.groups import Coupling, Family, couple
 from sparsec.passes.structure.hidden import find_stream, separate_norms
+from sparsec.passes.structure.ignored import check_selectors, ignored_families, reached
 from sparsec.passes.structure.moments import input_spreads, second_moments
 from sparsec.passes.structure.refit import refit
 from sparsec.passes.structure.remove import remove
 from sparsec.passes.structure.rms import without_means
 from sparsec.passes.structure.rotation import principal, turn
 from sparsec.passes.structure.scores import chosen, fluctuations, magnitudes
-from sparsec.passes.weights import Weight, find_weights
-from sparsec.selectors import did_you_mean, specificity
-from sparsec.structured import Structure
 
 __all__ = ["restructuring"]
 
@@ -63,7 +60,7 @@ class KeepOriginal(_StructurePass):
                 f"recipe structure: '{what}' needs calibration inputs; give some (calibration=..., --calibration data.npz)"
                 ", or use score: magnitude and compensate: none"
             )
-        _check_selectors(model, self.settings)
+        check_selectors(model, self.settings.ignore)
         self.state.before = model.clone()
         return ir.passes.PassResult(model, False)
 
@@ -107,12 +104,12 @@ class BypassBranches(_StructurePass):
         if not settings.depth:
             return ir.passes.PassResult(model, False)
         assert given is not None
-        reached = _reached(model, settings)
+        named = reached(model, settings.ignore)
         found = branches(model)
 
         def allowed(branch: Branch) -> bool:
             right = settings.branches in ("any", branch.kind)
-            return right and not any(name in reached for name in branch.weights)
+            return right and not any(name in named for name in branch.weights)
 
         gone = greedy(model, settings.depth, given.samples[:_MOST_SAMPLES], allowed, threads=given.threads)
         for branch, error in gone:
@@ -138,7 +135,7 @@ class RemoveChannels(_StructurePass):
         if not settings.channels and not settings.heads:
             return ir.passes.PassResult(model, False)
         coupling = couple(model)
-        ignored = _ignored(model, coupling.families, settings)
+        ignored = ignored_families(model, coupling.families, settings.ignore)
         gone: list[tuple[Family, NDArray[np.intp]]] = []
         for kind, share in (("channels", settings.channels), ("heads", settings.heads)):
             families = [f for f in coupling.families if f.heads == (kind == "heads")]
@@ -291,38 +288,3 @@ def take(
         job.structured.change(node, len(kept), np.eye(len(kept), dtype=np.float32)[:, kept])
     remove(model, coupling, gone)
     return left
-
-
-def _ignored(model: ir.Model, families: Sequence[Family], settings: Structure) -> dict[str, str]:
-    """Families with a weight that a selector of `ignore` reaches, and that selector."""
-    found: dict[str, str] = {}
-    reached = _reached(model, settings)
-    for family in families:
-        for tied in family.tied:
-            name = tied.slot.value.name or ""
-            if name in reached and any(True for _ in tied.outputs_left(np.zeros(0, np.intp))):
-                found.setdefault(family.name, reached[name])
-    return found
-
-
-def _reached(model: ir.Model, settings: Structure) -> dict[str, str]:
-    """Weights that a selector of `ignore` reaches, and that selector."""
-    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
-    return {
-        weight.name: selector
-        for weight, candidate in zip(weights, candidates_of(weights), strict=True)
-        for selector in settings.ignore
-        if specificity(selector, candidate)
-    }
-
-
-def _check_selectors(model: ir.Model, settings: Structure) -> None:
-    weights = [item for item in find_weights(model) if isinstance(item, Weight)]
-    candidates = candidates_of(weights)
-    for selector in settings.ignore:
-        if not any(specificity(selector, candidate) for candidate in candidates):
-            names = sorted({name for c in candidates for name in (c.name, *c.nodes) if name})
-            raise RecipeError(
-                f"recipe structure.ignore: selector {selector!r} matches none of the model's {len(candidates)} weights"
-                f"{did_you_mean(selector, names)}."
-            )

@@ -1,5 +1,6 @@
 """Structured removal: channels, heads and blocks that go as wholes, so that what is left is a smaller dense network.
 
-axes.py, reshape.py, coupling.py: which indices of which weights belong together. groups.py: the units that can go. remove.py takes
-them out of a graph. constants.py, scores.py, depth.py, rotation.py choose; refit.py makes the rest take over.
+axes.py, reshape.py, moves.py, coupling.py: which indices of which weights belong together. groups.py: the units that can go.
+remove.py takes them out of a graph. constants.py, dead.py, scores.py, depth.py, hidden.py, rotation.py, rms.py: what goes.
+refit.py, fit.py: the rest takes over.
 """

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsec.passes.structure.axes import Axes, Axis, Labels, Reader, numbers, sizes
-from sparsec.passes.structure.reshape import reshaped
+from sparsec.passes.structure.moves import MOVES, unknown
 
 __all__ = ["ELEMENTWISE", "labelled"]
 
@@ -30,7 +29,7 @@ def labelled(model: ir.Model) -> Labels:
     for value in model.graph.inputs:
         labels.of[value] = [None] * len(sizes(value))
     for node in model.graph:
-        rule = _RULES.get(node.op_type, _unknown) if not node.domain else _unknown
+        rule = _RULES.get(node.op_type, unknown) if not node.domain else unknown
         for value, axes in zip(node.outputs, rule(labels, node), strict=False):
             labels.of[value] = [_several(labels, axis, node) for axis in axes]
         for value in node.outputs:
@@ -46,18 +45,6 @@ def _several(labels: Labels, axis: Axis, node: ir.Node) -> Axis:
         return axis
     labels.pin(axis, f"{node.op_type} ({node.name}) takes one channel")
     return None
-
-
-def _unknown(labels: Labels, node: ir.Node) -> list[Axes]:
-    what = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    _pin_inputs(labels, node, f"read by {what} ({node.name}), which channels are not followed through")
-    return []
-
-
-def _pin_inputs(labels: Labels, node: ir.Node, why: str) -> None:
-    for index, value in enumerate(node.inputs):
-        if value is not None:
-            labels.pin_all(labels.read(node, index), why)
 
 
 def _elementwise(labels: Labels, node: ir.Node) -> list[Axes]:
@@ -81,7 +68,7 @@ def _elementwise(labels: Labels, node: ir.Node) -> list[Axes]:
 def _conv(labels: Labels, node: ir.Node) -> list[Axes]:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
-        return _unknown(labels, node)
+        return unknown(labels, node)
     x, w = labels.read(node, 0), labels.read(node, 1)
     groups = node.attributes.get_int("group", 1)
     labels.pin_all(x[2:], f"positions of {node.op_type} ({node.name})")
@@ -124,7 +111,7 @@ def _tie_bias(labels: Labels, node: ir.Node, index: int, rows: Axis) -> None:
 def _conv_transpose(labels: Labels, node: ir.Node) -> list[Axes]:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or node.attributes.get_int("group", 1) > 1:
-        return _unknown(labels, node)
+        return unknown(labels, node)
     x, w = labels.read(node, 0), labels.read(node, 1)
     labels.pin_all([*x[2:], *w[2:]], f"positions of {node.op_type} ({node.name})")
     met = labels.tie(x[1], w[0], f"{node.op_type} ({node.name}) reads what cannot lose channels")
@@ -136,7 +123,7 @@ def _conv_transpose(labels: Labels, node: ir.Node) -> list[Axes]:
 
 def _gemm(labels: Labels, node: ir.Node) -> list[Axes]:
     if any(value is not None and value.const_value is not None for value in node.inputs[:1]):
-        return _unknown(labels, node)
+        return unknown(labels, node)
     a, b = labels.read(node, 0), labels.read(node, 1)
     if node.attributes.get_int("transA", 0):
         a = a[::-1]
@@ -154,7 +141,7 @@ def _gemm(labels: Labels, node: ir.Node) -> list[Axes]:
 def _matmul(labels: Labels, node: ir.Node) -> list[Axes]:
     a, b = labels.read(node, 0), labels.read(node, 1)
     if len(a) < 2 or len(b) < 2:
-        return _unknown(labels, node)
+        return unknown(labels, node)
     _contract(labels, node, a[-1], b[-2])
     shape = sizes(node.outputs[0])
     batch: Axes = [None] * (len(shape) - 2)
@@ -191,7 +178,7 @@ def _same(labels: Labels, node: ir.Node) -> list[Axes]:
     x = labels.read(node, 0)
     scales = numbers(node.inputs[2]) if node.op_type == "Resize" and len(node.inputs) > 2 else [1, 1]
     if scales is None or scales[:2] != [1, 1] or len(node.outputs) > 1:
-        return _unknown(labels, node)
+        return unknown(labels, node)
     labels.pin_all(x[2:], f"positions of {node.op_type} ({node.name})")
     for index in range(1, len(node.inputs)):
         if node.inputs[index] is not None:
@@ -222,102 +209,11 @@ def _per_channel(labels: Labels, node: ir.Node) -> list[Axes]:
     return [[x[0], channels, *[None] * (len(x) - 2)]]
 
 
-def _transpose(labels: Labels, node: ir.Node) -> list[Axes]:
-    x = labels.read(node, 0)
-    order = node.attributes.get_ints("perm", tuple(reversed(range(len(x)))))
-    return [[x[i] for i in order]]
-
-
-def _reshape(labels: Labels, node: ir.Node) -> list[Axes]:
-    """Reshape, Flatten, Squeeze, Unsqueeze."""
-    return [reshaped(labels, labels.read(node, 0), sizes(node.inputs[0]), sizes(node.outputs[0]))]
-
-
-def _concat(labels: Labels, node: ir.Node) -> list[Axes]:
-    parts = [labels.read(node, index) for index in range(len(node.inputs))]
-    axis = node.attributes.get_int("axis", 0) % len(parts[0])
-    result = list(parts[0])
-    for part in parts[1:]:
-        for place in range(len(result)):
-            if place != axis:
-                result[place] = labels.tie(result[place], part[place], f"Concat ({node.name})")
-    if all(part[axis] is None for part in parts):
-        result[axis] = None
-        return [result]
-    joined = []
-    for value, part in zip(node.inputs, parts, strict=True):
-        one = part[axis]
-        if one is None:  # these channels stay, their neighbours need not
-            labels.count += sizes(value)[axis]
-            one = np.arange(labels.count - sizes(value)[axis], labels.count, dtype=np.int64)
-            labels.pin(one, f"Concat ({node.name}) joins it with what cannot lose channels")
-        joined.append(one)
-    result[axis] = np.concatenate(joined)
-    return [result]
-
-
-def _split(labels: Labels, node: ir.Node) -> list[Axes]:
-    x = labels.read(node, 0)
-    axis = node.attributes.get_int("axis", 0) % len(x)
-    whole = x[axis]
-    if whole is None:
-        return [list(x) for _ in node.outputs]
-    ends = np.cumsum([sizes(value)[axis] for value in node.outputs])[:-1]
-    return [[*x[:axis], part, *x[axis + 1 :]] for part in np.split(whole, ends)]
-
-
-def _slice(labels: Labels, node: ir.Node) -> list[Axes]:
-    x = labels.read(node, 0)
-    starts, ends = numbers(node.inputs[1]), numbers(node.inputs[2])
-    axes = numbers(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(len(x)))
-    steps = numbers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else [1] * len(axes or [])
-    if starts is None or ends is None or axes is None or steps is None:
-        return _unknown(labels, node)
-    result = list(x)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=False):
-        one = result[axis]
-        if one is not None and step == 1:
-            result[axis] = one[start:end]
-        elif one is not None:
-            labels.pin(one, f"Slice ({node.name}) takes channels in steps of {step}")
-            result[axis] = None
-    return [result]
-
-
-def _pad(labels: Labels, node: ir.Node) -> list[Axes]:
-    x, amounts = labels.read(node, 0), numbers(node.inputs[1])
-    if amounts is None or (len(node.inputs) > 3 and node.inputs[3] is not None):
-        return _unknown(labels, node)
-    result: Axes = []
-    for place, axis in enumerate(x):
-        before, after = amounts[place], amounts[place + len(x)]
-        if axis is None or (before == 0 and after == 0):
-            result.append(axis)
-        elif node.attributes.get_string("mode", "constant") != "constant" or min(before, after) < 0:
-            labels.pin(axis, f"Pad ({node.name}) repeats channels")
-            result.append(None)
-        else:
-            labels.count += before + after
-            made = np.arange(labels.count - before - after, labels.count, dtype=np.int64)
-            result.append(np.concatenate([made[:before], axis, made[before:]]))
-    return [result]
-
-
-def _gather(labels: Labels, node: ir.Node) -> list[Axes]:
-    x, indices = labels.read(node, 0), node.inputs[1]
-    axis = node.attributes.get_int("axis", 0) % len(x)
-    assert indices is not None
-    if indices.const_value is None:
-        labels.pin_all(labels.of[indices], f"indices of Gather ({node.name})")
-    labels.pin(x[axis], f"Gather ({node.name}) looks up its rows by number")
-    return [[*x[:axis], *[None] * len(sizes(indices)), *x[axis + 1 :]]]
-
-
 def _reduce(labels: Labels, node: ir.Node) -> list[Axes]:
     x = labels.read(node, 0)
     given = numbers(node.inputs[1]) if len(node.inputs) > 1 else list(node.attributes.get_ints("axes", range(len(x))))
     if not given:
-        return _unknown(labels, node)
+        return unknown(labels, node)
     gone = {axis % len(x) for axis in given}
     for axis in gone:
         labels.pin(x[axis], f"{node.op_type} ({node.name}) reduces over it")
@@ -325,18 +221,12 @@ def _reduce(labels: Labels, node: ir.Node) -> list[Axes]:
     return [[None if place in gone else axis for place, axis in enumerate(x) if keep or place not in gone]]
 
 
-def _expand(labels: Labels, node: ir.Node) -> list[Axes]:
-    x, given, shape = labels.read(node, 0), sizes(node.inputs[0]), sizes(node.outputs[0])
-    lead = len(shape) - len(given)
-    return [[None] * lead + [a if given[i] == shape[lead + i] else None for i, a in enumerate(x)]]
-
-
 _RULES: dict[str, _Rule] = {
+    **MOVES,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize"), _same),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Hardmax"), _normalised),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), _per_channel),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     **dict.fromkeys(
         ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"), _reduce
     ),
@@ -344,11 +234,4 @@ _RULES: dict[str, _Rule] = {
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
-    "Transpose": _transpose,
-    "Concat": _concat,
-    "Split": _split,
-    "Slice": _slice,
-    "Pad": _pad,
-    "Gather": _gather,
-    "Expand": _expand,
 }

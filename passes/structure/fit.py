@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 from sparsec.passes import hessian
 
@@ -64,7 +65,7 @@ def fitted(weight: Array, second_moment: Array, cross: Array, damping: float) ->
     start = np.asarray(weight, np.float64)
     missing = np.asarray(cross, np.float64) - start @ np.asarray(second_moment, np.float64)
     missing[:, hessian.dead(second_moment)] = 0
-    step = np.linalg.solve(hessian.damped(second_moment, max(damping, 1e-9)), missing.T).T
+    step = linalg.solve(hessian.damped(second_moment, max(damping, 1e-9)), missing.T, assume_a="pos").T
     return np.asarray(start + step, np.float64)
 
 

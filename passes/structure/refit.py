@@ -138,6 +138,7 @@ class _Layer:
         self.inputs = self._weight.shape[2]
         zero = [Sums.of(np.zeros((0, self.inputs)), np.zeros((0, rows.shape[0]))) for rows in self._weight]
         self._halves: tuple[list[Sums], list[Sums]] = (list(zero), list(zero))
+        self._waiting: tuple[list[tuple[Array, Array]], ...] = ([], [])
 
     def add(self, sample: int, x: Array, d: Array) -> None:
         outputs = d if self._then is None else np.matmul(d, self._then.swapaxes(1, 2))
@@ -146,12 +147,25 @@ class _Layer:
             y = y + self._offset
         if self._target is not None:
             y = y @ self._target
-        half = self._halves[sample % 2]
+        waiting = self._waiting[sample % 2]
+        waiting.append((x, y))
+        if sum(len(rows) for _, rows in waiting) > 2 * self.inputs:
+            self._sum(sample % 2)
+
+    def _sum(self, half: int) -> None:
+        """Samples of few rows are summed up many at once: a sum over K x K costs as much as K rows."""
+        waiting = self._waiting[half]
+        if not waiting:
+            return
+        x, y = np.concatenate([x for x, _ in waiting], 1), np.concatenate([y for _, y in waiting])
         for group, (rows, wanted) in enumerate(zip(x, np.split(y, len(x), axis=1), strict=True)):
-            half[group] += Sums.of(rows, wanted)
+            self._halves[half][group] += Sums.of(rows, wanted)
+        waiting.clear()
 
     def solve(self, bias: ir.Value, weights: bool, damping: float) -> None:
         fits, biases = [], []
+        for half in (0, 1):
+            self._sum(half)
         for weight, one, other in zip(self._weight, *self._halves, strict=True):
             x, y, _, _ = (one + other).centred()
             fit = best_fit(weight, (one, other), damping) if weights else weight.astype(np.float64)

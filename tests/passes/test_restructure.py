@@ -11,11 +11,13 @@ import onnx_ir as ir
 import pytest
 
 import sparsec
+from bench.zoo import MissingData, get
 from sparsec.errors import RecipeError
 from sparsec.inspection import verify_files
 from sparsec.passes import Calibration, Compressed, compress
 from sparsec.recipe import load_recipe
 from sparsec.reference import Reference
+from tests.models import DIGITS, accuracy, digits, held_out
 from tests.passes.structure.networks import Array, branching, feeds, residual, transformer
 
 
@@ -212,3 +214,37 @@ def test_bad_recipes(structure: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         shrink(residual(), **structure)
     assert said in str(caught.value)
+
+
+def test_a_trained_network_keeps_its_accuracy() -> None:
+    """A fifth of all channels of the digits network (residual, depthwise), 4-bit codebooks on the rest, compiled."""
+    images, labels = held_out()
+    train, _ = digits()[0]
+    samples = [{"x": image[None].reshape(1, 1, 8, 8)} for image in train[:60]]
+    recipe = {
+        "structure": {"channels": "20%", "zero_channels": True},
+        "rules": [{"targets": "*", "scheme": "cb4"}],
+        "min_elements": 32,
+    }
+    shapes = {"x": [1, 1, 8, 8]}
+    compiled = sparsec.compile(DIGITS, recipe=recipe, calibration=samples, input_shapes=shapes, jobs=1)
+    found = np.concatenate([next(iter(compiled.run({"x": image.reshape(1, 1, 8, 8)}).values())) for image in images])
+    assert sum(r.removed for r in compiled.report.removed) >= 8
+    assert accuracy(found, labels) > 0.93
+    whole = sparsec.compile(
+        DIGITS, recipe={"rules": recipe["rules"], "min_elements": 32}, input_shapes=shapes, verify=False, jobs=1
+    )
+    assert compiled.weights_bytes < 0.9 * whole.weights_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kws", "resnet20", "squeezenet", "mobilenet_v2", "stories_prefill", "minilm"])
+def test_zoo_models_compile_smaller(name: str) -> None:
+    """What is left of real models is verified against its portable ONNX."""
+    try:
+        zoo = get(name)
+    except MissingData as missing:
+        pytest.skip(str(missing))
+    recipe = {"structure": {"channels": "25%", "heads": "25%", "zero_channels": True, "score": "magnitude"}}
+    program = zoo.compile(recipe, verify=True, inputs=zoo.random_inputs(1), jobs=2)
+    assert sum(r.removed for r in program.report.removed) > 20
