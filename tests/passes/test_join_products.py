@@ -136,6 +136,20 @@ def test_nothing_is_joined_in_vain(recipe: str | None) -> None:
     assert kinds(model).count("MatMul") == 4
 
 
+def test_products_with_a_branch_stay_apart() -> None:
+    """Each adds its own; attention still reads the results as heads, and the file computes what the weights say."""
+    x = np.random.default_rng(6).normal(size=(1, 9, 64)).astype(np.float32)
+    source = load_model(Attention(64, 2, 1, "none").eval(), (torch.from_numpy(x), torch.zeros(1)))
+    rule = {"scheme": "int8", "low_rank": {"rank": 4}, "activations": "int8"}
+    model = compress(source, {"version": 1, "rules": [rule]}).model
+    assert kinds(model).count("MatMul") == 12
+    assert kinds(model).count("Attention") == 1
+    assert not {"Add", "Split"} & set(kinds(model))
+    feed = feed_of(model, x=x, mask=np.zeros(1, np.float32))
+    (found,), (wanted,) = run(model, feed), run(compress(source).model, feed)
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 class Projections(torch.nn.Module):
     """Two of the three projections of an attention, one of them also read by an addition."""
 
