@@ -24,6 +24,7 @@ from sparsec.passes.equivalent.group_rows import group_rows
 from sparsec.passes.equivalent.permute import permute_inputs
 from sparsec.passes.equivalent.scaling import equalise_ranges, scale_inputs
 from sparsec.passes.factor.form import Factored
+from sparsec.passes.gradients import gradients_of
 from sparsec.passes.insert_decode import encode_weights, insert_decode
 from sparsec.passes.insert_factors import insert_factors
 from sparsec.passes.layers import LayerRecord
@@ -56,24 +57,30 @@ class Calibration:
     """What calibrated compression works with.
 
     samples: inputs by name, at least one, as the model takes them. executor: where layers are solved (arguments and results are
-    picklable), `tasks` of them at once. threads: of onnxruntime.
+    picklable), `tasks` of them at once. threads: of onnxruntime and torch. recovery: what `recover` trains on, `samples` and more;
+    labels: [n, m], of the longer of the two; loss: the function of `recover.loss: custom`.
     """
 
     samples: Sequence[Mapping[str, NDArray[Any]]]
     executor: Executor
     tasks: int = 1
     threads: int = 1
+    recovery: Sequence[Mapping[str, NDArray[Any]]] = ()
+    labels: NDArray[Any] | None = None
+    loss: Callable[..., Any] | None = None
 
 
 @dataclass
 class Job:
-    """One run of the compression stages: the recipe, and what the stages found so far."""
+    """One run of the compression stages: the recipe, the canonical graph before them (where `recover` needs it), and what the stages
+    found so far."""
 
     recipe: Recipe
     progress: Callable[[str], None] | None = None
     calibration: Calibration | None = None
     given: Mapping[str, Solved] | None = None
     """Weights by name that are solved already; then nothing is calibrated."""
+    original: ir.Model | None = None
     choices: list[Choice] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
@@ -89,13 +96,7 @@ class Job:
             names = tuple(choice.weight.name for choice in self.choices if choice.rule_index == index)
             if names:
                 rules.append(rule.model_copy(update={"targets": names, "ignore": (), "optional": False}))
-        return Recipe(
-            rules=tuple(rules),
-            min_elements=0,
-            structure=self.recipe.structure,
-            calibrate=self.recipe.calibrate,
-            keep=self.recipe.keep,
-        ).to_yaml()
+        return self.recipe.model_copy(update={"rules": tuple(rules), "ignore": (), "min_elements": 0}).to_yaml()
 
 
 class _JobPass(ir.passes.InPlacePass):
@@ -189,6 +190,7 @@ class CalibrateWeights(_JobPass):
         solved = calibrate(
             model, [job.choices[i] for i in members], given.samples, given.executor,
             settings=job.recipe.calibrate, threads=given.threads, tasks=given.tasks, progress=job.progress,
+            gradients=gradients_of(model, job.choices, given.samples, given.labels, given.threads, job.progress),
         )  # fmt: skip
         for index, result in zip(members, solved, strict=True):
             job.solved[index] = result

@@ -29,6 +29,7 @@ from sparsec.passes.compression import (
 from sparsec.passes.fuse import Fuse
 from sparsec.passes.join_products import JoinProducts
 from sparsec.passes.layers import LayerRecord, Removal
+from sparsec.passes.recover.stage import KeepOriginal, RecoverWeights, check_recovery
 from sparsec.passes.restructure import restructuring
 from sparsec.passes.stages import PassRecord, Stage, run_stages
 from sparsec.recipe import load_recipe
@@ -36,16 +37,21 @@ from sparsec.recipe import load_recipe
 
 def compression(job: Job) -> tuple[Stage, ...]:
     """The stages that follow canonicalisation; `job` carries what they decide from one to the next."""
+    kept = () if job.recipe.recover is None else (Stage("keep-original", lambda: KeepOriginal(job)),)
+    removes = job.recipe.structure is not None
     return (
+        *(kept if removes else ()),
         *restructuring(job),
         Stage("select-schemes", lambda: SelectSchemes(job)),
         Stage("scale-channels", lambda: ScaleChannels(job)),
         Stage("permute-inputs", lambda: PermuteInputs(job)),
         Stage("arrange-codebooks", lambda: ArrangeCodebooks(job)),
+        *(() if removes else kept),  # rescaled and reordered, so that its layers can be compared with
         Stage("share-zeros", lambda: ShareZeros(job)),
         Stage("calibrate", lambda: CalibrateWeights(job)),
         Stage("sparsify", lambda: Sparsify(job)),
         Stage("encode-weights", lambda: EncodeWeights(job)),
+        Stage("recover", lambda: RecoverWeights(job)),
         Stage("fuse", Fuse),
         Stage("quantise-activations", lambda: QuantiseActivations(job)),
         Stage("fuse-attention", FuseAttention),
@@ -96,6 +102,7 @@ def compress(
         WeightError: weights hold NaN or Inf, or do not fit their scheme.
     """
     job = Job(load_recipe(recipe), progress=progress, calibration=calibration, given=solved)
+    check_recovery(job)
     work, records = canonical(model, debug_dump=debug_dump, progress=progress)
     records += run_stages(work, compression(job), debug_dump=debug_dump, first=len(records) + 1, progress=progress)
     return Compressed(work, job.layers, records, job.effective_recipe(), job.structured.records)

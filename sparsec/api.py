@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,20 @@ import onnx_ir as ir
 
 from sparsec import samples
 from sparsec.budget import Budget, parse_budget
-from sparsec.calibration import calibration_samples
+from sparsec.calibrating import opened_calibration, with_recovery
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
 from sparsec.costs import FileCosts, ProgramCosts
 from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
-from sparsec.executors import open_workers
 from sparsec.files import replacing_file
 from sparsec.frontend import load_model
-from sparsec.passes import Calibration, Compressed, float_activations
+from sparsec.passes import Compressed, float_activations
 from sparsec.passes import compress as compress_graph
 from sparsec.readers import readers_of
-from sparsec.recipe import Recipe, load_recipe
+from sparsec.recipe import load_recipe
+from sparsec.recovery import Recover
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.spend import spend
@@ -83,6 +81,8 @@ def compress(
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
     calibration: Any = None,
+    recover: Mapping[str, Any] | Recover | None = None,
+    labels: Any = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     verify: bool = True,
     jobs: int | None = None,
@@ -107,6 +107,10 @@ def compress(
         input_values: `{"sr": 16000}` turns inputs into constants.
         calibration: inputs to calibrate on: an .npz file or mapping of arrays that hold all samples, an iterable of samples, or
             a callable that returns one (see `sparsec.calibration`). None: only data-free algorithms.
+        recover: keys of the recipe's section `recover`, which they go before: the compressed model is trained on, in its formats
+            (needs torch). Here `loss` may also be a function (outputs, teacher's outputs, labels) -> scalar tensor; outputs are
+            tensors by name, samples along a new first axis, labels a tensor [samples, n] or None.
+        labels: of the calibration samples, for `recover`; None: the array `labels` of a file or mapping.
         inputs: arrays by input name, or an .npz of them, to compare on; random ones (seed 0) if None.
         verify: run the result and the original in onnxruntime and report the error.
         jobs: threads that calibrate; None: one per core.
@@ -122,7 +126,8 @@ def compress(
     source = load_model(model, example_inputs, input_shapes, input_values)
     limits = None if budget is None else parse_budget(budget)
     chosen = load_recipe(("balanced" if limits is None else None) if recipe is DEFAULT_RECIPE else recipe)
-    with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
+    chosen, loss = with_recovery(chosen, recover)
+    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
         note, front = _named(progress, "compress"), None
         if limits is None:
             compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
@@ -170,6 +175,8 @@ def compile(
     input_shapes: Mapping[str, Any] | None = None,
     input_values: Mapping[str, Any] | None = None,
     calibration: Any = None,
+    recover: Mapping[str, Any] | Recover | None = None,
+    labels: Any = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     threads: int = 1,
     keep: str | None = None,
@@ -209,7 +216,8 @@ def compile(
     chosen = load_recipe(recipe)
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
     limits = None if budget is None else parse_budget(budget)
-    with _calibration(calibration, source, chosen, jobs, executor) as calibrated:
+    chosen, loss = with_recovery(chosen, recover)
+    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
         note, front = _named(progress, "compress"), None
         if limits is None:
             compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
@@ -257,19 +265,6 @@ def compile(
         if progress:
             progress("verify", 1, 1, "")
     return compiled
-
-
-@contextmanager
-def _calibration(
-    source: Any, model: ir.Model, recipe: Recipe, jobs: int | None, executor: Executor | str | None
-) -> Iterator[Calibration | None]:
-    """Calibration inputs and the workers that calibrate on them."""
-    if source is None:
-        yield None
-        return
-    samples = calibration_samples(source, model, recipe.calibrate.samples)
-    with open_workers(executor, jobs) as workers:
-        yield Calibration(samples, workers.executor, workers.count, os.cpu_count() or 1 if executor else workers.count)
 
 
 def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:

@@ -16,10 +16,13 @@ from sparsec.samples import open_arrays
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["calibration_samples"]
+__all__ = ["calibration_labels", "calibration_samples"]
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
+
+LABELS = "labels"
+"""The array of labels in a file of samples, unless an input of the model has that name."""
 
 
 def calibration_samples(source: Any, model: ir.Model, most: int | None = None, what: str = "calibration") -> list[Feed]:
@@ -27,7 +30,8 @@ def calibration_samples(source: Any, model: ir.Model, most: int | None = None, w
 
     Args:
         source: path of an .npz file; a mapping of arrays; an iterable of samples, or a callable that returns one. Arrays of a
-            file or mapping hold all samples: [S, *shape] for an input of that shape, or [S * B, ...] if the input is [B, ...].
+            file or mapping hold all samples: [S, *shape] for an input of that shape, or [S * B, ...] if the input is [B, ...]; an
+            array `labels` beside them is left out (see `calibration_labels`).
             A sample is a mapping by input name, a list of arrays in the order of the inputs, or, for one input, an array.
         model: from `load_model`, input shapes static.
         what: names the samples in errors.
@@ -40,10 +44,10 @@ def calibration_samples(source: Any, model: ir.Model, most: int | None = None, w
         source = source()
     if isinstance(source, str | PathLike):
         where = str(source)
-        samples = _cut(open_arrays(Path(source)), wanted, where)
+        samples = _cut(_inputs_of(open_arrays(Path(source)), wanted), wanted, where)
     elif isinstance(source, Mapping):
         where = what
-        samples = _cut({name: np.asarray(array) for name, array in source.items()}, wanted, where)
+        samples = _cut({name: np.asarray(array) for name, array in _inputs_of(source, wanted).items()}, wanted, where)
     elif isinstance(source, Iterable):
         where = what
         samples = (_named(sample, wanted, f"{what} sample {i}") for i, sample in enumerate(source))
@@ -57,6 +61,35 @@ def calibration_samples(source: Any, model: ir.Model, most: int | None = None, w
     if not found:
         raise CalibrationError(f"{where}: there is no sample; at least one is needed")
     return found
+
+
+def calibration_labels(source: Any, labels: Any, model: ir.Model, read: int) -> Array | None:
+    """Labels [read, n] of the first `read` samples: `labels`, else the array `labels` of a file or mapping; None without either.
+
+    labels: for every sample of `source` (of an iterable: for every one that is read) as many, side by side or along the first axis.
+    Raises CalibrationError where numbers do not fit, or values are NaN.
+    """
+    wanted = {v.name or "": v for v in model.graph.inputs if v.const_value is None}
+    total = read
+    if isinstance(source, str | PathLike):
+        source = open_arrays(Path(source))
+    if isinstance(source, Mapping):
+        inputs = _inputs_of(source, wanted)
+        name = next(iter(inputs))
+        total = _count(np.asarray(inputs[name]), _shape(wanted[name]), name)
+        labels = source.get(LABELS) if labels is None and LABELS not in wanted else labels
+    if labels is None:
+        return None
+    found = np.asarray(labels)
+    if not found.size or found.size % total:
+        raise CalibrationError(f"{found.size} labels for {total} calibration samples; every sample needs as many")
+    if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        raise CalibrationError(f"labels are {found.dtype}, or hold NaN or Inf; give finite numbers")
+    return np.ascontiguousarray(found.reshape(total, -1)[:read])
+
+
+def _inputs_of(arrays: Mapping[str, Any], wanted: Mapping[str, ir.Value]) -> dict[str, Any]:
+    return {name: array for name, array in arrays.items() if name != LABELS or name in wanted}
 
 
 def _cut(arrays: Mapping[str, Array], wanted: Mapping[str, ir.Value], where: str) -> Iterator[Feed]:

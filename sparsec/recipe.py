@@ -27,6 +27,7 @@ from sparsec.errors import RecipeError, SchemeError
 from sparsec.factoring import Factor, LowRank, conflict
 from sparsec.formats import NM, Scheme
 from sparsec.formats.meaning import TableValue, VectorValue
+from sparsec.recovery import Augment, Recover
 from sparsec.selectors import checked_selector, did_you_mean
 from sparsec.structured import Structure
 
@@ -43,13 +44,13 @@ class _Strict(BaseModel):
 class Sparsify(_Strict):
     """How the zeros of a sparse structure are chosen (docs/recipes.md).
 
-    `magnitude` keeps the largest absolute values. The others need calibration inputs: `wanda` weighs values by their inputs, `dsnot`
-    goes on with exchanges that lower the output error, `sparsegpt` and `obs` also move what is lost to the weights that stay. `auto`:
-    `obs` where there are calibration inputs (`sparsegpt` and exchanges for single weights of layers with more than 1024 inputs;
-    `wanda` with `scope: global`), else `magnitude`.
+    `magnitude` keeps the largest absolute values. The others need calibration inputs: `wanda` weighs values by their inputs, `gblm` by
+    their gradients too (needs torch), `dsnot` goes on with exchanges that lower the output error, `sparsegpt` and `obs` also move
+    what is lost to the weights that stay. `auto`: `obs` where there are calibration inputs (`sparsegpt` and exchanges for single
+    weights of layers with more than 1024 inputs; `wanda` with `scope: global`), else `magnitude`.
     """
 
-    algorithm: Literal["auto", "magnitude", "wanda", "dsnot", "sparsegpt", "obs"] = "auto"
+    algorithm: Literal["auto", "magnitude", "wanda", "gblm", "dsnot", "sparsegpt", "obs"] = "auto"
     scope: Literal["layer", "global", "lamp", "erk"] = "layer"
     """Who gets the zeros. layer: every weight the same share. The others give the weights of the rule different shares: global
     compares scores of all of them (relative to the weight's mean score), lamp compares layer-adaptive magnitude scores, erk goes by
@@ -63,13 +64,13 @@ class Sparsify(_Strict):
 class Quantize(_Strict):
     """How stored values become codes (docs/recipes.md).
 
-    `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `gpfq` follows the outputs input by input, `gptq`
-    rounds column by column and moves the error to the columns that follow; `descent` goes on from there with coordinate descent and
-    fits scales and codebooks again; `joint` changes all codes at once by proximal steps, in turn with such fits. `auto`: `descent`
-    where there are calibration inputs, else `nearest`.
+    `nearest` rounds to the nearest level, k-means for codebooks; no data needed. `flexround` learns what to divide each weight by before
+    it is rounded, `gpfq` follows the outputs input by input, `gptq` rounds column by column and moves the error to the columns that
+    follow; `descent` goes on from there with coordinate descent and fits scales and codebooks again; `joint` changes all codes at
+    once by proximal steps, in turn with such fits. `auto`: `descent` where there are calibration inputs, else `nearest`.
     """
 
-    algorithm: Literal["auto", "nearest", "gpfq", "gptq", "joint", "descent"] = "auto"
+    algorithm: Literal["auto", "nearest", "flexround", "gpfq", "gptq", "joint", "descent"] = "auto"
     scaling: Literal["none", "awq", "equalize"] = "none"
     """Factors of channels, folded into the neighbouring layers where that can be. awq: inputs with large activations are rounded
     more finely (needs calibration inputs). equalize: ranges of rows and of the columns that read them become equal (no data)."""
@@ -153,7 +154,12 @@ class Rule(_Strict):
             raise ValueError(
                 f"sparsify.algorithm 'dsnot' exchanges single weights, '{structure}' keeps blocks; choose wanda, sparsegpt or obs"
             )
-        if sparsify.scope == "global" and sparsify.algorithm in ("sparsegpt", "obs"):
+        dim = Scheme.parse(self.scheme).codec.dim
+        if self.quantize.algorithm == "flexround" and dim > 1:
+            raise ValueError(
+                f"quantize.algorithm 'flexround' rounds single values, '{self.scheme}' codes {dim} together; choose gpfq, gptq or descent"
+            )
+        if sparsify.scope == "global" and sparsify.algorithm in ("gblm", "sparsegpt", "obs"):
             raise ValueError(
                 f"sparsify.scope 'global' compares scores of different layers; those of '{sparsify.algorithm}' change as weights "
                 "leave and cannot be compared. Choose lamp or erk, or algorithm magnitude, wanda or dsnot"
@@ -178,6 +184,7 @@ class Recipe(_Strict):
     min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
     structure: Structure | None = None
     calibrate: Calibrate = Calibrate()
+    recover: Recover | None = None
     keep: Literal["size", "speed"] = "size"
     """speed: a compiler decodes a weight to float32 where the dense product is faster; size: never."""
 
@@ -334,6 +341,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "rules": Rule, "sparsify": Sparsify, "quantize": Quantize, "low_rank": LowRank, "factor": Factor,
         "structure": Structure,
+        "calibrate": Calibrate, "recover": Recover, "augment": Augment,
     }  # fmt: skip
     return list(models.get(parent, Recipe).model_fields)
 

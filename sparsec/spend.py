@@ -71,6 +71,11 @@ def spend(
             "the recipe removes channels or heads (structure), which a budget cannot try schemes on; remove them first "
             "(compress with the recipe's structure alone and save), then give the budget with the smaller model"
         )
+    if recipe.recover is not None:
+        raise BudgetError(
+            "the recipe trains on (recover), which a budget would do at every attempt; spend the budget without it, then compress with "
+            "the recipe that was chosen and recover"
+        )
     schemes = checked_candidates(candidates, budget)
     small = {"min_elements": min(recipe.min_elements, MIN_ELEMENTS)}
     base = recipe if recipe.rules else recipe.model_copy(update=small)

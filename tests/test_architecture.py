@@ -30,6 +30,7 @@ VOCABULARY = {
     "recipe",
     "selectors",
     "factoring",
+    "recovery",
     "structured",
     "formats",
     "ops",
@@ -50,7 +51,16 @@ ALLOWED = {
 }
 HEAVY = {"torch", "tvm", "matplotlib", "onnxruntime"}
 # Modules that are imported only when what they wrap is needed.
-ON_DEMAND = {"sparsec.codegen.tvm_adapter", "sparsec.codegen.relax_adapter", "sparsec.frontend.torch"}
+ON_DEMAND = {
+    "sparsec.codegen.tvm_adapter",
+    "sparsec.codegen.relax_adapter",
+    "sparsec.frontend.torch",
+    *(
+        f"sparsec.passes.differentiable.{name}"
+        for name in ("elementwise", "network", "node", "products", "settings", "shapes", "squares")
+    ),
+    *(f"sparsec.passes.recover.{name}" for name in ("batches", "losses", "run", "train", "weights")),
+}
 
 
 @pytest.fixture(scope="module")

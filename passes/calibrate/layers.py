@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def calibrate(
     threads: int = 1,
     tasks: int = 1,
     progress: Callable[[str], None] | None = None,
+    gradients: Mapping[str, Array] = MappingProxyType({}),
 ) -> list[Solved | None]:
     """Compress the weights of `choices` (None for those that `why_not` names); biases of `model` change in place.
 
@@ -44,12 +46,13 @@ def calibrate(
         samples: inputs by name, at least one.
         executor: where layers are solved; arguments and results are picklable.
         threads: of onnxruntime.
+        gradients: by weight, float64 [N, K], mean squared gradients where a rule's algorithm needs them.
         tasks: how many layers the executor works on at once; at most twice as many have their statistics in memory.
     """
     members = [i for i, choice in enumerate(choices) if not why_not(choice)]
     shared = [i for i in members if len(choices[i].weight.uses) > 1]
     masks = [sample.get(settings.mask) for sample in samples]
-    work = _Work(choices, settings, executor, tasks, progress)
+    work = _Work(choices, settings, executor, tasks, progress, gradients)
     if shared:
         with threadpool_limits(threads, user_api="blas"):
             weights = [choices[i].weight for i in shared]
@@ -103,7 +106,9 @@ class _Work:
         executor: Executor,
         tasks: int,
         progress: Callable[[str], None] | None,
+        gradients: Mapping[str, Array],
     ) -> None:
+        self._gradients = gradients
         self.found: list[Solved | None] = [None] * len(choices)
         self._choices, self._settings, self._progress = choices, settings, progress
         self._executor, self._most = executor, 2 * tasks
@@ -116,7 +121,7 @@ class _Work:
             self._progress(choice.weight.name)
         layer = Layer(
             choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.structure, choice.rule,
-            self._settings, statistics,
+            self._settings, statistics, self._gradients.get(choice.weight.name),
         )  # fmt: skip
         key = key_of(layer)
         self.found[index] = load_solved(key)

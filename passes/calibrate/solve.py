@@ -15,8 +15,9 @@ from sparsec.passes import hessian
 from sparsec.passes.factor.coding import Coder
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
-from sparsec.passes.quantise import compensate, follow_paths, learn_jointly, on_support, quantise
+from sparsec.passes.quantise import compensate, flexround, follow_paths, learn_jointly, on_support, quantise
 from sparsec.passes.sparsify.dsnot import dsnot
+from sparsec.passes.sparsify.gblm import balance, gblm
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.sparsify.obs import obs_mask
 from sparsec.passes.sparsify.refit import refit
@@ -40,7 +41,7 @@ class Layer:
     """What a layer's compression needs; picklable.
 
     weight: float32 [N, K]. structure: the scheme's, with this weight's share of the zeros. statistics: of the K inputs, one for each
-    group of a grouped convolution (rows in equal parts).
+    group of a grouped convolution (rows in equal parts). gradient_square: float64 [N, K], where pruning needs it (gblm).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     rule: Rule
     settings: Calibrate
     statistics: Sequence[Statistics]
+    gradient_square: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def _one_product(target: NDArray[np.float32], second_moment: Matrix, mask: Mask 
     if mask is not None:
         start = refit(target, second_moment, mask, damping=rule.sparsify.damping)
     elif not scheme.is_dense:
-        mask, start = prune(target, second_moment, layer.structure, rule)
+        mask, start = prune(target, second_moment, layer.structure, rule, layer.gradient_square)
     return code(target, start, second_moment, scheme, mask, layer)
 
 
@@ -103,7 +105,11 @@ def _coder(layer: Layer) -> Coder:
 
 
 def prune(
-    weight: NDArray[np.float32], second_moment: Matrix, structure: Structure, rule: Rule
+    weight: NDArray[np.float32],
+    second_moment: Matrix,
+    structure: Structure,
+    rule: Rule,
+    gradient_square: NDArray[np.float64] | None = None,
 ) -> tuple[Mask, NDArray[np.float32]]:
     """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
     best make up for what is gone."""
@@ -117,6 +123,15 @@ def prune(
             mask = mask_of_scores(np.square(weight, dtype=np.float64), structure)
         case "wanda":
             mask = wanda(weight, second_moment, structure, by_row=not joint)
+        case "gblm":
+            assert gradient_square is not None
+            mask = gblm(
+                weight,
+                second_moment,
+                gradient_square,
+                structure,
+                alpha=balance(np.diag(second_moment), gradient_square),
+            )
         case "dsnot":
             mask = wanda(weight, second_moment, structure, by_row=not joint)
             mask = dsnot(weight, second_moment, mask, structure)
@@ -151,6 +166,8 @@ def code(
                 return compensate(start, second_moment, scheme, mask, damping=damping)
             case "joint":
                 return learn_jointly(weight, second_moment, scheme, mask, damping=damping, start=start)
+            case "flexround":
+                return flexround(weight, second_moment, scheme, mask, damping=damping, start=start)
             case "auto" | "descent":
                 return quantise(weight, second_moment, scheme, mask, damping=damping, start=start)
     except WeightError as error:
@@ -167,6 +184,9 @@ def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> Enc
     if not scheme.is_dense:
         magnitude = layer.rule.sparsify.algorithm == "magnitude"
         score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
+        if layer.gradient_square is not None:
+            alpha = balance(importance, layer.gradient_square)
+            score = np.square(target * (np.sqrt(importance) + alpha * np.sqrt(layer.gradient_square)), dtype=np.float64)
         mask = mask_of_scores(score, layer.structure)
     start = target if mask is None else on_support(target, moments, mask, damping=layer.rule.quantize.damping)
     return code(target, start, moments, scheme, mask, layer)

@@ -7,6 +7,7 @@ the second moment [K, K] of its inputs, a scheme and a keep-mask, and give an `E
 from sparsec.passes.quantise.awq import Part, input_scales
 from sparsec.passes.quantise.compensate import compensate
 from sparsec.passes.quantise.descent import descend
+from sparsec.passes.quantise.flexround import flexround
 from sparsec.passes.quantise.gpfq import follow_paths
 from sparsec.passes.quantise.joint import learn_jointly
 from sparsec.passes.quantise.refit import refit
@@ -17,6 +18,7 @@ __all__ = [
     "Part",
     "compensate",
     "descend",
+    "flexround",
     "follow_paths",
     "input_scales",
     "learn_jointly",

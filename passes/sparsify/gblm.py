@@ -14,7 +14,7 @@ from sparsec.formats import Structure
 from sparsec.passes.sparsify.masks import Mask, mask_of_scores
 from sparsec.passes.sparsify.wanda import wanda_scores
 
-__all__ = ["gblm", "gblm_scores"]
+__all__ = ["balance", "gblm", "gblm_scores"]
 
 
 def gblm_scores(
@@ -31,6 +31,15 @@ def gblm_scores(
             f"a weight {w.shape} needs squared gradients of its shape, none negative; found {square.shape}"
         )
     return np.asarray(np.square(np.sqrt(wanda_scores(w, second_moment)) + alpha * np.abs(w) * np.sqrt(square)))
+
+
+def balance(power: ArrayLike, gradient_square: ArrayLike) -> float:
+    """The alpha with which inputs and gradients weigh the same in a layer, whatever the units of the loss; 0 without gradients.
+
+    power: E[x^2] of the inputs, [K] or for each weight [N, K]; gradient_square: [N, K].
+    """
+    mean = float(np.sqrt(np.asarray(gradient_square, np.float64)).mean())
+    return float(np.sqrt(np.asarray(power, np.float64)).mean()) / mean if mean > 0 else 0.0
 
 
 def gblm(

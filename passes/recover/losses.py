@@ -1,0 +1,95 @@
+"""What recovery makes small: differences to the teacher, or to labels. Every loss is a mean over samples side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sparsec.errors import CalibrationError
+
+__all__ = ["Loss", "classes", "custom", "divergence", "squared"]
+
+Tensor = torch.Tensor
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`of(student, teacher, labels)` of the values `reads` (names in the student) and `teacher` (in the teacher, in the same order;
+    none: it does not run); all have samples along their first axis."""
+
+    reads: Sequence[str]
+    teacher: Sequence[str]
+    of: Callable[[Values, Values, Tensor | None], Tensor]
+
+
+def squared(groups: Sequence[Sequence[tuple[str, str]]], powers: Mapping[str, float]) -> Loss:
+    """The sum over groups of values of the mean squared difference to the teacher's, each over `powers` (by the teacher's name: the
+    variance there)."""
+
+    def of(student: Values, teacher: Values, labels: Tensor | None) -> Tensor:
+        del labels
+        parts = [
+            torch.stack([(student[a] - teacher[b]).square().mean() / powers[b] for a, b in pairs]).mean()
+            for pairs in groups
+        ]
+        return torch.stack(parts).sum()
+
+    pairs = [pair for group in groups for pair in group]
+    return Loss([a for a, _ in pairs], [b for _, b in pairs], of)
+
+
+def divergence(output: str, teacher: str) -> Loss:
+    """KL divergence, in nats a decision, of softmax over the last axis (Hinton, Vinyals, Dean, "Distilling the knowledge in a neural
+    network", 2015)."""
+
+    def of(student: Values, wanted: Values, labels: Tensor | None) -> Tensor:
+        del labels
+        ours, theirs = (torch.log_softmax(v[n].flatten(0, -2), -1) for v, n in ((student, output), (wanted, teacher)))
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+    return Loss([output], [teacher], of)
+
+
+def classes(output: str, shape: Sequence[int], labels: NDArray[Any]) -> Loss:
+    """Cross-entropy of classes, whole numbers [samples, decisions], against scores over the last axis of `output`, [.., classes] a
+    sample.
+
+    Raises CalibrationError unless there is a label for every decision of every sample, each one of the classes.
+    """
+    decisions, count = math.prod(shape[:-1]), shape[-1] if shape else 0
+    if labels.dtype.kind not in "iu" or labels.shape[1] != decisions or count < 2:
+        raise CalibrationError(
+            f"recover: {labels.shape[1]} labels a sample ({labels.dtype}); output '{output}' {list(shape)} takes {decisions} "
+            "whole numbers, of at least 2 classes"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= count:
+        raise CalibrationError(
+            f"recover: labels go from {int(labels.min())} to {int(labels.max())}; output '{output}' {list(shape)} has the classes 0 to "
+            f"{count - 1}"
+        )
+
+    def of(student: Values, teacher: Values, chosen: Tensor | None) -> Tensor:
+        del teacher
+        assert chosen is not None
+        return F.cross_entropy(student[output].reshape(-1, count), chosen.reshape(-1).long())
+
+    return Loss([output], [], of)
+
+
+def custom(
+    function: Callable[[Values, Values, Tensor | None], Tensor], outputs: Sequence[str], teacher: Sequence[str]
+) -> Loss:
+    """The user's function of outputs, the teacher's outputs (both by the names of the student's) and labels or None."""
+
+    def of(student: Values, wanted: Values, labels: Tensor | None) -> Tensor:
+        named = {name: wanted[other] for name, other in zip(outputs, teacher, strict=True)}
+        return function({name: student[name] for name in outputs}, named, labels)
+
+    return Loss(outputs, teacher, of)
