@@ -6,6 +6,7 @@
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
+    python -m bench recovery [--scheme S]... [--epochs N]                 what training on in the format gives back (ResNet-20)
     python -m bench exactness [MODEL...] [--recipe R]... [--examples N]   task metrics of programs against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
     python -m bench instructions                                          instructions a multiplication on aarch64
@@ -106,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     accuracy.add_argument("--no-rivals", action="store_true", help="ours alone, data-free and calibrated")
 
+    recovery = command("recovery", "what training on in the compressed format gives back")
+    recovery.add_argument("--scheme", action="append", default=[], help="only this one (repeatable)")
+    recovery.add_argument("--epochs", type=int, help="default: 20")
+
     exactness = command("exactness", "task metrics of compiled programs against the original model")
     exactness.add_argument("models", nargs="*", metavar="MODEL")
     exactness.add_argument("--recipe", action="append", default=[])
@@ -152,6 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import operators
 
         return operators.run(args.model, args.recipe, args.threads, args.top, args.rounds, args.json)
+    if args.command == "recovery":
+        from bench import recovery
+
+        return recovery.run(args.scheme, args.epochs, args.json)
     if args.command == "accuracy":
         from bench import accuracy
 

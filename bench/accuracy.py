@@ -135,7 +135,7 @@ def _compressed_as(name: str, scheme: str, targets: str, activations: str, calib
     layers = [row.record for row in made.report.layers if row.record.rule is not None]
     bits = 8 * sum(r.nbytes for r in layers) / sum(int(np.prod(r.shape)) for r in layers)
     data = made.to_bytes()
-    return _Made(_runner(data, model), bits, len(data), seconds)
+    return _Made(runner(data, model), bits, len(data), seconds)
 
 
 @cache
@@ -155,10 +155,11 @@ def _within(name: str, budget: str, program: bool, calibrated: bool) -> _Made:
     if program:
         return _Made(lambda feed: list(made.run(feed).values()), bits, made.weights_bytes, seconds)
     data = made.to_bytes()
-    return _Made(_runner(data, model), bits, len(data), seconds)
+    return _Made(runner(data, model), bits, len(data), seconds)
 
 
-def _runner(data: bytes, model: ZooModel) -> Run:
+def runner(data: bytes, model: ZooModel) -> Run:
+    """Portable ONNX in onnxruntime; inputs that the model has fixed are added."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
