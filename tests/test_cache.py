@@ -166,7 +166,7 @@ def test_a_warm_compress_neither_prunes_nor_encodes(folder: Path, monkeypatch: p
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(magnitude, "masks_of_scores", fail)
+    monkeypatch.setattr(magnitude, "mask_of_scores", fail)
     monkeypatch.setattr("sparsec.passes.insert_decode.encode", fail)
     assert _compress("s2x1@50-cb4-g32") == cold
     with pytest.raises(AssertionError, match="encoded again"):
