@@ -164,6 +164,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     Path("b.onnx").write_bytes(worse)
     np.savez("set.npz", x=x, labels=labels)
     np.savez("plain.npz", x=x)
+    np.savez("more.npz", x=x, z=x)
 
     def run(*arguments: str, code: int = 0) -> str:
         capsys.readouterr()
@@ -182,5 +183,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert json.loads(run("--labels", "set.npz", "--json")) == data
     assert json.loads(run("--samples", "plain.npz", "--json"))["score"] is None
     assert "no array 'labels'" in run("--labels", "plain.npz", code=1)
-    assert "'labels' is no input" in run("--samples", "set.npz", code=1)
+    assert "'z' is no input" in run("--samples", "more.npz", code=1)
     assert "exclude each other" in run("--labels", "set.npz", "--tolerance", "1", code=2)

@@ -67,7 +67,7 @@ def test_end_to_end_better_than_without_inputs(key: str) -> None:
         feeds, others = samples(network(), 24), samples(network(), 8, seed=9)
         found = sparsec.compress(network(), recipe, calibration=feeds, verify=False)
         plain = sparsec.compress(network(), {"rules": [{"scheme": "s2:4-int4"}], "min_elements": 0}, verify=False)
-        assert distance(found.model, network(), others) < 0.8 * distance(plain.model, network(), others)
+        assert distance(found.model, network(), others) < 0.9 * distance(plain.model, network(), others)
 
 
 def test_biases_can_be_left_alone() -> None:
