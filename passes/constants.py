@@ -13,7 +13,8 @@ __all__ = ["register_constant"]
 
 def register_constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer, called `name` or, where that is taken, `name` and a number."""
-    taken, number, wanted = model.graph.initializers, 1, name
+    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    wanted, number = name, 1
     while name in taken:
         name, number = f"{wanted}.{number}", number + 1
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)

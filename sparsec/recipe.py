@@ -28,7 +28,7 @@ from sparsec.factoring import Factor, LowRank, conflict
 from sparsec.formats import NM, Scheme
 from sparsec.formats.meaning import TableValue, VectorValue
 from sparsec.recovery import Augment, Recover
-from sparsec.selectors import checked_selector, did_you_mean
+from sparsec.selectors import Selectors, did_you_mean
 from sparsec.structured import Structure
 
 __all__ = ["PRESETS", "Calibrate", "Quantize", "Recipe", "Rule", "Sparsify", "Structure", "load_recipe"]
@@ -101,8 +101,8 @@ class Calibrate(_Strict):
 class Rule(_Strict):
     """One scheme for the weights that the selectors in `targets` reach and those in `ignore` do not."""
 
-    targets: tuple[str, ...] = ("*",)
-    ignore: tuple[str, ...] = ()
+    targets: Selectors = ("*",)
+    ignore: Selectors = ()
     scheme: str
     sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
@@ -115,16 +115,6 @@ class Rule(_Strict):
     """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
     optional: bool = False
     """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
-
-    @field_validator("targets", "ignore", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("targets", "ignore")
-    @classmethod
-    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(checked_selector, value))
 
     @field_validator("scheme")
     @classmethod
@@ -180,23 +170,13 @@ class Recipe(_Strict):
 
     version: Literal[1] = 1
     rules: tuple[Rule, ...] = ()
-    ignore: tuple[str, ...] = ()
+    ignore: Selectors = ()
     min_elements: int = Field(default=DEFAULT_MIN_ELEMENTS, ge=0)
     structure: Structure | None = None
     calibrate: Calibrate = Calibrate()
     recover: Recover | None = None
     keep: Literal["size", "speed"] = "size"
     """speed: a compiler decodes a weight to float32 where the dense product is faster; size: never."""
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("ignore")
-    @classmethod
-    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(checked_selector, value))
 
     def to_yaml(self) -> str:
         """YAML text that loads to an equal recipe; defaults are left out, except the version."""

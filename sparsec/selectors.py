@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["OPERATORS", "Candidate", "checked_selector", "did_you_mean", "specificity"]
+__all__ = ["OPERATORS", "Candidate", "Selectors", "did_you_mean", "specificity"]
 
 OPERATORS = ("Conv", "DepthwiseConv", "MatMul", "Gemm", "Gather")
 """Operators whose weights a recipe can address; a depthwise convolution is also a `Conv`."""
@@ -65,3 +66,15 @@ def checked_selector(selector: str) -> str:
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, sorted(options), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(checked_selector, value))
+
+
+Selectors = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_checked)]
+"""A field of a recipe: one selector or several. Raises ValueError for what is none."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sparsec.selectors import checked_selector
+from sparsec.selectors import Selectors
 
 __all__ = ["Structure"]
 
@@ -44,7 +44,7 @@ class Structure(BaseModel):
     branches: Literal["any", "attention", "feedforward"] = "any"
     zero_channels: bool = False
     rms_norm: bool = False
-    ignore: tuple[str, ...] = ()
+    ignore: Selectors = ()
 
     @field_validator("channels", "heads", "slice", mode="before")
     @classmethod
@@ -58,16 +58,6 @@ class Structure(BaseModel):
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
             raise ValueError(f"{value!r} is no share; write '30%' or 0.3, from 0 to below 100 % (something must stay)")
         return float(share)
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("ignore")
-    @classmethod
-    def _selectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(checked_selector, value))
 
     @property
     def needs_calibration(self) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsec.passes.constants import register_constant
 from sparsec.passes.structure.axes import sizes
 from sparsec.passes.structure.moments import linear_use
-from sparsec.passes.structure.remove import constant
 
 __all__ = ["Norm", "Point", "Stream", "Term", "find_stream", "linear_readers", "separate_norms"]
 
@@ -97,7 +97,7 @@ def separate_norms(model: ir.Model) -> None:
         before = None if value is None else value.producer()
         if norm is None or value is None or before is None or _norm(before) is None:
             continue
-        zeros = constant(model, f"{node.name}.zeros", np.zeros(len(norm.scale), np.float32))
+        zeros = register_constant(model, f"{node.name}.zeros", np.zeros(len(norm.scale), np.float32))
         add = ir.node("Add", [value, zeros], name=f"{node.name}.point")
         made = add.outputs[0]
         made.name, made.type, made.shape = f"{node.name}.point.out", value.type, value.shape

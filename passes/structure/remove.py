@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsec.passes.constants import register_constant
 from sparsec.passes.structure.axes import Axes, numbers, sizes
 from sparsec.passes.structure.groups import Coupling, Family
 
-__all__ = ["constant", "remove"]
+__all__ = ["remove"]
 
 Keep = NDArray[np.bool_]
 
@@ -65,25 +66,13 @@ def _cut_constants(model: ir.Model, coupling: Coupling, keep: Keep) -> None:
         value.const_value = ir.tensor(np.ascontiguousarray(entries[0][1]), name=value.name)
         value.shape = ir.Shape(entries[0][1].shape)
         for number, (slot, array) in enumerate([] if same else entries[1:], 1):
-            made = constant(model, f"{value.name}.{number}", array)
+            made = register_constant(model, f"{value.name}.{number}", array)
             for node, index in slot.readers:
                 node.replace_input_with(index, made)
 
 
-def constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer; its name is `name`, with a number behind it if that is taken."""
-    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
-    wanted, number = name, 1
-    while name in taken:
-        name, number = f"{wanted}.{number}", number + 1
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
 def _set(model: ir.Model, node: ir.Node, index: int, what: str, given: Sequence[int]) -> None:
-    made = constant(model, f"{node.name}.{what}", np.array(given, np.int64))
+    made = register_constant(model, f"{node.name}.{what}", np.array(given, np.int64))
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)
     node.replace_input_with(index, made)

@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sparsec.passes.constants import register_constant
 from sparsec.passes.structure.axes import sizes
 from sparsec.passes.structure.dead import fold
 from sparsec.passes.structure.hidden import Norm, Stream, linear_readers
 from sparsec.passes.structure.moments import linear_use
-from sparsec.passes.structure.remove import constant
 from sparsec.passes.structure.rotation import write
 
 __all__ = ["without_means"]
@@ -77,7 +77,7 @@ def _replace(model: ir.Model, norm: Norm) -> None:
     elif norm.bias.any():
         add = ir.node(
             "Add",
-            [result, constant(model, f"{node.name}.bias", norm.bias.astype(np.float32))],
+            [result, register_constant(model, f"{node.name}.bias", norm.bias.astype(np.float32))],
             name=f"{node.name}.bias",
         )
         model.graph.insert_after(made, add)

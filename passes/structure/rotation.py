@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
+from sparsec.passes.constants import register_constant
 from sparsec.passes.structure.axes import sizes
 from sparsec.passes.structure.dead import fold
 from sparsec.passes.structure.hidden import Norm, Point, Stream, Term, linear_readers
 from sparsec.passes.structure.moments import linear_use
-from sparsec.passes.structure.remove import constant
 
 __all__ = ["Turned", "narrow", "principal", "turn", "write"]
 
@@ -80,7 +80,7 @@ class _Turning:
         """The norm becomes one of the turned point, without scale and bias; readers take these over."""
         base, node = self.bases[point.value], norm.node
         share = len(base) / self.width
-        scale = constant(self.model, f"{node.name}.scale", np.full(self.width, share**0.5, np.float32))
+        scale = register_constant(self.model, f"{node.name}.scale", np.full(self.width, share**0.5, np.float32))
         made = ir.node(
             "RMSNormalization", [point.value, scale],
             attributes={"axis": -1, "epsilon": norm.epsilon * share}, name=f"{node.name}.turned",
@@ -184,7 +184,7 @@ class _Turning:
     def _product(
         self, at: ir.Node, x: ir.Value, matrix: Floats, name: str, width: int, *, before: bool = False
     ) -> ir.Value:
-        weight = constant(self.model, f"{name}.weight", matrix.astype(np.float32))
+        weight = register_constant(self.model, f"{name}.weight", matrix.astype(np.float32))
         node = ir.node("MatMul", [x, weight], name=name)
         (self.model.graph.insert_before if before else self.model.graph.insert_after)(at, node)
         return _result(node, x, width)
@@ -193,7 +193,7 @@ class _Turning:
         if not bias.any():
             return x
         assert at is not None
-        node = ir.node("Add", [x, constant(self.model, name, bias.astype(np.float32))], name=name)
+        node = ir.node("Add", [x, register_constant(self.model, name, bias.astype(np.float32))], name=name)
         self.model.graph.insert_after(at, node)
         return _result(node, x, sizes(x)[-1])
 
@@ -222,7 +222,7 @@ def write(model: ir.Model, term: Term, into: Floats) -> None:
 def _times(model: ir.Model, value: ir.Value, into: Floats) -> ir.Value:
     array = _array(value)
     wide = np.broadcast_to(array, (*array.shape[:-1], len(into)))
-    return constant(model, f"{value.name}.turned", (wide @ into).astype(np.float32))
+    return register_constant(model, f"{value.name}.turned", (wide @ into).astype(np.float32))
 
 
 def _result(node: ir.Node, like: ir.Value, width: int) -> ir.Value:
