@@ -32,6 +32,8 @@ class Target:
     vector_bits: int
     vector_registers: int
     features: tuple[str, ...] = ()
+    gpu: str = ""  # NVIDIA architecture ("sm_90") that kernels are compiled for; "": kernels run on the processor
+    storage: str = ""  # element type of float values between the kernels of a GPU: "float16" or "bfloat16"
 
     @property
     def vnni(self) -> bool:
@@ -45,7 +47,10 @@ class Target:
 
     def describe(self) -> dict[str, Any]:
         """JSON-able form: part of every kernel's cache key and of the bundle's manifest."""
-        return asdict(self)
+        fields = asdict(self)
+        if not self.gpu:
+            del fields["gpu"], fields["storage"]
+        return fields
 
 
 def _x86(
@@ -91,6 +96,22 @@ NAMED: dict[str, Target] = {
     "arm-v8.0": _arm("arm-v8.0", "cortex-a53", ("+neon",), ("neon",)),
 }
 
+# NVIDIA architectures with fp16 and bf16 tensor cores (mma.sync m16n8k16) that NVRTC 12.9 compiles for.
+GPUS: dict[str, str] = {
+    "sm_80": "A100, A30",
+    "sm_86": "A10, A40, RTX 30",
+    "sm_87": "Jetson Orin",
+    "sm_89": "L4, L40, RTX 40",
+    "sm_90": "H100, H200",
+    "sm_100": "B200",
+    "sm_101": "Jetson Thor",
+    "sm_103": "B300",
+    "sm_120": "RTX 50, RTX PRO Blackwell",
+    "sm_121": "GB10",
+}
+_DEFAULT_GPU = "sm_90"
+_STORAGE = {"": "float16", "fp16": "float16", "bf16": "bfloat16"}
+
 _TRIPLES = {"x86_64": "x86-avx2", "aarch64": "arm-v8.0"}
 
 
@@ -102,6 +123,11 @@ def available_targets() -> dict[str, str]:
             f"{target.arch}, {target.vector_bits}-bit vectors, LLVM cpu {target.mcpu}, "
             f"features {'+'.join(target.features)}"
         )
+    lines["cuda"] = (
+        f"NVIDIA GPU, as cuda:{_DEFAULT_GPU}; values between kernels are fp16, with the suffix :bf16 bfloat16"
+    )
+    for arch, devices in GPUS.items():
+        lines[f"cuda:{arch}"] = f"NVIDIA GPU of compute capability {arch[3:-1]}.{arch[-1]} ({devices})"
     return lines
 
 
@@ -137,22 +163,61 @@ def host_target() -> Target:
     )
 
 
+def cuda_target(name: str) -> Target:
+    """The target `cuda[:sm_NN][:bf16]`. Its host part, the C runtime, is for this machine's architecture, any processor.
+
+    Raises TargetError for an architecture or a storage type that is not known, and on a machine that is neither x86-64 nor aarch64.
+    """
+    parts = name.split(":")[1:]
+    arch = parts.pop(0) if parts and parts[0] not in _STORAGE else _DEFAULT_GPU
+    suffix = parts.pop(0) if parts else ""
+    if arch not in GPUS:
+        raise _unknown(name, [f"cuda:{known}" for known in GPUS], f"cuda:{arch}")
+    if parts or suffix not in _STORAGE or name.endswith(":"):
+        raise TargetError(
+            f"unknown target '{name}': after cuda:{arch} comes nothing, ':fp16' (the default) or ':bf16', "
+            "the type of values between kernels"
+        )
+    machine = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if machine not in ("x86_64", "aarch64"):
+        raise TargetError(
+            f"target '{name}': the host part would be for this machine, {machine}; x86_64 or aarch64 is needed"
+        )
+    return Target(
+        name=name,
+        arch=machine,
+        llvm_triple=f"{machine}-linux-gnu",
+        zig_triple=f"{machine}-linux-gnu.2.17",  # no static C library: the driver is loaded while the program runs
+        mcpu="x86-64" if machine == "x86_64" else "generic",
+        mattr=(),
+        vector_bits=32,
+        vector_registers=64,
+        gpu=arch,
+        storage=_STORAGE[suffix],
+    )
+
+
+def _unknown(name: str, known: list[str], wanted: str = "") -> TargetError:
+    near = difflib.get_close_matches(wanted or name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return TargetError(
+        f"unknown target '{name}'{hint} Known targets: {', '.join(known)}, or a triple such as aarch64-linux-gnu"
+    )
+
+
 def resolve_target(name: str) -> Target:
-    """The target called `name`: `cpu`, a named target, or a triple such as `aarch64-linux-gnu`.
+    """The target called `name`: `cpu`, a named target, `cuda:sm_90`, or a triple such as `aarch64-linux-gnu`.
 
     Raises TargetError for anything else, with the list of targets and the nearest name.
     """
     if name == "cpu":
         return host_target()
+    if name == "cuda" or name.startswith("cuda:"):
+        return cuda_target(name)
     if name in NAMED:
         return NAMED[name]
     parts = name.split("-")
     if len(parts) >= 3 and parts[0] in _TRIPLES and parts[1] == "linux":
         base = NAMED[_TRIPLES[parts[0]]]
         return replace(base, name=name, zig_triple=name)
-    known = list(available_targets())
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise TargetError(
-        f"unknown target '{name}'{hint or '.'} Known targets: {', '.join(known)}, or a triple such as aarch64-linux-gnu"
-    )
+    raise _unknown(name, list(available_targets()))

@@ -7,7 +7,8 @@ import platform
 import pytest
 
 from sparsec import target
-from sparsec.target import NAMED, host_target
+from sparsec.errors import TargetError
+from sparsec.target import NAMED, available_targets, host_target, resolve_target
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,50 @@ def test_host(machine: str, flags: str, name: str, monkeypatch: pytest.MonkeyPat
     found = host_target()
     assert found.name == "cpu"
     assert {**found.describe(), "name": name} == NAMED[name].describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "storage"),
+    [
+        ("cuda", "sm_90", "float16"),
+        ("cuda:bf16", "sm_90", "bfloat16"),
+        ("cuda:sm_80", "sm_80", "float16"),
+        ("cuda:sm_89:fp16", "sm_89", "float16"),
+        ("cuda:sm_120:bf16", "sm_120", "bfloat16"),
+    ],
+)
+def test_cuda_names(name: str, gpu: str, storage: str) -> None:
+    found = resolve_target(name)
+    assert (found.name, found.gpu, found.storage, found.lanes) == (name, gpu, storage, 1)
+    assert found.describe()["gpu"] == gpu
+    assert found.arch in ("x86_64", "aarch64")
+    assert name.removesuffix(":bf16").removesuffix(":fp16") in available_targets()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cuda:sm_91", ["unknown target 'cuda:sm_91'", "did you mean 'cuda:sm_90'", "cuda:sm_80"]),
+        ("cuda:sm_75", ["unknown target 'cuda:sm_75'", "cuda:sm_80"]),
+        ("cuda:sm_90:fp8", ["unknown target 'cuda:sm_90:fp8'", "':bf16'"]),
+        ("cuda:sm_90:bf16:x", ["unknown target", "':bf16'"]),
+        ("cuda:", ["unknown target 'cuda:'", "':bf16'"]),
+        ("cdua", ["unknown target 'cdua'", "did you mean 'cuda'"]),
+    ],
+)
+def test_unknown_cuda_names(name: str, words: list[str]) -> None:
+    with pytest.raises(TargetError) as caught:
+        resolve_target(name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_cuda_needs_a_known_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(TargetError, match=r"riscv64; x86_64 or aarch64"):
+        resolve_target("cuda")
+
+
+def test_targets_of_processors_say_nothing_of_gpus() -> None:
+    for known in NAMED.values():  # the keys of cached kernels are made of this
+        assert not {"gpu", "storage"} & set(known.describe())
