@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[torch,plot,dask,demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[cuda,torch,plot,dask,demo,dev]'
 	@touch $@
 
 # ARM programs run under qemu-user; where it cannot be had, the tests that need it skip with a message.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.cache import entry, used, writing
+from sparsec.codegen.cuda.nvrtc import compiler_version
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.sources import family_digest
 from sparsec.errors import ToolchainError
@@ -39,7 +40,9 @@ class BuiltKernel:
 def kernel_key(spec: KernelSpec, target: Target) -> str:
     """Cache key of a kernel. The target's name is left out: `cpu` and `x86-avx2` share objects."""
     described = {k: v for k, v in target.describe().items() if k != "name"}
-    text = spec.canonical() + json.dumps(described, sort_keys=True) + family_digest(spec.family)
+    text = spec.canonical() + json.dumps(described, sort_keys=True) + family_digest(spec.family, bool(target.gpu))
+    if target.gpu:
+        text += compiler_version()
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -183,7 +186,7 @@ def _cached(spec: KernelSpec, target: Target, base: Path) -> BuiltKernel | None:
 
 def kernel_symbol(spec: KernelSpec, target: Target) -> str:
     """The C symbol of a kernel: family and cache key, so equal kernels of one program share one function."""
-    return f"spc_{spec.family}_{kernel_key(spec, target)[:12]}"
+    return f"spc_{spec.family.replace('.', '_')}_{kernel_key(spec, target)[:12]}"
 
 
 class _Failed(Exception):
@@ -196,6 +199,7 @@ def _compile(worker: _Worker, spec: KernelSpec, target: Target, base: Path) -> N
         job = {
             "family": spec.family,
             "params": dict(spec.params),
+            "storage": list(spec.storage),
             "target": target.describe(),
             "symbol": kernel_symbol(spec, target),
             "object": str(obj),

@@ -15,7 +15,17 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.intern import Interned
-from sparsec.codegen.program import FROM_DATA, ITEMSIZE, Buffer, KernelSpec, Program, Ref, Signature, Step
+from sparsec.codegen.program import (
+    FROM_DATA,
+    ITEMSIZE,
+    Buffer,
+    KernelSpec,
+    Program,
+    Ref,
+    Signature,
+    Step,
+    family_module,
+)
 from sparsec.errors import ShapeError
 from sparsec.target import Target
 
@@ -319,7 +329,7 @@ class Lowering:
 
         `scratch` and `cost` are for kernels that leave sizes to their data (`Signature.bound`).
         """
-        module = importlib.import_module(f"sparsec.codegen.kernels.{family}")
+        module = importlib.import_module(family_module(family))
         signature: Signature = module.signature(params, self.target)
         wanted = [a for a in signature.args if a.role != "work"]
         given = [*ins, *outs]

@@ -94,14 +94,25 @@ class Signature:
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A kernel to generate: `family` is a module of codegen/kernels, `params` its JSON-able parameters."""
+    """A kernel to generate: `family` names a module (family_module), `params` its JSON-able parameters.
+
+    `storage` has, for GPU kernels, the dtype each argument is stored in where that is not the signature's; empty: as in the signature.
+    """
 
     family: str
     params: Mapping[str, Any]
+    storage: tuple[str, ...] = ()
 
     def canonical(self) -> str:
         """The same text for the same kernel, whatever the order of the parameters."""
-        return json.dumps([self.family, dict(self.params)], sort_keys=True, separators=(",", ":"))
+        parts = [self.family, dict(self.params), *([list(self.storage)] if self.storage else [])]
+        return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+
+
+def family_module(family: str) -> str:
+    """Name of the module behind a kernel family: `gemm` is in codegen/kernels, `cuda.gemm` in codegen/cuda/kernels."""
+    head, dot, tail = family.rpartition(".")
+    return f"sparsec.codegen.{head}.kernels.{tail}" if dot else f"sparsec.codegen.kernels.{family}"
 
 
 @dataclass(eq=False)

@@ -1,6 +1,7 @@
 """Worker process that compiles kernels: JSON jobs on stdin, JSON answers on stdout, one a line.
 
-Job: {"family", "params", "target", "symbol", "object", "assembly"?}. Answer: {"ok": true, "meta": {...}} or {"ok": false, "error": text}.
+Job: {"family", "params", "storage"?, "target", "symbol", "object", "assembly"?}.
+Answer: {"ok": true, "meta": {...}} or {"ok": false, "error": text}.
 Run as `python -m sparsec.codegen.worker`; ends when stdin closes.
 """
 
@@ -13,6 +14,7 @@ import sys
 import traceback
 from typing import Any, TextIO
 
+from sparsec.codegen.program import KernelSpec, family_module
 from sparsec.target import Target
 
 
@@ -22,8 +24,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     fields = dict(job["target"])
     target = Target(**{**fields, "mattr": tuple(fields["mattr"]), "features": tuple(fields["features"])})
-    module = importlib.import_module(f"sparsec.codegen.kernels.{job['family']}")
     params = job["params"]
+    if target.gpu:
+        from sparsec.codegen.cuda import objects
+
+        spec = KernelSpec(job["family"], params, tuple(job["storage"]))
+        return objects.compile_kernel(spec, target, job["symbol"], job["object"])
+    module = importlib.import_module(family_module(job["family"]))
     if hasattr(module, "compile_kernel"):  # families that do not build a single PrimFunc (the Relax long tail)
         meta: dict[str, Any] = module.compile_kernel(params, target, job["symbol"], job["object"])
         return meta

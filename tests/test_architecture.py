@@ -54,6 +54,7 @@ HEAVY = {"torch", "tvm", "matplotlib", "onnxruntime"}
 ON_DEMAND = {
     "sparsec.codegen.tvm_adapter",
     "sparsec.codegen.relax_adapter",
+    *(f"sparsec.codegen.cuda.{name}" for name in ("builder", "objects", "source")),
     "sparsec.frontend.torch",
     *(
         f"sparsec.passes.differentiable.{name}"
@@ -102,7 +103,8 @@ def test_nothing_imports_bench_or_tests(house: Graph) -> None:
 
 def test_only_the_adapters_import_tvm() -> None:
     users = {name for name, path in python_files(PACKAGES).items() if "tvm" in _foreign(path)}
-    assert users == {"sparsec.codegen.tvm_adapter", "sparsec.codegen.relax_adapter"}
+    adapters = ("tvm_adapter", "relax_adapter", "cuda.builder", "cuda.source")
+    assert users == {f"sparsec.codegen.{name}" for name in adapters}
 
 
 def test_heavy_libraries_are_imported_where_they_are_used() -> None:

@@ -1,0 +1,62 @@
+// What generated GPU kernels are written in: halves, and small device functions around the machine's instructions.
+// Inline assembly lives here alone. No header of the CUDA toolkit is needed.
+#pragma once
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+
+#define SPC_DEVICE static __device__ __forceinline__
+
+// ---------------------------------------------------------------- halves: storage types, all arithmetic is float
+
+// IEEE half in memory.
+struct half {
+  ushort bits;
+  half() = default;
+  __device__ __forceinline__ half(float value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value)); }
+  __device__ __forceinline__ operator float() const {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+  }
+};
+
+// bfloat16 in memory: the upper half of a float, rounded to nearest even.
+struct nv_bfloat16 {
+  ushort bits;
+  nv_bfloat16() = default;
+  __device__ __forceinline__ nv_bfloat16(float value) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value)); }
+  __device__ __forceinline__ operator float() const { return __uint_as_float((uint)bits << 16); }
+};
+
+// ---------------------------------------------------------------- warps
+
+// Sum over the 32 lanes of a warp, in every lane.
+SPC_DEVICE float spc_warp_sum(float value) {
+  for (int lane = 16; lane; lane >>= 1) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+
+// ---------------------------------------------------------------- activations (sparsec/activations.py)
+
+SPC_DEVICE float spc_clip(float x, float low, float high) { return x < low ? low : x > high ? high : x; }  // NaN stays
+SPC_DEVICE float spc_relu(float x) { return x < 0.0f ? 0.0f : x; }
+SPC_DEVICE float spc_relu6(float x) { return spc_clip(x, 0.0f, 6.0f); }
+SPC_DEVICE float spc_sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+SPC_DEVICE float spc_silu(float x) { return x / (1.0f + __expf(-x)); }
+SPC_DEVICE float spc_tanh(float x) { return tanhf(x); }
+SPC_DEVICE float spc_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+SPC_DEVICE float spc_gelu_tanh(float x) { return x * spc_sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
+SPC_DEVICE float spc_hardsigmoid(float x, float alpha, float beta) { return spc_clip(alpha * x + beta, 0.0f, 1.0f); }
+SPC_DEVICE float spc_hardswish(float x) { return x * spc_hardsigmoid(x, 0.16666667f, 0.5f); }
+SPC_DEVICE float spc_leakyrelu(float x, float alpha) { return x < 0.0f ? alpha * x : x; }

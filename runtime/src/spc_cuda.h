@@ -1,0 +1,22 @@
+/* A GPU kernel as it lies in a bundle: its machine code, and how it is started. codegen/cuda makes one object file of each kernel,
+ * with one constant of this type that has the kernel's C symbol. */
+#ifndef SPC_CUDA_H
+#define SPC_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    const char *name;         /* of the function in the image */
+    const void *cubin;        /* machine code for compute capability `sm` */
+    size_t cubin_bytes;
+    const char *ptx;          /* for newer GPUs, where the driver translates it; ends with a zero byte, which ptx_bytes counts */
+    size_t ptx_bytes;
+    uint32_t grid[3];         /* blocks */
+    uint32_t block[3];        /* threads of a block */
+    uint32_t shared_bytes;    /* dynamic shared memory of a block, beside what the image declares */
+    uint32_t arg_count;       /* device pointers, in the order of the kernel's signature */
+    uint32_t sm;              /* 90 for sm_90 */
+} spc_cuda_kernel;
+
+#endif
