@@ -9,11 +9,13 @@ import onnx_ir as ir
 
 from sparsec.codegen.choice import Chooser, Policy
 from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
+from sparsec.codegen.cuda import table as gpu
+from sparsec.codegen.cuda.storage import store_halves
 from sparsec.codegen.fusion import deferred_nodes
-from sparsec.codegen.kernels.table import choice_of, rules_for
+from sparsec.codegen.kernels import table as processor
 from sparsec.codegen.layouts import plan_layouts
 from sparsec.codegen.places import concat_places, split_parts
-from sparsec.codegen.program import ITEMSIZE, Buffer, IoInfo, Program
+from sparsec.codegen.program import MODEL_TYPES, Buffer, IoInfo, Program
 from sparsec.errors import UnsupportedOpError
 from sparsec.target import Target
 
@@ -33,6 +35,8 @@ def lower(
     a target that this machine cannot run.
     """
     low = Lowering(model, target, name)
+    table = gpu if target.gpu else processor
+    low.families = gpu.FAMILIES if target.gpu else {}
     graph = model.graph
     for index, value in enumerate(i for i in graph.inputs if i.const_value is None):
         shape, dtype = low.shape(value), low.dtype(value)
@@ -50,14 +54,14 @@ def lower(
         if not value.uses() and (reason := _odd_type([value])) is not None
     ]
     low.deferred = deferred_nodes(low)
-    low.plan = plan_layouts(low, choice_of) if layouts is None else dict(layouts)
+    low.plan = plan_layouts(low, table.choice_of) if layouts is None else dict(layouts)
     low.places = concat_places(low)
     low.parts, left_out = split_parts(low)
     for node in graph:
         if node in low.deferred or node in left_out:
             continue
         odd = _odd_type([*node.inputs, *node.outputs])
-        refusals = chooser.lower(node, rules_for(node)) if odd is None else [odd]
+        refusals = chooser.lower(node, table.rules_for(node)) if odd is None else [odd]
         if refusals is not None:
             version = model.opset_imports.get(node.domain or "")
             why = "; ".join(refusals) or "no kernel for this op"
@@ -70,15 +74,17 @@ def lower(
             + "\n  ".join(blocked)
         )
     _bind_outputs(low)
+    if target.gpu:
+        store_halves(low.program)
     return low.program
 
 
 def _odd_type(values: Iterable[ir.Value | None]) -> str | None:
     """What is wrong with the first value whose elements no kernel can store, or None."""
     for value in values:
-        if value is not None and value.dtype is not None and str(value.dtype.numpy()) not in ITEMSIZE:
+        if value is not None and value.dtype is not None and str(value.dtype.numpy()) not in MODEL_TYPES:
             return (
-                f"'{value.name}' has element type {value.dtype.name.lower()} (possible: {', '.join(sorted(ITEMSIZE))})"
+                f"'{value.name}' has element type {value.dtype.name.lower()} (possible: {', '.join(sorted(MODEL_TYPES))})"
             )
     return None
 

@@ -19,8 +19,10 @@ BufferKind = Literal["input", "output", "arena", "const"]
 # Storage types of buffers; ONNX bool is one byte holding 0 or 1.
 ITEMSIZE = {
     "float32": 4, "float64": 8, "float16": 2, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2,
-    "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1,
+    "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1, "bfloat16": 2,
 }  # fmt: skip
+MODEL_TYPES = frozenset(ITEMSIZE) - {"bfloat16"}
+"""Element types that values of a model may have; bfloat16 is storage between kernels of a GPU alone."""
 
 
 @dataclass(eq=False)
