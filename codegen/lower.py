@@ -83,9 +83,7 @@ def _odd_type(values: Iterable[ir.Value | None]) -> str | None:
     """What is wrong with the first value whose elements no kernel can store, or None."""
     for value in values:
         if value is not None and value.dtype is not None and str(value.dtype.numpy()) not in MODEL_TYPES:
-            return (
-                f"'{value.name}' has element type {value.dtype.name.lower()} (possible: {', '.join(sorted(MODEL_TYPES))})"
-            )
+            return f"'{value.name}' has element type {value.dtype.name.lower()} (possible: {', '.join(sorted(MODEL_TYPES))})"
     return None
 
 

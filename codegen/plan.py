@@ -68,6 +68,8 @@ def live_ranges(program: Program) -> dict[Buffer, tuple[int, int]]:
         for ref in step.refs:
             if ref.buffer.kind == "arena":
                 lives[ref.buffer] = (lives.get(ref.buffer, (index, index))[0], index)
+    if program.status is not None:
+        lives[program.status] = (0, len(program.steps) - 1)
     return lives
 
 

@@ -178,5 +178,8 @@ class Program:
     outputs: list[IoInfo] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    status: Buffer | None = None
+    """Of a program for a GPU whose kernels may fail: int32, one a step, an arena buffer with the whole run as its life. It is zero
+    when a run begins; what is not zero after it is the error code of that step."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """Node name -> which ways to compute it were compared, and how long each takes (choice.py)."""

@@ -46,6 +46,34 @@ SPC_DEVICE float spc_warp_sum(float value) {
   return value;
 }
 
+// ---------------------------------------------------------------- what processor families ask of a machine (generic.py)
+
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fc00000)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000ll)
+#define CUDART_NAN __longlong_as_double(0x7ff8000000000000ll)
+
+SPC_DEVICE float spc_fma(float a, float b, float c) { return fmaf(a, b, c); }
+SPC_DEVICE double spc_fma(double a, double b, double c) { return fma(a, b, c); }
+SPC_DEVICE float spc_ceil(float x) { return ceilf(x); }
+SPC_DEVICE double spc_ceil(double x) { return ceil(x); }
+SPC_DEVICE float spc_floor(float x) { return floorf(x); }
+SPC_DEVICE double spc_floor(double x) { return floor(x); }
+SPC_DEVICE float spc_rint(float x) { return rintf(x); }
+SPC_DEVICE double spc_rint(double x) { return rint(x); }
+// Maximum and minimum of which NaN is either operand's.
+SPC_DEVICE float spc_maximum(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+SPC_DEVICE double spc_maximum(double a, double b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+SPC_DEVICE float spc_minimum(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
+SPC_DEVICE double spc_minimum(double a, double b) { return a != a ? a : b != b ? b : a < b ? a : b; }
+// Maximum and minimum that are b where either operand is NaN.
+SPC_DEVICE float spc_larger(float a, float b) { return a > b ? a : b; }
+SPC_DEVICE double spc_larger(double a, double b) { return a > b ? a : b; }
+SPC_DEVICE float spc_smaller(float a, float b) { return a < b ? a : b; }
+SPC_DEVICE double spc_smaller(double a, double b) { return a < b ? a : b; }
+// Note an error for the host: the code of the first thread that finds one stays.
+SPC_DEVICE int spc_fail(int *status, int code) { return atomicCAS(status, 0, code); }
+
 // ---------------------------------------------------------------- activations (sparsec/activations.py)
 
 SPC_DEVICE float spc_clip(float x, float low, float high) { return x < low ? low : x > high ? high : x; }  // NaN stays

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.cuda.units import device_signature
+from sparsec.codegen.cuda.units import STATUS, device_signature
 from sparsec.codegen.program import ITEMSIZE, Buffer, Program, Ref, Step
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
@@ -54,11 +54,23 @@ def _restore(step: Step, program: Program) -> None:
         signature = replace(
             signature, args=tuple(a if a.role == "work" else replace(a, dtype=next(args)) for a in signature.args)
         )
-    for arg in device_signature(signature).args[len(tensors) :]:  # scratch comes last
+    signature = device_signature(signature)
+    for arg in signature.args[len(tensors) :]:  # scratch, then the error code
+        if arg.name == STATUS:
+            refs.append(_status(program, program.steps.index(step)))
+            continue
         scratch = Buffer(f"{step.node}.{arg.name}", arg.dtype, arg.size, "arena")
         program.buffers.append(scratch)
         refs.append(Ref(scratch))
-    step.signature, step.refs = device_signature(signature), tuple(refs)
+    step.signature, step.refs = signature, tuple(refs)
+
+
+def _status(program: Program, index: int) -> Ref:
+    """Where step `index` notes an error."""
+    if program.status is None:
+        program.status = Buffer("status", "int32", len(program.steps), "arena")
+        program.buffers.append(program.status)
+    return Ref(program.status, index * ITEMSIZE["int32"])
 
 
 def _kept(program: Program) -> set[Buffer]:
@@ -123,5 +135,3 @@ def _squares(step: Step | None) -> bool:
         return False
     last = chain[-1]
     return last["op"] == "Pow" or (last["op"] == "Mul" and len(set(last["args"])) == 1)
-
-

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.codegen.cuda.launch import Launch, lines
-from sparsec.codegen.program import ITEMSIZE, Signature
+from sparsec.codegen.program import ITEMSIZE, Arg, Signature
+
+STATUS = "status"
+"""The argument of a kernel that may fail (`Signature.may_fail`): int32[1], the host's zero until a thread finds an error."""
 
 _BLOCK = 128
 # Threads at most: of kernels with scratch fewer, since every thread has its own.
@@ -31,7 +34,9 @@ def thread_count(launch: Launch) -> int:
 
 
 def device_signature(signature: Signature) -> Signature:
-    """The signature of the GPU kernel: scratch becomes an output that holds that of all threads."""
+    """The signature of the GPU kernel: scratch becomes an output that holds that of all threads, and an error code is one more."""
     threads = thread_count(unit_launch(signature))
-    args = tuple(replace(a, role="out", size=a.size * threads) if a.role == "work" else a for a in signature.args)
-    return replace(signature, args=args)
+    args = [replace(a, role="out", size=a.size * threads) if a.role == "work" else a for a in signature.args]
+    if signature.may_fail:
+        args.append(Arg(STATUS, "int32", 1, "out"))
+    return replace(signature, args=tuple(args))

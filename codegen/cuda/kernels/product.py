@@ -1,7 +1,7 @@
 """Products without tensor cores, any operands: C[M, N] = act(A[M, K] . B[K, N] + bias + residual). One thread a result.
 
 Takes the parameters of kernels/gemm.py: A `rows` or `conv` (receptive fields of a channels-last image, K in the order kernel row,
-kernel column, channel), B `rows` or `cols` ([N][K]). A constant weight is `cols`, in halves; any scheme is decoded when the
+kernel column, channel), B `rows`, `cols` ([N][K]) or `packed`. A constant weight is `cols`, in halves; any scheme is decoded when the
 model is compiled.
 """
 
@@ -16,10 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.cuda import epilogue
 from sparsec.codegen.cuda.launch import Launch, lines
-from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.epilogue import activation_cost
+from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
-from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue as fused_end
+from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.kernels.window import read_window
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, decode
@@ -32,14 +35,19 @@ _BLOCK = 128
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: a, b (its dtype in the parameters, else float32), bias?, residual?; out: c."""
-    args = [Arg("a", "float32", p["a"]["size"], "in"), Arg("b", p["b"].get("dtype", "float32"), p["b"]["size"], "in")]
-    if p["bias"]:
-        args.append(Arg("bias", "float32", p["batch_b"] * p["n"], "in"))
-    if p["residual"]:
-        args.append(Arg("residual", "float32", p["c"]["size"], "in"))
+    b = p["b"]
+    size = p["batch_b"] * p["k"] * _padded(p, target) if b["kind"] == "packed" else b["size"]
+    args = [Arg("a", "float32", p["a"]["size"], "in"), Arg("b", b.get("dtype", "float32"), size, "in")]
+    args += epilogue.arguments(p, p["batch_b"] * p["n"], p["c"]["size"])
     args.append(Arg("c", "float32", p["c"]["size"], "out"))
     results = p["batch"] * p["m"] * p["n"]
     return Signature(tuple(args), units=results, cost=results * (2 * p["k"] + 2 + activation_cost(p["act"])))
+
+
+def _padded(p: Mapping[str, Any], target: Target) -> int:
+    """Columns of all panels of a packed operand."""
+    width = panel_width(p["n"], p["m"], target)
+    return -(-int(p["n"]) // width) * width
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
@@ -58,8 +66,13 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         total = k.local(1)
         k.store(total, 0, T.float32(0))
         b = p["b"]
-        b_start = k.let(batch * b["batch_stride"] + column * (b["ldb"] if b["kind"] == "cols" else 1))
-        b_step = 1 if b["kind"] == "cols" else b["ldb"]
+        if b["kind"] == "packed":
+            b_step = panel_width(n, m, k.target)
+            inside = T.truncdiv(column, b_step) * (p["k"] * b_step) + T.truncmod(column, b_step)
+            b_start = k.let((batch * (p["k"] * _padded(p, k.target)) if p["batch_b"] > 1 else 0) + inside)
+        else:
+            b_start = k.let(batch * b["batch_stride"] + column * (b["ldb"] if b["kind"] == "cols" else 1))
+            b_step = 1 if b["kind"] == "cols" else b["ldb"]
 
         def add(a_index: Any, i: Any) -> None:
             value = k.load(k.arg("a"), a_index) * k.load(k.arg("b"), b_start + i * b_step)
@@ -74,12 +87,8 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         else:
             _receptive_field(k, a, row, start, add)
         where = k.let(batch * p["c"]["batch_stride"] + row * p["c"]["ldc"] + column)
-        result = k.load(total, 0)
-        if p["bias"]:
-            result = result + k.load(k.arg("bias"), (batch * n if p["batch_b"] > 1 else 0) + column)
-        if p["residual"]:
-            result = result + k.load(k.arg("residual"), where)
-        k.store(k.arg("c"), where, apply_activation(k, p["act"], p["act_params"], result, 1))
+        place = k.let((batch * n if p["batch_b"] > 1 else 0) + column)
+        k.store(k.arg("c"), where, epilogue.finish(k, p, k.load(total, 0), place, where))
 
 
 def _receptive_field(k: Any, a: Mapping[str, Any], row: Any, start: Any, add: Any) -> None:
@@ -133,7 +142,7 @@ def lower_product(node: ir.Node, low: Lowering) -> Refusal | None:
     if isinstance(weight, Refusal):
         return weight
     x = product_input(op, low)
-    finish, added = epilogue(op, low)
+    finish, added = fused_end(op, low)
     params = {
         "m": m, "n": n, "k": k, "batch": 1, "batch_b": 1,
         "a": {"kind": "rows", "lda": k, "batch_stride": 0, "size": m * k},
@@ -167,7 +176,7 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     if isinstance(weight, Refusal):
         return weight
     (ih, iw), (oh, ow) = window.size, window.out
-    finish, added = epilogue(op, low, layout="cl")
+    finish, added = fused_end(op, low, layout="cl")
     # A residual lies like the result, so that it keeps a result from being produced with gaps.
     out, pitch = (low.new(op.output, "cl"), op.rows) if op.residual is not None else low.strided(op.output, "cl")
     m = images * oh * ow
