@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.cache import entry, used, writing
-from sparsec.codegen.cuda.nvrtc import compiler_version
+from sparsec.codegen.nvrtc import compiler_version
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.sources import family_digest
 from sparsec.errors import ToolchainError

@@ -54,7 +54,7 @@ HEAVY = {"torch", "tvm", "matplotlib", "onnxruntime"}
 ON_DEMAND = {
     "sparsec.codegen.tvm_adapter",
     "sparsec.codegen.relax_adapter",
-    *(f"sparsec.codegen.cuda.{name}" for name in ("builder", "objects", "source")),
+    *(f"sparsec.codegen.cuda.{name}" for name in ("builder", "generic", "objects", "source")),
     "sparsec.frontend.torch",
     *(
         f"sparsec.passes.differentiable.{name}"

@@ -50,8 +50,8 @@ SPC_DEVICE float spc_warp_sum(float value) {
 
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fc00000)
-#define CUDART_INF __longlong_as_double(0x7ff0000000000000ll)
-#define CUDART_NAN __longlong_as_double(0x7ff8000000000000ll)
+#define CUDART_INF ((double)CUDART_INF_F)
+#define CUDART_NAN ((double)CUDART_NAN_F)
 
 SPC_DEVICE float spc_fma(float a, float b, float c) { return fmaf(a, b, c); }
 SPC_DEVICE double spc_fma(double a, double b, double c) { return fma(a, b, c); }

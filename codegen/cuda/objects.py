@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sparsec.codegen.cuda.nvrtc import Image, compile_image
 from sparsec.codegen.cuda.source import KernelSource, cuda_source
+from sparsec.codegen.nvrtc import Image, compile_image
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.toolchain import Toolchain, runtime_folder
 from sparsec.target import Target

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsec.codegen.cuda.nvrtc import compiler_version
+from sparsec.codegen.nvrtc import compiler_version
 
 needs_compiler = pytest.mark.skipif(
     not compiler_version(), reason="neither NVRTC (pip install sparsec[cuda]) nor nvcc is installed"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsec.codegen import nvrtc
 from sparsec.codegen.build import build_kernels, kernel_key
-from sparsec.codegen.cuda import nvrtc
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.toolchain import Toolchain
 from sparsec.errors import ToolchainError

@@ -8,6 +8,7 @@ model is compiled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -25,8 +26,8 @@ from sparsec.codegen.kernels.weights import epilogue as fused_end
 from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.kernels.window import read_window
 from sparsec.codegen.program import Arg, Signature
-from sparsec.formats.encoded import EncodedWeight, decode
-from sparsec.int8 import rounded_weight
+from sparsec.formats.encoded import EncodedWeight, decode, unpack
+from sparsec.int8 import rounded_values
 from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
@@ -124,7 +125,8 @@ def dense_weight(op: SparsecNode) -> np.ndarray[Any, Any]:
     weight = op.weight()
     if not isinstance(weight, EncodedWeight):
         return weight
-    return decode(rounded_weight(weight) if op.activations else weight)
+    book = unpack(weight).codebook
+    return decode(replace(weight, codebook=rounded_values(book)) if op.activations and book is not None else weight)
 
 
 def lower_product(node: ir.Node, low: Lowering) -> Refusal | None:

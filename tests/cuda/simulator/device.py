@@ -23,6 +23,7 @@ class DeviceFunction:
         return re.search(r"\basm\b", self.text) is not None
 
 
+_CONSTANT = re.compile(r"^#define (?!SPC_DEVICE)\w+ .*$", re.MULTILINE)
 _HEAD = re.compile(r"^(?:template\s*<[^\n]*>\s*\n?)?SPC_DEVICE\s[^;{]*?(\w+)\s*\([^{;]*\)\s*\{", re.MULTILINE)
 
 
@@ -47,7 +48,12 @@ def device_text() -> str:
 
 @cache
 def plain_functions() -> str:
-    """C++ of all functions of device.cuh without assembly."""
+    """C++ of all constants of device.cuh and of its functions without assembly."""
     return "\n".join(
-        ["#define SPC_DEVICE static inline", *(f.text for f in device_functions(device_text()) if not f.assembly), ""]
+        [
+            "#define SPC_DEVICE static inline",
+            *_CONSTANT.findall(device_text()),
+            *(f.text for f in device_functions(device_text()) if not f.assembly),
+            "",
+        ]
     )

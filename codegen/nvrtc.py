@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sparsec.errors import ToolchainError
 
-DEVICE_HEADER = Path(__file__).with_name("device.cuh")
+DEVICE_HEADER = Path(__file__).parent / "cuda" / "device.cuh"
 _OPTIONS = ("-std=c++17", "-default-device")
 _LIBRARIES = ("libnvrtc.so.12", "libnvrtc.so")
 
