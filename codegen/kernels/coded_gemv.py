@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
@@ -213,6 +214,7 @@ class _CodedGemv:
         words = k.local(self.vectors * n, "int32")
         for v in range(self.vectors):
             packed = k.load(k.arg("codes"), number * p["tile"] + v * n, n)
+            prefetch_stream(k, k.arg("codes"), number * p["tile"] + v * n, 4)
             k.store(words, v * n, T.reinterpret(f"int32x{n}", packed), n)
         for i in range(count):
             xs = [bind(k, k.splat(k.load(k.arg("x"), x0 + (r * p["k"] + i)), n)) for r in range(p["m"])]

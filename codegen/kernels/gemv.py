@@ -117,7 +117,7 @@ class _Gemv:
         self.vectors = self.w["tile"] // k.lanes
         self.block, self.blocks = self.inputs.block, self.inputs.blocks
         self.grouped = self.inputs.grouped
-        self.weights = Weights(self.w, k)
+        self.weights = Weights(self.w, k, once=p["m"] <= ROWS_AT_ONCE or decodes_once(p, k.target))
         # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
         self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1

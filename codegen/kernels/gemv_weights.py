@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsec.codegen.isa import dot
+from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable, in_registers
 from sparsec.codegen.kernels import byte_weights
@@ -17,11 +18,12 @@ Reader = Callable[[int, int], Any]
 class Weights:
     """Writes the code that turns codes into bytes (`w`: parameters of the weight, `k`: KernelBuilder).
 
-    table_scale: what numbers from the current table are multiplied by; None where there is no table.
+    table_scale: what numbers from the current table are multiplied by; None where there is no table. once: codes are read once
+    or a few times, not over and over for many rows.
     """
 
-    def __init__(self, w: Mapping[str, Any], k: Any) -> None:
-        self.w, self.k, self.T = w, k, k.T
+    def __init__(self, w: Mapping[str, Any], k: Any, *, once: bool) -> None:
+        self.w, self.k, self.T, self.once = w, k, k.T, once
         self.dot = dot.ByteDot(k)
         self.planes = byte_weights.planes(w["bits"])
         self.table_scale: Any = None
@@ -102,7 +104,10 @@ class Weights:
                 byte, bit = quad * width // 8, quad * width % 8
                 if (plane, byte, v) not in loaded:
                     held = k.local(nb, "uint8")
-                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), at[plane] + byte * per_row + v * nb, nb), nb)
+                    place = at[plane] + byte * per_row + v * nb
+                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), place, nb), nb)
+                    if self.once:
+                        prefetch_stream(k, k.arg(f"codes{plane}"), place, 1)
                     loaded[plane, byte, v] = held
                 part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
                 value = part if value is None else value | part

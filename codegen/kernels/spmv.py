@@ -13,6 +13,7 @@ from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.lookup import RegisterTable, gather, permute_width
+from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import spmv_weights
@@ -127,6 +128,7 @@ class _Spmv:
         """One stored weight of every lane."""
         T, k, c = self.T, self.k, self.c
         at = bind(k, step * c)
+        prefetch_stream(k, k.arg("offsets"), at, 2)
         columns = [bind(k, T.Cast("int32", k.load(k.arg("offsets"), at + lane))) for lane in range(c)]
         weights = bind(k, self._values(at, lane0, columns))
         for row in range(self.m):
@@ -139,6 +141,7 @@ class _Spmv:
         T, k, c, v = self.T, self.k, self.c, self.v
         if v["word"] == "float":
             value = k.load(k.arg("values"), at, c)
+            prefetch_stream(k, k.arg("values"), at, v["width"] // 8)
             return value if v["width"] == 32 else T.Cast(f"float32x{c}", value)
         codes = bind(k, load_codes(k, v["bits"], at, c))
         if v["word"] == "affine":

@@ -19,21 +19,26 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs by name, samples along a new first axis, and the labels of those samples (or None)."""
+    """Inputs by name, samples along a new first axis, and the labels of those samples (or None).
+
+    mask: bool [samples, positions], false where a position is padding; None where nothing says so.
+    """
 
     feeds: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     size: int
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of the samples with numbers `members`. labels: [samples, n] or None."""
+    """Batches of the samples with numbers `members`. labels: [samples, n] or None. mask: the input that is 0 at padding, if any."""
 
     samples: Sequence[Mapping[str, Array]]
     labels: Array | None
     members: NDArray[np.intp]
     size: int
+    mask: str = ""
 
     def plain(self) -> Iterator[Batch]:
         """In order, as they are."""
@@ -55,7 +60,8 @@ class Batches:
             if rng is not None:
                 feeds = augmented(feeds, augment, rng)
             labels = None if self.labels is None else torch.from_numpy(self.labels[part])
-            yield Batch({name: torch.from_numpy(array) for name, array in feeds.items()}, labels, len(part))
+            mask = torch.from_numpy(feeds[self.mask].reshape(len(part), -1) != 0) if self.mask in feeds else None
+            yield Batch({name: torch.from_numpy(array) for name, array in feeds.items()}, labels, len(part), mask)
 
 
 def split(count: int, share: float, seen: int = 0) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

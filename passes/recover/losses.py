@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sparsec.errors import CalibrationError
+from sparsec.passes.recover.batches import Batch
 
-__all__ = ["Loss", "classes", "custom", "divergence", "squared"]
+__all__ = ["Loss", "classes", "custom", "divergence", "squared", "without_padding"]
 
 Tensor = torch.Tensor
 Values = Mapping[str, Tensor]
@@ -21,25 +22,31 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """`of(student, teacher, labels)` of the values `reads` (names in the student) and `teacher` (in the teacher, in the same order;
+    """`of(student, teacher, batch)` of the values `reads` (names in the student) and `teacher` (in the teacher, in the same order;
     none: it does not run); all have samples along their first axis."""
 
     reads: Sequence[str]
     teacher: Sequence[str]
-    of: Callable[[Values, Values, Tensor | None], Tensor]
+    of: Callable[[Values, Values, Batch], Tensor]
+
+
+def without_padding(value: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows [.., features] of a value [samples, ..] that are no padding; all of it where the mask does not have one position for
+    each row of a sample."""
+    if mask is None or value.dim() < 2 or value[0].numel() != mask.shape[1] * value.shape[-1]:
+        return value
+    return value.reshape(*mask.shape, -1)[mask]
 
 
 def squared(groups: Sequence[Sequence[tuple[str, str]]], powers: Mapping[str, float]) -> Loss:
     """The sum over groups of values of the mean squared difference to the teacher's, each over `powers` (by the teacher's name: the
-    variance there)."""
+    variance there). Padding does not count."""
 
-    def of(student: Values, teacher: Values, labels: Tensor | None) -> Tensor:
-        del labels
-        parts = [
-            torch.stack([(student[a] - teacher[b]).square().mean() / powers[b] for a, b in pairs]).mean()
-            for pairs in groups
-        ]
-        return torch.stack(parts).sum()
+    def of(student: Values, teacher: Values, batch: Batch) -> Tensor:
+        def difference(a: str, b: str) -> Tensor:
+            return without_padding((student[a] - teacher[b]).square(), batch.mask).mean() / powers[b]
+
+        return torch.stack([torch.stack([difference(a, b) for a, b in pairs]).mean() for pairs in groups]).sum()
 
     pairs = [pair for group in groups for pair in group]
     return Loss([a for a, _ in pairs], [b for _, b in pairs], of)
@@ -49,8 +56,8 @@ def divergence(output: str, teacher: str) -> Loss:
     """KL divergence, in nats a decision, of softmax over the last axis (Hinton, Vinyals, Dean, "Distilling the knowledge in a neural
     network", 2015)."""
 
-    def of(student: Values, wanted: Values, labels: Tensor | None) -> Tensor:
-        del labels
+    def of(student: Values, wanted: Values, batch: Batch) -> Tensor:
+        del batch
         ours, theirs = (torch.log_softmax(v[n].flatten(0, -2), -1) for v, n in ((student, output), (wanted, teacher)))
         return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
@@ -75,10 +82,10 @@ def classes(output: str, shape: Sequence[int], labels: NDArray[Any]) -> Loss:
             f"{count - 1}"
         )
 
-    def of(student: Values, teacher: Values, chosen: Tensor | None) -> Tensor:
+    def of(student: Values, teacher: Values, batch: Batch) -> Tensor:
         del teacher
-        assert chosen is not None
-        return F.cross_entropy(student[output].reshape(-1, count), chosen.reshape(-1).long())
+        assert batch.labels is not None
+        return F.cross_entropy(student[output].reshape(-1, count), batch.labels.reshape(-1).long())
 
     return Loss([output], [], of)
 
@@ -88,8 +95,8 @@ def custom(
 ) -> Loss:
     """The user's function of outputs, the teacher's outputs (both by the names of the student's) and labels or None."""
 
-    def of(student: Values, wanted: Values, labels: Tensor | None) -> Tensor:
+    def of(student: Values, wanted: Values, batch: Batch) -> Tensor:
         named = {name: wanted[other] for name, other in zip(outputs, teacher, strict=True)}
-        return function({name: student[name] for name in outputs}, named, labels)
+        return function({name: student[name] for name in outputs}, named, batch.labels)
 
     return Loss(outputs, teacher, of)

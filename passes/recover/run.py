@@ -44,6 +44,7 @@ def recover(
     *,
     seen: int = 0,
     labels: Array | None = None,
+    mask: str = "",
     function: Callable[..., Any] | None = None,
     with_biases: bool = True,
     threads: int = 1,
@@ -55,6 +56,7 @@ def recover(
         model: standard operators and Decode nodes, static shapes. original: the same before compression, the teacher.
         samples: inputs by name, at least two, the first of which calibration has `seen`.
         labels: [samples, n], for `loss: labels` classes of each sample's n decisions.
+        mask: the input that is 0 where a position is padding; losses of results of layers leave those out.
         function: the loss `custom`. with_biases: whether biases may change.
         threads: of torch; the same number gives the same bytes.
 
@@ -65,8 +67,8 @@ def recover(
     if len(samples) < 2:
         raise CalibrationError(f"recover: found {len(samples)} sample; at least 2 are needed, one of them is held out")
     trained, held = split(len(samples), settings.held_out, seen)
-    batches = Batches(samples, labels, trained, settings.batch)
-    held_out = Batches(samples, labels, held, settings.batch)
+    batches = Batches(samples, labels, trained, settings.batch, mask)
+    held_out = Batches(samples, labels, held, settings.batch, mask)
     with deterministic(threads):
         first = next(batches.plain())
         loss = _loss(settings, model, original, teacher, first, labels, function)

@@ -71,7 +71,7 @@ class RecoverWeights(ir.passes.InPlacePass):
         seen = 0 if all(solved is None for solved in job.solved) else len(given.samples)
         done = recover(
             model, job.original, settings, given.recovery, seen=seen, labels=labels, function=given.loss,
-            with_biases=job.recipe.calibrate.biases, threads=given.threads, progress=job.progress,
+            mask=job.recipe.calibrate.mask, with_biases=job.recipe.calibrate.biases, threads=given.threads, progress=job.progress,
         )  # fmt: skip
         records = {record.name: record for record in job.layers}
         losses, best = done.training.losses, done.training.best

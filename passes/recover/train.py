@@ -13,7 +13,7 @@ import torch
 from sparsec.errors import CalibrationError
 from sparsec.passes.differentiable.network import Network, as_weight
 from sparsec.passes.recover.batches import Batch, Batches
-from sparsec.passes.recover.losses import Loss
+from sparsec.passes.recover.losses import Loss, without_padding
 from sparsec.passes.recover.weights import LearntWeight
 from sparsec.recovery import Recover
 
@@ -123,7 +123,7 @@ def _loss(student: Student, teacher: Network, loss: Loss, batch: Batch) -> Tenso
     with torch.no_grad():
         wanted = teacher.batch(batch.feeds, {}, loss.teacher) if loss.teacher else {}
     found = student.network.batch(batch.feeds, student.values(), loss.reads)
-    return loss.of(found, wanted, batch.labels)
+    return loss.of(found, wanted, batch)
 
 
 @torch.no_grad()
@@ -133,8 +133,10 @@ def _mean(student: Student, teacher: Network, loss: Loss, batches: Batches) -> f
 
 
 def variances(teacher: Network, batch: Batch, names: Sequence[str]) -> dict[str, float]:
-    """Of values in the teacher over a batch; 1 where they are constant."""
+    """Of values in the teacher over a batch, padding left out; 1 where they are constant."""
     with torch.no_grad():
         found = teacher.batch(batch.feeds, {}, list(dict.fromkeys(names)))
-    spread = {name: float(value.double().var(correction=0)) for name, value in found.items()}
+    spread = {
+        name: float(without_padding(value, batch.mask).double().var(correction=0)) for name, value in found.items()
+    }
     return {name: variance if variance > 0 else 1.0 for name, variance in spread.items()}
