@@ -22,17 +22,12 @@ import numpy as np
 
 from sparsec.codegen.blob import make_blob
 from sparsec.codegen.build import BuiltKernel, build_kernels
+from sparsec.codegen.cuda.emit import CudaEmitter
 from sparsec.codegen.emit_c import Source, emit_c
 from sparsec.codegen.link import Linker
-from sparsec.codegen.plan import Plan, make_plan
-from sparsec.codegen.program import IoInfo, Program
-from sparsec.codegen.toolchain import (
-    DEMO_SOURCES,
-    HEADERS,
-    RUNTIME_SOURCES,
-    Toolchain,
-    runtime_folder,
-)
+from sparsec.codegen.plan import Plan, StepPlan, make_plan
+from sparsec.codegen.program import IoInfo, Program, Step
+from sparsec.codegen.toolchain import DEMO_SOURCES, Toolchain, runtime_folder
 from sparsec.errors import OutputError, TargetError
 from sparsec.target import Target, host_target
 
@@ -72,7 +67,8 @@ def compile_program(program: Program, *, jobs: int | None = None, progress: Prog
     """Build the kernels, plan the memory, print the C, pack the weights. Raises ToolchainError."""
     kernels = build_kernels([s.spec for s in program.steps], program.target, jobs=jobs, progress=progress)
     plan = make_plan(program)
-    source = emit_c(program, plan, {text: kernel.symbol for text, kernel in kernels.items()})
+    symbols = {text: kernel.symbol for text, kernel in kernels.items()}
+    source = emit_c(program, plan, symbols, CudaEmitter if program.target.gpu else None)
     return Compiled(program, kernels, plan, source, make_blob(plan, source.model_id))
 
 
@@ -166,14 +162,15 @@ def _fill(folder: Path, compiled: Compiled, linker: Linker) -> None:
     name = compiled.source.identifier
     for sub in ("include", "src", "lib", "bin"):
         (folder / sub).mkdir()
-    for header in HEADERS:
+    tools = linker.tools
+    for header in tools.headers:
         where = "include" if header == "spc_runtime.h" else "src"
         shutil.copyfile(runtime_folder() / header, folder / where / header)
-    for source in (*RUNTIME_SOURCES, *DEMO_SOURCES):
+    for source in (*tools.sources, *DEMO_SOURCES):
         shutil.copyfile(runtime_folder() / source, folder / "src" / source)
     (folder / "include" / f"{name}.h").write_text(compiled.source.header)
     (folder / "src" / "model.c").write_text(compiled.source.model_c)
-    (folder / "CMakeLists.txt").write_text(_cmake(name))
+    (folder / "CMakeLists.txt").write_text(_cmake(name, tools))
 
     def weights() -> None:
         with open(folder / "weights.bin", "wb") as file:
@@ -241,8 +238,7 @@ def _manifest(compiled: Compiled, folder: Path, hashes: Mapping[str, str]) -> di
                 "op": step.op,
                 "note": step.note,
                 "kernel": compiled.kernels[step.spec.canonical()].symbol,
-                "units": step.signature.units,
-                "threads": planned.threads,
+                **_started(compiled.kernels[step.spec.canonical()], step, planned),
             }
             for step, planned in zip(program.steps, plan.steps, strict=True)
         ],
@@ -256,6 +252,13 @@ def _manifest(compiled: Compiled, folder: Path, hashes: Mapping[str, str]) -> di
     }
 
 
+def _started(kernel: BuiltKernel, step: Step, planned: StepPlan) -> dict[str, Any]:
+    """How a step runs: units on threads, or blocks of threads of a GPU and what a thread and a block occupy."""
+    if "grid" in kernel.meta:
+        return {key: kernel.meta[key] for key in ("grid", "block", "registers", "shared", "spills")}
+    return {"units": step.signature.units, "threads": planned.threads}
+
+
 def _io(info: IoInfo) -> dict[str, Any]:
     return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
@@ -264,8 +267,9 @@ def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _cmake(name: str) -> str:
-    runtime = " ".join(f"src/{s}" for s in RUNTIME_SOURCES)
+def _cmake(name: str, tools: Toolchain) -> str:
+    runtime = " ".join(f"src/{s}" for s in tools.sources)
+    libraries = "Threads::Threads m" + (" ${CMAKE_DL_LIBS}" if tools.target.gpu else "")
     demo = " ".join(f"src/{s}" for s in DEMO_SOURCES)
     return f"""# Builds the model and its demo program from source; the kernels come compiled.
 cmake_minimum_required(VERSION 3.13)
@@ -279,7 +283,7 @@ find_package(Threads REQUIRED)
 
 add_library({name} STATIC src/model.c {runtime})
 target_include_directories({name} PUBLIC include)
-target_link_libraries({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}}/lib/lib{name}_kernels.a Threads::Threads m)
+target_link_libraries({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}}/lib/lib{name}_kernels.a {libraries})
 
 add_executable({name}_demo {demo})
 target_link_libraries({name}_demo {name})

@@ -16,6 +16,7 @@ spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_s
 spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model
 """
 _API = _API_TEXT.split()
+_GPU_API = ("spc_explain", "spc_session_run_device", "spc_session_stream", "spc_device_take", "spc_device_give")
 _MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
 
 
@@ -32,7 +33,8 @@ class Linker:
     @property
     def exports(self) -> list[str]:
         """Symbols a shared library of the model shows."""
-        return sorted([*_API, *(f"{self.source.identifier}_{f}" for f in _MODEL_API)])
+        gpu = _GPU_API if self.tools.target.gpu else ()
+        return sorted([*_API, *gpu, *(f"{self.source.identifier}_{f}" for f in _MODEL_API)])
 
     def model_object(self) -> Path:
         """model.o. It uses nothing of the C library but fixed-width integers: one object serves every C library."""

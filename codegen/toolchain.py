@@ -21,8 +21,11 @@ from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
 RUNTIME_SOURCES = ("spc_runtime.c", "spc_blob.c", "spc_pool.c", "spc_cpu.c", "spc_host.c", "spc_open.c")
+CUDA_SOURCES = ("spc_cuda.c", "spc_cuda_load.c", "spc_cuda_driver.c")
+"""Of the runtime, for models for a GPU only."""
 DEMO_SOURCES = ("spc_npy.c", "spc_demo.c")
 HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
+CUDA_HEADERS = ("spc_cuda.h", "spc_cuda_load.h", "spc_cuda_driver.h")
 
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
@@ -63,6 +66,21 @@ class Toolchain:
                 "name a cross compiler with cc= or SPARSEC_CC, or none for zig"
             )
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """C files of the runtime that a model for the target needs."""
+        return RUNTIME_SOURCES + (CUDA_SOURCES if self.target.gpu else ())
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Headers of the same."""
+        return HEADERS + (CUDA_HEADERS if self.target.gpu else ())
+
+    @property
+    def _libraries(self) -> list[str]:
+        # The driver is found with dlopen, which older C libraries have in a library of its own.
+        return ["-lm", "-lpthread", *(["-ldl"] if self.target.gpu else [])]
+
     @cached_property
     def key(self) -> tuple[str, ...]:
         """Which compiler, for which machine: part of the cache keys of all it makes."""
@@ -99,8 +117,7 @@ class Toolchain:
                     "-o",
                     str(output),
                     *map(str, objects),
-                    "-lm",
-                    "-lpthread",
+                    *self._libraries,
                 ]
             )
 
@@ -108,7 +125,7 @@ class Toolchain:
         """Objects (compiled with `static`) -> program; static where the target's C library is musl."""
         static = ["-static"] if not self.cc and "musl" in self.target.zig_triple else []
         command = [*self._compiler(self.target.zig_triple), *_LINK, *static, "-o", str(output)]
-        _run([*command, *map(str, objects), "-lm", "-lpthread"])
+        _run([*command, *map(str, objects), *self._libraries])
 
     def archive(self, members: Iterable[tuple[str, Path]], output: Path) -> None:
         """(member name, object) -> static library without dates and owners."""
@@ -121,7 +138,7 @@ class Toolchain:
 
     def runtime_objects(self, *, static: bool = False, demo: bool = False) -> list[Path]:
         """Objects of the runtime (and of the demo program), compiled once for each C library and kept in the cache."""
-        sources = RUNTIME_SOURCES + (DEMO_SOURCES if demo else ())
+        sources = self.sources + (DEMO_SOURCES if demo else ())
         triple = self.target.zig_triple if static else self.shared_triple
         folder = root() / "runtime" / digest(runtime_digest(), *self.key, triple)
         missing = [s for s in sources if not (folder / s).with_suffix(".o").exists()]
@@ -141,7 +158,9 @@ class Toolchain:
 @cache
 def runtime_digest() -> str:
     """Hash of the runtime's sources and of the flags they are compiled with."""
-    sources = [runtime_folder() / name for name in (*HEADERS, *RUNTIME_SOURCES, *DEMO_SOURCES)]
+    sources = [
+        runtime_folder() / name for name in (*HEADERS, *CUDA_HEADERS, *RUNTIME_SOURCES, *CUDA_SOURCES, *DEMO_SOURCES)
+    ]
     return digest(source_digest(*sources), *_FLAGS, *_LINK)
 
 

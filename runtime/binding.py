@@ -6,10 +6,7 @@ Imports nothing of the rest of sparsec but its errors: a bundle runs with numpy 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,63 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.errors import BundleError, InputError
+from sparsec.errors import BundleError, DeviceError, InputError
+from sparsec.runtime.dlpack import DeviceArray, View, on_gpu, view
+from sparsec.runtime.library import (
+    ABI_VERSION,
+    DTYPES,
+    FUNCTIONS,
+    GPU_FUNCTIONS,
+    ModelStruct,
+    WeightsStruct,
+    declare,
+    load_library,
+    locate,
+)
 
 Array = np.ndarray[Any, Any]
 PathLike = str | os.PathLike[str]
 
-ABI_VERSION = 1
 MAX_THREADS = 256
-
-_DTYPES = {
-    1: "float32", 2: "float64", 3: "float16", 4: "int8", 5: "int16", 6: "int32", 7: "int64",
-    8: "uint8", 9: "uint16", 10: "uint32", 11: "uint64", 12: "bool",
-}  # fmt: skip
-
-
-class _TensorInfo(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("dtype", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("dims", ctypes.POINTER(ctypes.c_int64)),
-        ("bytes", ctypes.c_size_t),
-    )
-
-
-class _StepInfo(ctypes.Structure):
-    _fields_ = (("node", ctypes.c_char_p), ("op", ctypes.c_char_p), ("kernel", ctypes.c_char_p))
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("abi", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("name", ctypes.c_char_p),
-        ("target", ctypes.c_char_p),
-        ("id", ctypes.c_uint64),
-        ("weights_bytes", ctypes.c_size_t),
-        ("arena_bytes", ctypes.c_size_t),
-        ("work_bytes", ctypes.c_size_t),
-        ("input_count", ctypes.c_int32),
-        ("output_count", ctypes.c_int32),
-        ("step_count", ctypes.c_int32),
-        ("max_threads", ctypes.c_int32),
-        ("inputs", ctypes.POINTER(_TensorInfo)),
-        ("outputs", ctypes.POINTER(_TensorInfo)),
-        ("steps", ctypes.POINTER(_StepInfo)),
-        ("run", ctypes.c_void_p),
-    )
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = (
-        ("payload", ctypes.c_void_p),
-        ("payload_bytes", ctypes.c_size_t),
-        ("model_id", ctypes.c_uint64),
-        ("mapping", ctypes.c_void_p),
-        ("mapping_bytes", ctypes.c_size_t),
-    )
+_FIRST_DEVICE_STATUS = 40  # SPC_E_CUDA_NO_DRIVER and all behind it
 
 
 @dataclass(frozen=True)
@@ -110,24 +69,30 @@ class Session:
     Thread safety: `run` may be called from several threads, calls wait for each other. For parallel runs open one
     session a thread; sessions on the same weights file share its pages.
 
-    Raises BundleError when library or weights are missing, damaged, truncated or do not belong together.
+    A model for a GPU (`on_gpu`) runs there, whatever `threads` says; sessions on the same weights share the GPU's copy of them.
+
+    Raises BundleError when library or weights are missing, damaged, truncated or do not belong together, DeviceError when the model
+    is for a GPU and there is none, or no driver, or not enough of its memory.
     """
 
     def __init__(self, source: PathLike, weights: PathLike | Array | None = None, *, threads: int = 1) -> None:
         self._handle = ctypes.c_void_p()
-        self._lock = threading.Lock()
-        self._weights = _Weights()
-        library, default, expected = _locate(Path(source))
+        self._lock = threading.RLock()  # an output may go away, and come here, whenever Python runs
+        self._weights = WeightsStruct()
+        self._lent = 0  # outputs in the GPU's memory that are still in use
+        self._closing = False
+        library, default, expected = locate(Path(source))
         self.path = library
         if weights is None:
             if default is None:
                 raise BundleError(f"{library} is a library without weights: give the path of its weights.bin")
             weights = default
-        self._lib = _load_library(library)
+        self._lib = load_library(library)
         self._model = self._read_model(expected)
         model = self._model
         self.name = model.name.decode()
         self.target = model.target.decode()
+        self.on_gpu = bool(model.device)
         self.inputs = _infos(model.inputs, model.input_count)
         self.outputs = _infos(model.outputs, model.output_count)
         self._blob: Array | None = None
@@ -141,15 +106,17 @@ class Session:
 
     # --- opening ---
 
-    def _read_model(self, expected: str | None) -> _Model:
+    def _read_model(self, expected: str | None) -> ModelStruct:
         try:
             find = self._lib.spc_bundle_model
-            _declare(self._lib)
+            declare(self._lib, FUNCTIONS)
         except AttributeError as error:
             raise BundleError(f"{self.path} is not a sparsec model: {error}") from error
-        find.restype = ctypes.POINTER(_Model)
+        find.restype = ctypes.POINTER(ModelStruct)
         find.argtypes = []
-        model: _Model = find().contents
+        model: ModelStruct = find().contents
+        if model.abi == ABI_VERSION and model.device:
+            declare(self._lib, GPU_FUNCTIONS)
         if model.abi != ABI_VERSION:
             raise BundleError(
                 f"{self.path} was made for runtime version {model.abi}, this is version {ABI_VERSION}: compile the model again"
@@ -185,6 +152,12 @@ class Session:
         text: bytes = self._lib.spc_status_text(status)
         return text.decode()
 
+    def _error(self, status: int) -> BundleError | DeviceError:
+        if self.on_gpu and status >= _FIRST_DEVICE_STATUS:
+            text: bytes = self._lib.spc_explain(ctypes.byref(self._model), status)
+            return DeviceError(f"model '{self.name}': {text.decode(errors='replace')}")
+        return BundleError(f"{self.path}: {self._text(status)}")
+
     # --- facts ---
 
     @property
@@ -218,35 +191,82 @@ class Session:
             raise InputError(f"threads={count!r}: give a number from 1 to {MAX_THREADS}, or 0 for all processors")
         wanted = count or int(self._lib.spc_cpu_count())
         with self._lock:
-            if self._weights.payload is None:
+            if self._weights.payload is None or self._closing:
                 raise BundleError("the session is closed")
+            if self.on_gpu and self._handle:
+                self._threads = wanted
+                return
             opened = ctypes.c_void_p()
             status = self._lib.spc_session_open(
                 ctypes.byref(opened), ctypes.byref(self._model), ctypes.byref(self._weights), wanted, None, 0
             )
             if status:
-                raise BundleError(f"{self.path}: {self._text(status)}")
+                raise self._error(status)
             self._lib.spc_session_close(self._handle)
             self._handle, self._threads = opened, wanted
 
     # --- running ---
 
-    def run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
         """Run once: arrays by name or in order -> outputs by name, freshly allocated.
 
-        Raises InputError when count, names, a dtype or a shape is not what the model takes.
+        A model for a GPU also takes tensors that lie there (torch, cupy, whatever has `__dlpack__`), used in place; then all inputs
+        are such, and the outputs are `DeviceArray`, which `torch.from_dlpack` and the like use in place.
+
+        Raises InputError when count, names, a dtype or a shape is not what the model takes, DeviceError when the GPU fails.
         """
-        given = self._check_inputs(inputs)
+        values = self._ordered(inputs)
+        if values and any(on_gpu(v) for v in values):
+            return self._run_device(values)
+        given = [self._check_array(v, info) for v, info in zip(values, self.inputs, strict=True)]
         results = [np.empty(o.shape, o.dtype) for o in self.outputs]
-        ins = (ctypes.c_void_p * max(1, len(given)))(*(a.ctypes.data for a in given))
-        outs = (ctypes.c_void_p * max(1, len(results)))(*(a.ctypes.data for a in results))
-        with self._lock:
-            if not self._handle:
-                raise BundleError("the session is closed")
-            status = self._lib.spc_session_run(self._handle, ins, outs)
-        if status:
-            raise BundleError(f"{self.path}: {self._text(status)}")
+        ins = [a.ctypes.data for a in given]
+        self._call("spc_session_run", ins, [a.ctypes.data for a in results])
         return {info.name: array for info, array in zip(self.outputs, results, strict=True)}
+
+    def _run_device(self, values: list[Any]) -> dict[str, DeviceArray]:
+        if not self.on_gpu:
+            raise InputError(f"the model '{self.name}' runs on the processor (target {self.target}); give numpy arrays")
+        here = [info.name for v, info in zip(values, self.inputs, strict=True) if not on_gpu(v)]
+        if here:
+            raise InputError(f"input '{here[0]}' does not lie on the GPU, others do; give all on one side")
+        with self._lock:
+            stream = int(self._lib.spc_session_stream(self._handle) or 0)
+        views: list[View] = [
+            view(v, info.name, info.dtype, info.shape, stream) for v, info in zip(values, self.inputs, strict=True)
+        ]
+        results = [self._take(info) for info in self.outputs]
+        self._call("spc_session_run_device", [v.address for v in views], [r.address for r in results])
+        return {info.name: array for info, array in zip(self.outputs, results, strict=True)}
+
+    def _call(self, function: str, ins: Sequence[int], outs: Sequence[int]) -> None:
+        pointers = [(ctypes.c_void_p * max(1, len(side)))(*side) for side in (ins, outs)]
+        with self._lock:
+            if not self._handle or self._closing:
+                raise BundleError("the session is closed")
+            status = getattr(self._lib, function)(self._handle, *pointers)
+        if status:
+            raise self._error(status)
+
+    def _take(self, info: TensorInfo) -> DeviceArray:
+        """Memory of the GPU for an output; given back when nobody uses it, if need be after the session was closed."""
+        count = int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+        with self._lock:
+            address = self._lib.spc_device_take(self._handle, max(1, count))
+            if not address:
+                raise DeviceError(
+                    f"the GPU has no {count} bytes left for the output '{info.name}' of model '{self.name}'"
+                )
+            self._lent += 1
+
+        def release() -> None:
+            with self._lock:
+                self._lib.spc_device_give(self._handle, address)
+                self._lent -= 1
+                if self._closing and not self._lent:
+                    self._give_all()
+
+        return DeviceArray(int(address), info.dtype, info.shape, release)
 
     def profile(self, inputs: Mapping[str, Array] | Sequence[Array], repeat: int = 10) -> list[StepTime]:
         """Mean time of every step over `repeat` runs, in the order of the run."""
@@ -264,7 +284,7 @@ class Session:
             for s, ns in zip(steps, spent[:count], strict=True)
         ]
 
-    def _check_inputs(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
+    def _ordered(self, inputs: Mapping[str, Any] | Sequence[Any]) -> list[Any]:
         if isinstance(inputs, Mapping):
             names = [i.name for i in self.inputs]
             missing = [n for n in names if n not in inputs]
@@ -273,14 +293,12 @@ class Session:
                 parts = [f"no input named {', '.join(map(repr, unknown))}"] if unknown else []
                 parts += [f"missing: {', '.join(map(repr, missing))}"] if missing else []
                 raise InputError(f"{'; '.join(parts)}. {self._expected()}")
-            values: list[Any] = [inputs[n] for n in names]
-        elif isinstance(inputs, list | tuple):
-            values = list(inputs)
-            if len(values) != len(self.inputs):
-                raise InputError(f"{len(values)} arrays given, {len(self.inputs)} wanted. {self._expected()}")
-        else:
+            return [inputs[n] for n in names]
+        if not isinstance(inputs, list | tuple):
             raise InputError(f"inputs are a dict or a list of arrays, not {type(inputs).__name__}. {self._expected()}")
-        return [self._check_array(v, info) for v, info in zip(values, self.inputs, strict=True)]
+        if len(inputs) != len(self.inputs):
+            raise InputError(f"{len(inputs)} arrays given, {len(self.inputs)} wanted. {self._expected()}")
+        return list(inputs)
 
     def _check_array(self, value: Any, info: TensorInfo) -> Array:
         if not isinstance(value, np.ndarray | np.generic):
@@ -298,14 +316,22 @@ class Session:
     # --- closing ---
 
     def close(self) -> None:
-        """Stop the threads, free the arena, unmap the weights. Calling it again does nothing."""
+        """Stop the threads, free the arena, unmap the weights. Calling it again does nothing.
+
+        Outputs that lie on the GPU stay valid; what they need of it is given back with the last of them.
+        """
         with self._lock:
-            handle, self._handle = self._handle, ctypes.c_void_p()
-            if handle:
-                self._lib.spc_session_close(handle)
-            if self._weights.payload is not None:
-                self._lib.spc_weights_close(ctypes.byref(self._weights))
-            self._blob = None
+            self._closing = True
+            if not self._lent:
+                self._give_all()
+
+    def _give_all(self) -> None:
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        if handle:
+            self._lib.spc_session_close(handle)
+        if self._weights.payload is not None:
+            self._lib.spc_weights_close(ctypes.byref(self._weights))
+        self._blob = None
 
     def __enter__(self) -> Session:
         return self
@@ -325,67 +351,8 @@ def load(bundle: PathLike, *, threads: int = 1) -> Session:
     return Session(bundle, threads=threads)
 
 
-def _locate(source: Path) -> tuple[Path, Path | None, str | None]:
-    """(library, weights or None, model id or None) of a bundle folder or a library."""
-    if not source.exists():
-        raise BundleError(f"{source}: no such bundle or library")
-    if not source.is_dir():
-        return source, None, None
-    manifest = source / "manifest.json"
-    try:
-        facts = json.loads(manifest.read_text())
-        library, weights = source / facts["library"], source / facts["weights"]
-        model_id = str(facts["model_id"])
-    except FileNotFoundError as error:
-        raise BundleError(f"{source} is not a bundle: it has no manifest.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{manifest} cannot be read: {error!r}") from error
-    if not library.is_file():
-        raise BundleError(f"{source} lacks its library {facts['library']}")
-    return library, weights, model_id
-
-
-# dlopen knows a library by its path and would hand out the old one after the file was replaced.
-_loaded: dict[str, tuple[int, int, int]] = {}
-
-
-def _load_library(path: Path) -> ctypes.CDLL:
-    real = os.path.realpath(path)
-    facts = os.stat(real)
-    identity = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-    try:
-        if _loaded.setdefault(real, identity) == identity:
-            return ctypes.CDLL(real)
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / f"{path.stem}-{facts.st_ino}-{facts.st_mtime_ns}.so"
-            shutil.copyfile(real, copy)
-            return ctypes.CDLL(str(copy))
-    except OSError as error:
-        raise BundleError(f"{path} cannot be loaded: {error}") from error
-
-
-def _declare(lib: ctypes.CDLL) -> None:
-    pointer, size, i32 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32
-    weights, model = ctypes.POINTER(_Weights), ctypes.POINTER(_Model)
-    declared: dict[str, tuple[Any, list[Any]]] = {
-        "spc_status_text": (ctypes.c_char_p, [i32]),
-        "spc_weights_from_memory": (i32, [weights, model, pointer, size]),
-        "spc_weights_open": (i32, [weights, model, ctypes.c_char_p]),
-        "spc_weights_close": (None, [weights]),
-        "spc_session_bytes": (size, [model, i32]),
-        "spc_session_open": (i32, [ctypes.POINTER(pointer), model, weights, i32, pointer, size]),
-        "spc_session_run": (i32, [pointer, ctypes.POINTER(pointer), ctypes.POINTER(pointer)]),
-        "spc_session_profile": (i32, [pointer, pointer]),
-        "spc_session_close": (None, [pointer]),
-        "spc_cpu_count": (i32, []),
-    }
-    for name, (result, arguments) in declared.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-
-
 def _infos(infos: Any, count: int) -> tuple[TensorInfo, ...]:
     return tuple(
-        TensorInfo(i.name.decode(), _DTYPES[i.dtype], tuple(i.dims[d] for d in range(i.rank)))
+        TensorInfo(i.name.decode(), DTYPES[i.dtype], tuple(i.dims[d] for d in range(i.rank)))
         for i in (infos[n] for n in range(count))
     )

@@ -51,6 +51,10 @@ class BundleError(SparsecError):
     """A compiled bundle or its weights file is damaged, truncated or foreign."""
 
 
+class DeviceError(SparsecError):
+    """The GPU a program needs cannot be used: no driver or an old one, no GPU or another one, too little memory, a kernel that failed."""
+
+
 class InputError(SparsecError):
     """The arrays given to `run` have a wrong count, name, dtype or shape."""
 

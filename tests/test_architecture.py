@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparsec.codegen import zig
-from sparsec.codegen.toolchain import DEMO_SOURCES, RUNTIME_SOURCES, Toolchain, runtime_folder
+from sparsec.codegen.toolchain import CUDA_SOURCES, DEMO_SOURCES, RUNTIME_SOURCES, Toolchain, runtime_folder
 from sparsec.target import resolve_target
 from tests.dependencies import Graph, c_includes, c_symbol_uses, contract, cycles, python_files, python_imports
 
@@ -126,11 +126,16 @@ def _foreign(path: Path) -> set[str]:
 
 
 def test_c_files_have_no_circle() -> None:
-    objects = Toolchain(resolve_target("cpu")).runtime_objects(demo=True)
+    objects = Toolchain(resolve_target("cuda")).runtime_objects(demo=True)
     uses = c_symbol_uses(objects)
-    assert set(uses) == {path.name for path in runtime_folder().glob("*.c")} == {*RUNTIME_SOURCES, *DEMO_SOURCES}
+    assert set(uses) == {path.name for path in runtime_folder().glob("*.c")}
+    assert set(uses) == {*RUNTIME_SOURCES, *CUDA_SOURCES, *DEMO_SOURCES}
     assert "spc_pool.c" in uses["spc_runtime.c"]
     assert "spc_runtime.c" in uses["spc_open.c"]
+    assert uses["spc_cuda.c"] == {"spc_cuda_load.c", "spc_cuda_driver.c", "spc_host.c"}
+    assert not any(used in CUDA_SOURCES for user in RUNTIME_SOURCES for used in uses[user]), (
+        "bundles for a CPU would grow"
+    )
     assert cycles(uses) == []
 
 

@@ -19,4 +19,15 @@ typedef struct {
     uint32_t sm;              /* 90 for sm_90 */
 } spc_cuda_kernel;
 
+struct spc_run;
+
+/* What runs the models of a bundle for a GPU (spc_model.device). */
+extern const struct spc_device spc_cuda_device;
+
+/* --- called by generated code --- */
+
+/* Start step `index`: `kernel` with `count` pointers to memory of the GPU, in the order of its signature. */
+int32_t spc_cuda_step(const struct spc_run *run, int32_t index, const spc_cuda_kernel *kernel, uint32_t count,
+                      const void *const *arguments);
+
 #endif

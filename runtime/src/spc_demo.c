@@ -68,7 +68,7 @@ static int parse(const char *text, long lowest, long highest, long *value)
 static int run(spc_session *session, const void *const *in, void *const *out)
 {
     int32_t status = spc_session_run(session, in, out);
-    if (status != SPC_OK) fprintf(stderr, "error: %s\n", spc_status_text(status));
+    if (status != SPC_OK) fprintf(stderr, "error: %s\n", spc_explain(spc_bundle_model(), status));
     return status == SPC_OK ? 0 : FAILED;
 }
 
@@ -157,7 +157,8 @@ int main(int argc, char **argv)
     spc_session *session = NULL;
     int32_t status = spc_open(&session, model, weights, threads == 0 ? spc_cpu_count() : (int32_t)threads);
     if (status != SPC_OK) {
-        fprintf(stderr, "error: %s: %s\n", weights, spc_status_text(status));
+        if (status >= SPC_E_CUDA_NO_DRIVER) fprintf(stderr, "error: %s\n", spc_explain(model, status));
+        else fprintf(stderr, "error: %s: %s\n", weights, spc_status_text(status));
         return FAILED;
     }
     int result = run_files(model, session, argv + optind, repeat);

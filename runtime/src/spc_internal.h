@@ -45,6 +45,21 @@ int spc_pool_alive(const spc_pool *pool);
  * of the lowest range that has one. One call at a time a pool, and never from within fn. */
 int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads);
 
+/* --- devices: what runs a model whose kernels are not this processor's --- */
+
+typedef struct spc_device {
+    /* Upload what is not there yet and prepare all kernels. */
+    int32_t (*open)(struct spc_device_session **session, const spc_model *model, const spc_weights *weights);
+    /* Run once; `on_device` says whose memory inputs and outputs are. `ns` as for spc_session_profile(), or NULL. */
+    int32_t (*run)(struct spc_device_session *session, const void *const *inputs, void *const *outputs, int on_device,
+                   uint64_t *ns);
+    void (*close)(struct spc_device_session *session);
+    void *(*stream)(const struct spc_device_session *session);
+    void *(*take)(struct spc_device_session *session, size_t bytes);
+    void (*give)(struct spc_device_session *session, void *memory);
+    const char *(*explain)(void);
+} spc_device;
+
 /* SPC_OK, or SPC_E_CPU when the machine lacks something of the mask. */
 int32_t spc_cpu_check(uint32_t needed);
 

@@ -1,4 +1,4 @@
-/* Weights and sessions from a file: joins the host's mapped files with the blob's checks and the session. */
+/* Weights and sessions from a file, and errors in words: joins the host's mapped files, the blob's checks, sessions and devices. */
 #include "spc_internal.h"
 
 #ifndef SPC_NO_HOST
@@ -44,6 +44,12 @@ int32_t spc_open(spc_session **session, const spc_model *model, const char *weig
     }
     spc_session_own_weights(*session);
     return SPC_OK;
+}
+
+const char *spc_explain(const spc_model *model, int32_t status)
+{
+    int known = model != NULL && model->abi == SPC_ABI_VERSION && model->device != NULL;
+    return known && status >= SPC_E_CUDA_NO_DRIVER ? model->device->explain() : spc_status_text(status);
 }
 
 #endif

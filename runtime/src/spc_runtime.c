@@ -12,8 +12,9 @@ struct spc_session {
     uint8_t *arena;
     uint8_t *work; /* work_stride bytes for each thread */
     size_t work_stride;
-    spc_pool *pool;
+    spc_pool *pool; /* NULL where a device runs the kernels */
     void *pool_memory;
+    struct spc_device_session *device;
     uint64_t *profile;
     void *owned; /* the whole block, when it came from malloc */
     int32_t threads;
@@ -62,8 +63,9 @@ size_t spc_session_bytes(const spc_model *model, int32_t threads)
 {
     size_t total = SPC_ALIGNMENT; /* to align the block itself */
     if (model == NULL || model->abi != SPC_ABI_VERSION || threads < 1 || threads > SPC_MAX_THREADS) return 0;
-    if (!add(&total, sizeof(spc_session)) || !add(&total, spc_pool_bytes(threads)) || !add(&total, model->arena_bytes))
-        return 0;
+    if (!add(&total, sizeof(spc_session))) return 0;
+    if (model->device != NULL) return total;
+    if (!add(&total, spc_pool_bytes(threads)) || !add(&total, model->arena_bytes)) return 0;
     for (int32_t t = 0; t < threads; t++)
         if (!add(&total, model->work_bytes)) return 0;
     return total;
@@ -101,12 +103,14 @@ int32_t spc_session_open(spc_session **session, const spc_model *model, const sp
     spc_session *s = (void *)at;
     memset(s, 0, sizeof *s);
     at += align_up(sizeof *s);
-    s->pool_memory = at;
-    at += align_up(spc_pool_bytes(threads));
-    s->arena = at;
-    at += align_up(model->arena_bytes);
-    s->work = at;
-    s->work_stride = align_up(model->work_bytes);
+    if (model->device == NULL) {
+        s->pool_memory = at;
+        at += align_up(spc_pool_bytes(threads));
+        s->arena = at;
+        at += align_up(model->arena_bytes);
+        s->work = at;
+        s->work_stride = align_up(model->work_bytes);
+    }
     s->model = model;
     s->weights = *weights;
     s->threads = threads;
@@ -114,7 +118,8 @@ int32_t spc_session_open(spc_session **session, const spc_model *model, const sp
 #ifndef SPC_NO_THREADS
     atomic_flag_clear(&s->busy);
 #endif
-    status = spc_pool_start(&s->pool, threads, s->pool_memory);
+    status = model->device != NULL ? model->device->open(&s->device, model, weights)
+                                   : spc_pool_start(&s->pool, threads, s->pool_memory);
     if (status != SPC_OK) {
 #ifndef SPC_NO_HOST
         spc_give_memory(owned);
@@ -130,7 +135,8 @@ void spc_session_own_weights(spc_session *session) { session->owns_weights = 1; 
 void spc_session_close(spc_session *session)
 {
     if (session == NULL) return;
-    spc_pool_stop(session->pool);
+    if (session->device != NULL) session->model->device->close(session->device);
+    else spc_pool_stop(session->pool);
 #ifndef SPC_NO_HOST
     if (session->owns_weights) spc_unmap_file(session->weights.mapping, session->weights.mapping_bytes);
     spc_give_memory(session->owned);
@@ -144,9 +150,25 @@ int32_t spc_session_profile(spc_session *session, uint64_t *ns)
     return SPC_OK;
 }
 
-static int32_t run_model(spc_session *s, const void *const *inputs, void *const *outputs)
+void *spc_session_stream(const spc_session *session)
 {
-    spc_run run = {s->weights.payload, s->arena, inputs, outputs, s};
+    return session == NULL || session->device == NULL ? NULL : session->model->device->stream(session->device);
+}
+
+void *spc_device_take(spc_session *session, size_t bytes)
+{
+    return session == NULL || session->device == NULL ? NULL : session->model->device->take(session->device, bytes);
+}
+
+void spc_device_give(spc_session *session, void *memory)
+{
+    if (session != NULL && session->device != NULL) session->model->device->give(session->device, memory);
+}
+
+static int32_t run_model(spc_session *s, const void *const *inputs, void *const *outputs, int on_device)
+{
+    if (s->device != NULL) return s->model->device->run(s->device, inputs, outputs, on_device, s->profile);
+    spc_run run = {s->weights.payload, s->arena, inputs, outputs, s, NULL};
     if (!spc_pool_alive(s->pool)) {
         int32_t status = spc_pool_start(&s->pool, s->threads, s->pool_memory);
         if (status != SPC_OK) return status;
@@ -154,9 +176,9 @@ static int32_t run_model(spc_session *s, const void *const *inputs, void *const 
     return s->model->run(&run) == 0 ? SPC_OK : SPC_E_KERNEL;
 }
 
-int32_t spc_session_run(spc_session *session, const void *const *inputs, void *const *outputs)
+static int32_t check_and_run(spc_session *session, const void *const *inputs, void *const *outputs, int on_device)
 {
-    if (session == NULL) return SPC_E_ARGUMENT;
+    if (session == NULL || (on_device && session->device == NULL)) return SPC_E_ARGUMENT;
     const spc_model *model = session->model;
     if ((inputs == NULL && model->input_count > 0) || (outputs == NULL && model->output_count > 0)) return SPC_E_ARGUMENT;
     for (int32_t i = 0; i < model->input_count; i++)
@@ -164,13 +186,23 @@ int32_t spc_session_run(spc_session *session, const void *const *inputs, void *c
     for (int32_t i = 0; i < model->output_count; i++)
         if (outputs[i] == NULL && model->outputs[i].bytes > 0) return SPC_E_ARGUMENT;
 #ifdef SPC_NO_THREADS
-    return run_model(session, inputs, outputs);
+    return run_model(session, inputs, outputs, on_device);
 #else
     if (atomic_flag_test_and_set_explicit(&session->busy, memory_order_acquire)) return SPC_E_BUSY;
-    int32_t status = run_model(session, inputs, outputs);
+    int32_t status = run_model(session, inputs, outputs, on_device);
     atomic_flag_clear_explicit(&session->busy, memory_order_release);
     return status;
 #endif
+}
+
+int32_t spc_session_run(spc_session *session, const void *const *inputs, void *const *outputs)
+{
+    return check_and_run(session, inputs, outputs, 0);
+}
+
+int32_t spc_session_run_device(spc_session *session, const void *const *inputs, void *const *outputs)
+{
+    return check_and_run(session, inputs, outputs, 1);
 }
 
 typedef struct {

@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define SPC_ABI_VERSION 1u      /* of spc_model: generated code and runtime must agree */
+#define SPC_ABI_VERSION 2u      /* of spc_model: generated code and runtime must agree */
 #define SPC_BLOB_VERSION 1u     /* of weights.bin */
 #define SPC_ALIGNMENT 64u       /* of arena buffers, work areas and constants */
 #define SPC_MAX_THREADS 256
@@ -57,7 +57,14 @@ enum {
     SPC_E_BLOB_HEADER = 24,
     SPC_E_BLOB_MODEL = 25,
     SPC_E_BLOB_SIZE = 26,
-    SPC_E_BLOB_CHECKSUM = 27
+    SPC_E_BLOB_CHECKSUM = 27,
+    SPC_E_CUDA_NO_DRIVER = 40, /* from here on: of GPUs, told by spc_explain() */
+    SPC_E_CUDA_OLD_DRIVER = 41,
+    SPC_E_CUDA_NO_DEVICE = 42,
+    SPC_E_CUDA_ARCH = 43,
+    SPC_E_CUDA_MEMORY = 44,
+    SPC_E_CUDA_IMAGE = 45,
+    SPC_E_CUDA_LAUNCH = 46
 };
 
 /* Element types of inputs and outputs. */
@@ -88,14 +95,17 @@ typedef struct {
     const char *kernel; /* symbol of the kernel */
 } spc_step_info;
 
-/* What a running model sees; generated code reads it. */
+/* What a running model sees; generated code reads it. On a GPU all are addresses of its memory, which only kernels follow. */
 typedef struct spc_run {
     const uint8_t *weights;
     uint8_t *arena;
     const void *const *inputs;
     void *const *outputs;
     struct spc_session *session;
+    struct spc_device_session *device;
 } spc_run;
+
+struct spc_device;
 
 typedef struct spc_model {
     uint32_t abi; /* SPC_ABI_VERSION */
@@ -114,6 +124,7 @@ typedef struct spc_model {
     const spc_tensor_info *outputs;
     const spc_step_info *steps;
     int32_t (*run)(const spc_run *run);
+    const struct spc_device *device; /* what runs the kernels: NULL for this processor, &spc_cuda_device (spc_cuda.h) for a GPU */
 } spc_model;
 
 typedef struct {
@@ -133,7 +144,8 @@ SPC_API const char *spc_status_text(int32_t status);
  * outlive `weights`; 64-byte alignment is best. */
 SPC_API int32_t spc_weights_from_memory(spc_weights *weights, const spc_model *model, const void *blob, size_t bytes);
 
-/* Bytes of memory one session needs: control block, arena and work areas for `threads` threads. 0 if an argument is bad. */
+/* Bytes of memory one session needs: control block, arena and work areas for `threads` threads. 0 if an argument is bad.
+ * Arena and work areas of a model for a GPU lie in its memory and are not counted. */
 SPC_API size_t spc_session_bytes(const spc_model *model, int32_t threads);
 
 /* Open a session with `threads` threads (1..SPC_MAX_THREADS; the calling thread counts as one of them).
@@ -145,6 +157,18 @@ SPC_API int32_t spc_session_open(spc_session **session, const spc_model *model, 
 /* Run the model once. inputs[i] and outputs[i] follow model->inputs and model->outputs: dense C-order arrays of exactly
  * `.bytes` bytes, of any alignment. Outputs must not overlap inputs or each other. */
 SPC_API int32_t spc_session_run(spc_session *session, const void *const *inputs, void *const *outputs);
+
+/* The same with pointers to the GPU's memory, all of them and 16-byte aligned, which are used in place; results are there when it
+ * returns. The GPU's work so far is waited for where it is in the stream spc_session_stream(), and nowhere else.
+ * SPC_E_ARGUMENT when the model is not for a GPU. */
+SPC_API int32_t spc_session_run_device(spc_session *session, const void *const *inputs, void *const *outputs);
+
+/* The CUstream of a session of a model for a GPU; NULL of another. */
+SPC_API void *spc_session_stream(const spc_session *session);
+
+/* Memory of the GPU that the session runs on; NULL when there is not enough, or when the model is not for a GPU. */
+SPC_API void *spc_device_take(spc_session *session, size_t bytes);
+SPC_API void spc_device_give(spc_session *session, void *memory);
 
 /* Add each step's nanoseconds to ns[step] in later runs (`step_count` entries, the caller's); NULL stops it. */
 SPC_API int32_t spc_session_profile(spc_session *session, uint64_t *ns);
@@ -159,6 +183,9 @@ SPC_API void spc_weights_close(spc_weights *weights);
 
 /* Weights and session in one: the session owns the mapping. */
 SPC_API int32_t spc_open(spc_session **session, const spc_model *model, const char *weights_path, int32_t threads);
+
+/* What spc_status_text() says, and for an error of the GPU (SPC_E_CUDA_...) what it was: the last one in this thread. Never NULL. */
+SPC_API const char *spc_explain(const spc_model *model, int32_t status);
 
 /* Processors this process may run on. */
 SPC_API int32_t spc_cpu_count(void);

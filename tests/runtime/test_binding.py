@@ -288,11 +288,11 @@ def test_library_of_another_version(copied: Path) -> None:
     library = copied / "lib" / "libjoined.so"
     data = bytearray(library.read_bytes())
     (at,) = [i for i in range(len(data)) if data.startswith(model_id, i)]
-    assert data[at - 24 : at - 20] == struct.pack("<I", 1)
+    assert data[at - 24 : at - 20] == struct.pack("<I", 2)
     data[at - 24] = 9
     library.unlink()  # the file is mapped: writing into it would change the loaded code
     library.write_bytes(data)
-    with pytest.raises(BundleError, match="runtime version 9, this is version 1"):
+    with pytest.raises(BundleError, match="runtime version 9, this is version 2"):
         load(copied)
 
 
@@ -333,7 +333,9 @@ def test_binding_imports_little() -> None:
             "['sparsec.errors',",
             "'sparsec.lazy_imports',",
             "'sparsec.runtime',",
-            "'sparsec.runtime.binding']",
+            "'sparsec.runtime.binding',",
+            "'sparsec.runtime.dlpack',",
+            "'sparsec.runtime.library']",
             "False",
             "False",
         ]

@@ -5,6 +5,8 @@
 // never reach, an access outside of its array (guard pages and canaries), an unaligned vector access (compiler traps).
 #pragma once
 
+#include "launch.h"
+
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -20,17 +22,6 @@
 
 struct sim_index {
     unsigned x, y, z;
-};
-
-// How a launch runs; tests/cuda/simulator/__init__.py has the same structure. order: 0 ascending threads and blocks, 1 descending,
-// 2 shuffled anew after every barrier (by `seed`). `message` receives what went wrong, `fault` the address that was touched.
-struct sim_launch {
-    uint32_t grid[3], block[3];
-    uint32_t shared_bytes;
-    uint32_t order;
-    uint64_t seed;
-    void *fault;
-    char message[1000];
 };
 
 namespace sim {

@@ -1,0 +1,23 @@
+"""Fixtures of the tests of GPU code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.driver import FakeGpu, fake_driver
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """A simulated sm_90 in place of a GPU; whatever a test makes on it must be gone at its end."""
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    monkeypatch.setenv("SPC_CUDA_DRIVER", str(fake_driver()))
+    monkeypatch.setenv("SPC_FAKE_KERNELS", str(kernels))
+    made = FakeGpu(fake_driver(), kernels)
+    before = made.live
+    yield made
+    assert made.live == before, f"{made.live - before} objects of the GPU were not given back"
