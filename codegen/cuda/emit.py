@@ -33,6 +33,10 @@ class CudaEmitter(Emitter):
             "{",
             "    int32_t status = 0;",
         ]
+        if self.program.status is not None:
+            place = f"{self.plan.arena[self.program.status]}, {self.program.status.size}"
+            lines += ["", "    /* Kernels that may fail note their errors here. */"]
+            lines.append(f"    if ((status = spc_cuda_status(run, {place})) != 0) return status;")
         for index, step in enumerate(self.program.steps):
             args = step.signature.args
             assert len(args) == len(step.refs), f"{step.node}: scratch of a GPU kernel is a buffer like all others"

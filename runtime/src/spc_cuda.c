@@ -19,6 +19,7 @@ struct spc_device_session {
     spc_device_ptr arena;
     spc_device_ptr staged; /* inputs and outputs of callers whose arrays lie in the host's memory */
     uint8_t *pinned;       /* the host's side of them, at the same offsets */
+    int32_t *codes;        /* error codes of the last run, in pinned memory; NULL where no kernel can fail */
     graph_slot graphs[GRAPHS];
     void **pointers;       /* of each slot: inputs, then outputs */
     void **staged_pointers;
@@ -48,6 +49,19 @@ static size_t staged_offset(const spc_model *m, size_t i)
 static void *address(spc_device_ptr p) { return (void *)(uintptr_t)p; }
 
 /* --- steps --- */
+
+int32_t spc_cuda_status(const spc_run *run, size_t offset, int32_t count)
+{
+    struct spc_device_session *s = run->device;
+    const spc_cuda_driver *d = &s->loaded->driver;
+    if (s->preparing) {
+        s->loaded->status_offset = offset;
+        s->loaded->status_count = count;
+        return SPC_OK;
+    }
+    int error = d->clear_async(s->arena + offset, 0, (size_t)count * sizeof(int32_t), s->stream);
+    return spc_cuda_check(d, error, SPC_E_CUDA_LAUNCH, "the error codes cannot be cleared");
+}
 
 int32_t spc_cuda_step(const spc_run *run, int32_t index, const spc_cuda_kernel *kernel, uint32_t count,
                       const void *const *arguments)
@@ -100,6 +114,11 @@ static int32_t start_all(struct spc_device_session *s, void **pointers)
     if (staged && inputs > 0) error = d->upload_async(s->staged, s->pinned, inputs, s->stream);
     int32_t status = spc_cuda_check(d, error, SPC_E_CUDA_LAUNCH, "the inputs cannot be uploaded");
     if (status == SPC_OK) status = start_steps(s, pointers);
+    if (status == SPC_OK && s->codes != NULL) {
+        size_t bytes = (size_t)s->loaded->status_count * sizeof(int32_t);
+        error = d->download_async(s->codes, s->arena + s->loaded->status_offset, bytes, s->stream);
+        status = spc_cuda_check(d, error, SPC_E_CUDA_LAUNCH, "the error codes cannot be downloaded");
+    }
     if (status != SPC_OK || !staged || all == inputs) return status;
     error = d->download_async(s->pinned + inputs, s->staged + inputs, all - inputs, s->stream);
     return spc_cuda_check(d, error, SPC_E_CUDA_LAUNCH, "the outputs cannot be downloaded");
@@ -151,10 +170,14 @@ static int32_t find_graph(struct spc_device_session *s, void **pointers, void **
     return SPC_OK;
 }
 
+/* Wait for the stream; SPC_E_KERNEL when a kernel noted an error (an index out of range, say). */
 static int32_t wait(struct spc_device_session *s)
 {
     const spc_cuda_driver *d = &s->loaded->driver;
-    return spc_cuda_check(d, d->stream_wait(s->stream), SPC_E_CUDA_LAUNCH, "a kernel failed");
+    int32_t status = spc_cuda_check(d, d->stream_wait(s->stream), SPC_E_CUDA_LAUNCH, "a kernel failed");
+    for (int32_t i = 0; s->codes != NULL && i < s->loaded->status_count && status == SPC_OK; i++)
+        if (s->codes[i] != 0) status = SPC_E_KERNEL;
+    return status;
 }
 
 static int32_t replay(struct spc_device_session *s, void **pointers)
@@ -262,6 +285,7 @@ static void give_all(struct spc_device_session *s)
     for (int32_t i = 0; i <= s->loaded->model->step_count; i++)
         if (s->events[i] != NULL) d->event_destroy(s->events[i]);
     if (s->pinned != NULL) d->pinned_give(s->pinned);
+    if (s->codes != NULL) d->pinned_give(s->codes);
     if (s->staged != 0) d->memory_give(s->staged);
     if (s->arena != 0) d->memory_give(s->arena);
     if (s->stream != NULL) d->stream_destroy(s->stream);
@@ -287,7 +311,12 @@ static int32_t take_all(struct spc_device_session *s)
     if (status != SPC_OK || bytes == 0) return status;
     error = d->memory_take(&s->arena, bytes);
     if (error != 0) s->arena = 0;
-    return spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "no room for the intermediate results");
+    status = spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "no room for the intermediate results");
+    if (status != SPC_OK || s->loaded->status_count == 0) return status;
+    void *codes = NULL;
+    error = d->pinned_take(&codes, (size_t)s->loaded->status_count * sizeof(int32_t));
+    if (error == 0) s->codes = codes;
+    return spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "no pinned memory for error codes");
 }
 
 static int32_t device_open(struct spc_device_session **session, const spc_model *model, const spc_weights *weights)

@@ -26,6 +26,10 @@ extern const struct spc_device spc_cuda_device;
 
 /* --- called by generated code --- */
 
+/* Before the first step: clear the error codes of the steps, `count` of them (int32_t) at `offset` bytes of the arena. After a run they
+ * are looked at. */
+int32_t spc_cuda_status(const struct spc_run *run, size_t offset, int32_t count);
+
 /* Start step `index`: `kernel` with `count` pointers to memory of the GPU, in the order of its signature. */
 int32_t spc_cuda_step(const struct spc_run *run, int32_t index, const spc_cuda_kernel *kernel, uint32_t count,
                       const void *const *arguments);

@@ -30,6 +30,7 @@ typedef unsigned long long spc_device_ptr;
     X(upload, "cuMemcpyHtoD_v2", (spc_device_ptr to, const void *from, size_t bytes)) \
     X(upload_async, "cuMemcpyHtoDAsync_v2", (spc_device_ptr to, const void *from, size_t bytes, void *stream)) \
     X(download_async, "cuMemcpyDtoHAsync_v2", (void *to, spc_device_ptr from, size_t bytes, void *stream)) \
+    X(clear_async, "cuMemsetD8Async", (spc_device_ptr to, unsigned char value, size_t bytes, void *stream)) \
     X(stream_create, "cuStreamCreate", (void **stream, unsigned flags)) \
     X(stream_destroy, "cuStreamDestroy_v2", (void *stream)) \
     X(stream_wait, "cuStreamSynchronize", (void *stream)) \

@@ -16,6 +16,8 @@ typedef struct spc_cuda_loaded {
     void **modules;   /* of each step, NULL where an earlier one has the same kernel */
     void **functions; /* of each step */
     const spc_cuda_kernel **kernels;
+    size_t status_offset; /* of the error codes in the arena */
+    int32_t status_count; /* 0: no kernel can fail */
     int sessions;
     struct spc_cuda_loaded *next;
 } spc_cuda_loaded;

@@ -10,8 +10,8 @@ import numpy as np
 from sparsec.cache import digest, entry, source_digest, used, writing
 from sparsec.codegen import zig
 from sparsec.codegen.bundle import Compiled
-from sparsec.codegen.program import Program
 from tests.cuda import simulator
+from tests.cuda.programs import source_of
 from tests.cuda.simulator import kernel_library
 
 HERE = Path(__file__).parent
@@ -29,17 +29,6 @@ def fake_driver() -> Path:
     return path
 
 
-def simulate_kernels(program: Program, symbols: dict[str, str], folder: Path) -> None:
-    """Put the simulated kernels of a program into the folder that SPC_FAKE_KERNELS names. symbols: by canonical spec."""
-    from sparsec.codegen.cuda.source import cuda_source  # starts TVM
-
-    for step in program.steps:
-        symbol = symbols[step.spec.canonical()]
-        link = folder / f"{symbol}.so"
-        if not link.exists():
-            link.symlink_to(kernel_library(cuda_source(step.spec, program.target, symbol).text, symbol))
-
-
 class FakeGpu:
     """The fake driver, as tests look at it."""
 
@@ -55,8 +44,11 @@ class FakeGpu:
 
     def add(self, compiled: Compiled) -> None:
         """Make the kernels of a program known."""
-        symbols = {text: kernel.symbol for text, kernel in compiled.kernels.items()}
-        simulate_kernels(compiled.program, symbols, self.kernels)
+        program = compiled.program
+        for text, spec in {step.spec.canonical(): step.spec for step in program.steps}.items():
+            link = self.kernels / f"{compiled.kernels[text].symbol}.so"
+            if not link.exists():
+                link.symlink_to(kernel_library(source_of(spec, program.target)[0], "kernel"))
 
     def calls(self, function: str) -> int:
         """How often a function of the driver was called; `cubin` and `ptx`: images loaded."""

@@ -25,7 +25,7 @@ enum {
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY = 209,
     UNSUPPORTED_PTX = 222, NOT_FOUND = 500, NOT_READY = 600, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901
 };
-enum { KERNEL, COPY, EVENT };
+enum { KERNEL, COPY, CLEAR, EVENT };
 enum { MAX_ARGUMENTS = 64, MAX_BLOCKS = 4096, PAGE = 4096, ALIGNMENT = 256, SHARED_LIMIT = 227 * 1024, SHARED_WITHOUT_ASKING = 48 * 1024 };
 
 typedef struct {
@@ -236,6 +236,7 @@ static void execute(operation *o)
         }
         return;
     case COPY: memcpy(o->to, o->from, o->bytes); return;
+    case CLEAR: memset(o->to, 0, o->bytes); return;
     case EVENT:
         clock_gettime(CLOCK_MONOTONIC, &now);
         o->event->at = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
@@ -458,6 +459,15 @@ DEFINE(cuMemcpyDtoHAsync_v2, void *to, device_ptr from, size_t bytes, void *s) B
 (void *to, device_ptr from, size_t bytes, void *s)
 {
     return copy_async(to, (void *)(uintptr_t)from, bytes, s, 0);
+}
+
+DEFINE(cuMemsetD8Async, device_ptr to, unsigned char value, size_t bytes, void *s) BODY(cuMemsetD8Async, to, value, bytes, s)
+(device_ptr to, unsigned char value, size_t bytes, void *s)
+{
+    operation one = {.kind = CLEAR, .to = (void *)(uintptr_t)to, .bytes = bytes};
+    const block *b = find_block(one.to, bytes);
+    if (b == NULL || b->pinned || value != 0) return problem(INVALID_VALUE, "a memset leaves the GPU's memory");
+    return submit(s, &one);
 }
 
 DEFINE(cuStreamCreate, void **made, unsigned flags) BODY(cuStreamCreate, made, flags)(void **made, unsigned flags)
