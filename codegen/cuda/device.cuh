@@ -40,11 +40,21 @@ struct nv_bfloat16 {
 
 // ---------------------------------------------------------------- warps
 
+// What the lane with `bits` of its number flipped has.
+template <class T> SPC_DEVICE T spc_lane_xor(T value, int bits) { return __shfl_xor_sync(0xffffffffu, value, bits); }
 // Sum over the 32 lanes of a warp, in every lane.
 SPC_DEVICE float spc_warp_sum(float value) {
   for (int lane = 16; lane; lane >>= 1) value += __shfl_xor_sync(0xffffffffu, value, lane);
   return value;
 }
+
+// ---------------------------------------------------------------- runs of neighbouring elements
+
+SPC_DEVICE bool spc_aligned16(const void *place) { return ((size_t)place & 15) == 0; }
+SPC_DEVICE bool spc_aligned8(const void *place) { return ((size_t)place & 7) == 0; }
+// 16 or 8 bytes at once, both places aligned.
+SPC_DEVICE void spc_move16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }
+SPC_DEVICE void spc_move8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }
 
 // ---------------------------------------------------------------- what processor families ask of a machine (generic.py)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsec.codegen.cuda.builder import CudaBuilder
 from sparsec.codegen.cuda.launch import Launch
+from sparsec.codegen.cuda.portable import Portable
 from sparsec.codegen.cuda.source import KernelSource, device_function, device_text, stored_signature
 from sparsec.codegen.cuda.units import device_signature, thread_count, unit_launch
 from sparsec.codegen.program import KernelSpec, Signature, family_module
@@ -21,57 +22,6 @@ Expr = Any
 
 # TIR has no statement that ends a function without a value: this call is printed as one.
 _LEAVE = "spc_leave"
-# LLVM's name -> the device function; None: of a scalar, the identity.
-_DEVICE = {
-    "llvm.ceil": "spc_ceil",
-    "llvm.floor": "spc_floor",
-    "llvm.fma": "spc_fma",
-    "llvm.maximum": "spc_maximum",
-    "llvm.minimum": "spc_minimum",
-    "llvm.rint": "spc_rint",
-    "llvm.vector.reduce.add": None,
-    "llvm.vector.reduce.fmax": None,
-}
-
-
-class _Portable:
-    """TVM's IR builder without what only LLVM knows. Its comparisons keep NaN as LLVM's do: a > b ? a : b."""
-
-    def __init__(self, builder: Any) -> None:
-        self._builder = builder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._builder, name)
-
-    def call_llvm_pure_intrin(self, dtype: str, name: str, *arguments: Expr) -> Expr:
-        """A device function for an intrinsic of LLVM on scalars."""
-        if name not in _DEVICE:
-            raise ValueError(f"{name} has no counterpart on a GPU")
-        function = _DEVICE[name]
-        return arguments[0] if function is None else self.call_extern(dtype, function, *arguments)
-
-    def reinterpret(self, dtype: str, value: Expr) -> Expr:
-        """The bits of a float32 as an int32, or the other way round (TVM takes the address of the value, which a number has not)."""
-        cast = {("int32", "float32"): "__float_as_int", ("float32", "int32"): "__int_as_float"}.get(
-            (dtype, _dtype(value))
-        )
-        return self._builder.reinterpret(dtype, value) if cast is None else self.call_extern(dtype, cast, value)
-
-    def max(self, a: Expr, b: Expr) -> Expr:
-        """The larger one; b if one of two floats is NaN."""
-        return self.call_extern(_dtype(a, b), "spc_larger", a, b) if _float(a, b) else self._builder.max(a, b)
-
-    def min(self, a: Expr, b: Expr) -> Expr:
-        """The smaller one; b if one of two floats is NaN."""
-        return self.call_extern(_dtype(a, b), "spc_smaller", a, b) if _float(a, b) else self._builder.min(a, b)
-
-
-def _dtype(*values: Expr) -> str:
-    return next((str(v.ty.dtype) for v in values if hasattr(v, "ty")), "int32")
-
-
-def _float(*values: Expr) -> bool:
-    return _dtype(*values).startswith("float")
 
 
 class UnitBuilder(CudaBuilder):
@@ -79,7 +29,7 @@ class UnitBuilder(CudaBuilder):
 
     def __init__(self, cuda: CudaBuilder, scratch: Sequence[str], status: Any) -> None:
         super().__init__(cuda.target, cuda._buffers, cuda.launch, cuda.block, cuda.thread)
-        self.T = _Portable(cuda.T)
+        self.T = Portable(cuda.T)
         self._scratch = [self.arg(name) for name in scratch]
         self._status = status
         self._threads = thread_count(cuda.launch)

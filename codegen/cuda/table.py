@@ -41,7 +41,10 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
 }
 
 # Processor family -> the GPU family that takes the same parameters.
-FAMILIES: dict[str, str] = {"gemm": "cuda.product"}
+FAMILIES: dict[str, str] = {
+    **{family: f"cuda.{family}" for family in ("copy", "elementwise", "norm", "reduce", "softmax")},
+    "gemm": "cuda.product",
+}
 
 _CHANNELS_LAST = Choice({"cl": 0.0})
 _IMAGES = frozenset([("", "AveragePool"), ("", "Conv"), ("", "MaxPool"), ("sparsec", "Conv")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from sparsec.cache import entry, used, writing
 from sparsec.codegen.build import kernel_key
 from sparsec.codegen.cuda.launch import Launch
 from sparsec.codegen.lower import lower
-from sparsec.codegen.program import ITEMSIZE, KernelSpec, Program
+from sparsec.codegen.program import ITEMSIZE, KernelSpec, Program, family_module
 from sparsec.target import Target, resolve_target
 from tests.cuda.simulator import simulate
 
@@ -44,6 +45,16 @@ def source_of(spec: KernelSpec, target: Target) -> tuple[str, Launch]:
 def numpy_type(dtype: str) -> np.dtype[Any]:
     """The element type of a buffer in numpy."""
     return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def run_kernel(spec: KernelSpec, ins: Sequence[Array], storage: Sequence[str], target: str = "cuda") -> list[Array]:
+    """One kernel of a GPU family: its outputs, in the types they are stored in (`storage`: of all arguments); they start as zeros."""
+    machine = resolve_target(target)
+    signature = importlib.import_module(family_module(spec.family)).signature(spec.params, machine)
+    arrays = list(ins) + [np.zeros(a.size, a.dtype) for a in signature.args if a.role == "out"]
+    arrays = [a.reshape(-1).astype(numpy_type(dtype)) for a, dtype in zip(arrays, storage, strict=True)]
+    text, launch = source_of(spec, machine)
+    return simulate(text, "kernel", launch, arrays)[len(ins) :]
 
 
 def run_gpu_program(
@@ -82,7 +93,7 @@ def run_gpu_program(
         if buffer.kind == "output":
             info = program.outputs[buffer.index]
             found[info.name] = memory[id(buffer)].view(numpy_type(info.dtype)).reshape(info.shape)
-    return found
+    return {info.name: found[info.name] for info in program.outputs}
 
 
 def lower_and_simulate(

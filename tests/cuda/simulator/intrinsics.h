@@ -94,7 +94,9 @@ inline int max(int a, int b) { return sim_max(a, b); }
 inline unsigned min(unsigned a, unsigned b) { return sim_min(a, b); }
 inline unsigned max(unsigned a, unsigned b) { return sim_max(a, b); }
 inline long long min(long long a, long long b) { return sim_min(a, b); }
+inline long min(long a, long b) { return sim_min(a, b); }  // int64_t here
 inline long long max(long long a, long long b) { return sim_max(a, b); }
+inline long max(long a, long b) { return sim_max(a, b); }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
