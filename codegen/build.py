@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.cache import entry, used, writing
-from sparsec.codegen.nvrtc import compiler_version
+from sparsec.codegen.nvrtc import compiler_version, require_compiler
 from sparsec.codegen.program import KernelSpec
 from sparsec.codegen.sources import family_digest
 from sparsec.errors import ToolchainError
@@ -134,6 +134,8 @@ def build_kernels(
     if not missing:
         return built
 
+    if target.gpu:
+        require_compiler()  # said once, not by every kernel
     errors: list[str] = []
     lock = threading.Lock()
 

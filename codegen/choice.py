@@ -80,7 +80,8 @@ class Chooser:
 
     def lower(self, node: ir.Node, rules: tuple[Rule, ...] | Any) -> list[str] | None:
         """Append the steps of a node. None when a rule took it, else why each did not."""
-        if not (self.policy.chooses and is_sparsec(node) and node.op_type in ("MatMul", "Conv")):
+        # what is known of times is known of processors: on a GPU the table's order decides
+        if self.low.target.gpu or not (self.policy.chooses and is_sparsec(node) and node.op_type in ("MatMul", "Conv")):
             return lower_node(node, rules, self.low)
         base, refusals, found = self.low.save(), [], list[_Candidate]()
         for variant, decoded in self._variants(node):
@@ -142,7 +143,8 @@ class Chooser:
 
 def lower_node(node: ir.Node, rules: Any, low: Lowering) -> list[str] | None:
     """Append the steps of the first rule that takes a node; None then, else why each does not."""
-    refusals = []
+    refusals: list[str] = []
+    low.refused = refusals
     rule: Callable[[ir.Node, Lowering], Refusal | None]
     for rule in rules:
         refusal = rule(node, low)

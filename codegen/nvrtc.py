@@ -41,13 +41,19 @@ def compile_image(source: str, symbol: str, arch: str) -> Image:
         cubin, log = _nvrtc(library, source, symbol, arch, ("--ptxas-options=-v",))
         ptx, _ = _nvrtc(library, source, symbol, arch.replace("sm_", "compute_"), ())
         return _image(cubin, ptx, log)
+    require_compiler()
     nvcc = shutil.which("nvcc")
-    if nvcc is None:
+    assert nvcc is not None
+    return _image(*_nvcc(nvcc, source, arch))
+
+
+def require_compiler() -> None:
+    """Raise ToolchainError unless there is NVRTC or nvcc."""
+    if not compiler_version():
         raise ToolchainError(
             "GPU kernels need a compiler, and neither NVRTC nor nvcc was found: "
             "install the wheel with `pip install sparsec[cuda]`, or put nvcc of CUDA 12 on PATH"
         )
-    return _image(*_nvcc(nvcc, source, arch))
 
 
 def compiler_version() -> str:

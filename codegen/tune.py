@@ -28,6 +28,11 @@ _LEAST_ROUNDS = 5
 
 def check_tunable(target: Target) -> None:
     """Raise TargetError unless kernels for `target` can be timed on this machine."""
+    if target.gpu:
+        raise TargetError(
+            f"tuning measures kernels of the processor; for target '{target.name}' the first kernel that takes a node is used: "
+            "compile without --tune"
+        )
     host = host_target()
     if target.arch != host.arch or not set(target.features) <= set(host.features):
         raise TargetError(

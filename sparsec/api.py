@@ -15,6 +15,7 @@ from sparsec import samples
 from sparsec.budget import Budget, parse_budget
 from sparsec.calibrating import opened_calibration, with_recovery
 from sparsec.codegen.choice import Policy, checked_keep
+from sparsec.codegen.cuda.storage import stored_halves
 from sparsec.codegen.lower import lower
 from sparsec.compiled import CompiledModel, build, load
 from sparsec.costs import FileCosts, ProgramCosts
@@ -31,7 +32,7 @@ from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.spend import spend
 from sparsec.target import resolve_target
-from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, int8_bound, verify_run
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, half_bound, int8_bound, verify_run
 
 __all__ = ["DEFAULT_RECIPE", "CompiledModel", "CompressedModel", "compile", "compress", "load"]
 
@@ -222,7 +223,8 @@ def compile(
         if limits is None:
             compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
         else:
-            costs = ProgramCosts(machine, policy, samples.random_inputs(source))
+            timed = limits.seconds is not None or not machine.gpu  # a GPU's times are not predicted
+            costs = ProgramCosts(machine, policy, samples.random_inputs(source), timed)
             compressed, front = spend(
                 source,
                 limits,
@@ -268,7 +270,8 @@ def compile(
 
 
 def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Verification:
-    if reason := why_not_runnable(compiled.target):
+    reason = compiled.why_no_gpu() if compiled.target.gpu else why_not_runnable(compiled.target)
+    if reason:
         raise VerificationError(f"the program cannot be verified here: {reason}; or switch it off (--no-verify)")
     original = compiled.cached_reference()
     lossy = _is_compressed(compressed)
@@ -276,6 +279,8 @@ def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Veri
     bound = COMPRESSED_BOUND if lossy else DENSE_BOUND
     if (floating := float_activations(compressed.model)) is not None:
         bound = int8_bound(reference.run(compiled.sample), CachedReference(floating).run(compiled.sample))
+    if compiled.target.gpu:
+        bound = max(bound, half_bound(compiled.target.storage, stored_halves(compiled.program)))
     return verify_run(
         compiled.run,
         reference.run,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from sparsec.codegen.bundle import Compiled, build_loadable, compile_program, write_bundle
 from sparsec.codegen.program import IoInfo, Program
 from sparsec.emulate import EmulatedSession, runs_here, why_not_runnable
-from sparsec.errors import BundleError, InputError, TargetError
+from sparsec.errors import BundleError, DeviceError, InputError, TargetError
 from sparsec.measure import Timing, interleaved, onnxruntime_resident_bytes
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Report
@@ -142,6 +142,15 @@ class CompiledModel:
     def cached_reference(self) -> CachedReference:
         """The same, but outputs that onnxruntime gave before for these inputs come from the cache."""
         return CachedReference(self._original, fixed=self._fixed, threads=self.threads, files=self._files)
+
+    def why_no_gpu(self) -> str:
+        """Why the program, which is for a GPU, cannot run on one of this machine; "" if it can."""
+        try:
+            if self._session is None:
+                self._session = self._open()
+        except (DeviceError, TargetError) as error:
+            return str(error)
+        return ""
 
     def _open(self) -> Session | EmulatedSession:
         if runs_here(self.target):

@@ -15,6 +15,7 @@ from sparsec.codegen.machine import nominal, this_machine
 from sparsec.codegen.plan import make_plan
 from sparsec.codegen.program import Program
 from sparsec.emulate import runs_here
+from sparsec.errors import TargetError
 from sparsec.passes import Compressed
 from sparsec.readers import readers_of
 from sparsec.reference import onnx_bytes
@@ -72,6 +73,10 @@ class ProgramCosts:
         return found
 
     def _seconds(self, program: Program) -> list[float]:
+        if self.target.gpu:
+            raise TargetError(
+                f"the time of a run cannot be predicted for target '{self.target.name}': a budget can limit size and error there"
+            )
         threads = self.policy.threads
         if self.policy.tune:
             loadable = build_loadable(program)

@@ -24,6 +24,8 @@ COMPRESSED_BOUND = 1e-3
 # Where activations are rounded to int8, the last bit of a float decides between two steps now and then, and the layers behind
 # multiply what it changes: two correct programs then differ by about as much as the rounding changes the result.
 _INT8_NOISES = 3.0
+# Largest relative error over the random walk of the roundings, in models of the zoo: 1.3 (MobileNetV2), 0.9 (the story models).
+_HALF_MARGIN = 8.0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,16 @@ def int8_bound(rounded: Mapping[str, Array], floating: Mapping[str, Array]) -> f
     """
     noise = max((row.relative for row in compare(rounded, floating)), default=0.0)
     return max(COMPRESSED_BOUND, float(f"{_INT8_NOISES * noise:.2g}"))
+
+
+def half_bound(storage: str, roundings: int) -> float:
+    """Bound of a program that keeps values in `storage` ("float16", "bfloat16") between `roundings` kernels.
+
+    Each of them rounds its result once, by at most the unit roundoff u of the type (2^-11, 2^-8); roundings of different kernels are
+    independent, so that their errors add up like the steps of a random walk. _HALF_MARGIN is for what layers amplify.
+    """
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[storage]
+    return float(f"{_HALF_MARGIN * unit * math.sqrt(1 + roundings):.2g}")
 
 
 def verify_run(

@@ -39,6 +39,11 @@ def store_halves(program: Program) -> None:
         _restore(step, program)
 
 
+def stored_halves(program: Program) -> int:
+    """Steps that round their results to the storage type."""
+    return sum(any(ref.buffer.dtype == program.target.storage for ref in _outputs(step)) for step in program.steps)
+
+
 def _restore(step: Step, program: Program) -> None:
     """Offsets of views, storage types and scratch of one step."""
     tensors = [a for a in step.signature.args if a.role != "work"]

@@ -40,7 +40,8 @@ def as_matmul(rules: Sequence[Rule]) -> Rule:
             act_params=op.act_params,
             name=node.name or "",
         )
-        reasons = []
+        reasons: list[str] = []
+        low.refused = reasons
         try:
             for rule in rules:
                 refusal = rule(twin.node, low)

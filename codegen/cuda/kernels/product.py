@@ -129,6 +129,12 @@ def dense_weight(op: SparsecNode) -> np.ndarray[Any, Any]:
     return decode(replace(weight, codebook=rounded_values(book)) if op.activations and book is not None else weight)
 
 
+def note_decoded(op: SparsecNode, low: Lowering, why: str) -> None:
+    """Tell the report that a coded weight is stored in halves, and why."""
+    if not op.scheme.is_plain:
+        low.program.decoded[op.node.name or ""] = why
+
+
 def lower_product(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul: act(x @ W^T + bias + residual), W decoded now."""
     op = view(node)
@@ -143,6 +149,7 @@ def lower_product(node: ir.Node, low: Lowering) -> Refusal | None:
     weight = halves(dense_weight(op), low, f"{node.name}.weight")
     if isinstance(weight, Refusal):
         return weight
+    note_decoded(op, low, "; ".join(low.refused) or "no GPU kernel multiplies its codes")
     x = product_input(op, low)
     finish, added = fused_end(op, low)
     params = {
@@ -177,6 +184,7 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     weight = halves(np.ascontiguousarray(matrix), low, f"{node.name}.weight")
     if isinstance(weight, Refusal):
         return weight
+    note_decoded(op, low, "GPU kernels of convolutions multiply halves")
     (ih, iw), (oh, ow) = window.size, window.out
     finish, added = fused_end(op, low, layout="cl")
     # A residual lies like the result, so that it keeps a result from being produced with gaps.
