@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 PathLike = str | os.PathLike[str]
 
 MAX_THREADS = 256
+_SPARE = 4  # kept of each output
 _FIRST_DEVICE_STATUS = 40  # SPC_E_CUDA_NO_DRIVER and all behind it
 
 
@@ -80,6 +81,7 @@ class Session:
         self._lock = threading.RLock()  # an output may go away, and come here, whenever Python runs
         self._weights = WeightsStruct()
         self._lent = 0  # outputs in the GPU's memory that are still in use
+        self._spare: dict[str, list[int]] = {}  # memory of such outputs for later runs, by name
         self._closing = False
         library, default, expected = locate(Path(source))
         self.path = library
@@ -249,10 +251,14 @@ class Session:
             raise self._error(status)
 
     def _take(self, info: TensorInfo) -> DeviceArray:
-        """Memory of the GPU for an output; given back when nobody uses it, if need be after the session was closed."""
-        count = int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+        """Memory of the GPU for an output, preferably that of an earlier run: the graph of the steps then fits again.
+
+        It is given back when nobody uses it, if need be after the session was closed.
+        """
+        count = max(1, int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize)
         with self._lock:
-            address = self._lib.spc_device_take(self._handle, max(1, count))
+            spare = self._spare.setdefault(info.name, [])
+            address = spare.pop() if spare else self._lib.spc_device_take(self._handle, count)
             if not address:
                 raise DeviceError(
                     f"the GPU has no {count} bytes left for the output '{info.name}' of model '{self.name}'"
@@ -261,8 +267,11 @@ class Session:
 
         def release() -> None:
             with self._lock:
-                self._lib.spc_device_give(self._handle, address)
                 self._lent -= 1
+                if len(spare) < _SPARE:
+                    spare.append(address)
+                else:
+                    self._lib.spc_device_give(self._handle, address)
                 if self._closing and not self._lent:
                     self._give_all()
 
@@ -327,6 +336,9 @@ class Session:
 
     def _give_all(self) -> None:
         handle, self._handle = self._handle, ctypes.c_void_p()
+        for address in (a for spare in self._spare.values() for a in spare):
+            self._lib.spc_device_give(handle, address)
+        self._spare.clear()
         if handle:
             self._lib.spc_session_close(handle)
         if self._weights.payload is not None:

@@ -194,6 +194,10 @@ def load(bundle: str | Path, *, threads: int = 1) -> Session | EmulatedSession:
     if folder.is_dir() and (folder / "manifest.json").is_file():
         facts = _manifest(folder)
         if facts["target"]["arch"] != host_target().arch:
+            if facts["target"].get("gpu"):
+                raise TargetError(
+                    f"{folder} is for a GPU in a {facts['target']['arch']} machine, this one is {host_target().arch}; run it there"
+                )
             return _emulated(folder, facts, threads)
     return Session(folder, threads=threads)
 

@@ -49,7 +49,9 @@ static int32_t upload(spc_cuda_loaded *l)
     if (error != 0) l->weights = 0;
     int32_t status = spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "no room for the model's weights");
     if (status != SPC_OK) return status;
-    return spc_cuda_check(d, d->upload(l->weights, l->payload, bytes), SPC_E_CUDA_MEMORY, "the weights cannot be uploaded");
+    error = d->upload(l->weights, l->payload, bytes);
+    if (error == 0) error = d->stream_wait(NULL); /* from memory that is not pinned the last bytes may still be on their way */
+    return spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "the weights cannot be uploaded");
 }
 
 /* The image that this GPU runs: machine code of the same major and not newer minor version, else PTX of an older one. */

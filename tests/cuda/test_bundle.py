@@ -20,6 +20,7 @@ from tests.cuda.compiler import needs_compiler
 from tests.cuda.driver import FakeGpu
 from tests.cuda.joins import join_program, join_reference
 from tests.elf import read_elf
+from tests.runtime.test_c_runtime import system_cc
 
 LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 SHAPES = ((4, 3, 37), (3, 37))
@@ -175,6 +176,36 @@ def test_sources_compile_without_warnings(bundle: Path, tmp_path: Path) -> None:
     shown = demo(program, "-h")
     assert "in  x: float32[4, 3, 37]" in shown.stdout
     assert "${CMAKE_DL_LIBS}" in (bundle / "CMakeLists.txt").read_text()
+
+
+@needs_compiler
+def test_under_the_sanitizers(
+    bundle: Path, compiled: Compiled, gpu: FakeGpu, saved: tuple[list[Path], dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Runtime and model from the bundle's sources: no leak, no undefined behaviour, in a good run and in one that runs out of memory."""
+    gpu.add(compiled)
+    flags = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = tmp_path / "program"
+    sources = [*map(str, sorted((bundle / "src").glob("*.c"))), str(bundle / "lib" / "libjoins_kernels.a")]
+    command = [
+        system_cc(*flags),
+        *flags,
+        f"-I{bundle / 'include'}",
+        *sources,
+        "-lm",
+        "-lpthread",
+        "-ldl",
+        "-o",
+        str(program),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arguments = ["-w", bundle / "weights.bin", *saved[0], tmp_path / "y.npy", tmp_path / "z.npy"]
+    for variables, status in (({}, 0), ({"SPC_FAKE_FAIL_ALLOC": "2"}, 1), ({"SPC_FAKE_FAIL_ALLOC": "3"}, 1)):
+        done = demo(program, *arguments, **variables)
+        assert done.returncode == status, done.stderr
+        assert "Sanitizer" not in done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), saved[1]["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_bundles_for_a_processor_have_nothing_of_it(tmp_path: Path) -> None:

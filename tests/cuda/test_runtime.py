@@ -181,10 +181,25 @@ def test_memory_lives_as_long_as_a_capsule(session: Session, gpu: FakeGpu) -> No
     before = gpu.live
     array = session._take(session.inputs[1])
     capsule = array.__dlpack__(stream=1)
+    address = array.address
     del array
-    assert gpu.live == before + 1
+    again = session._take(session.inputs[1])
+    assert again.address != address  # it is in use
+    assert gpu.live == before + 2
     del capsule
-    assert gpu.live == before
+    assert session._take(session.inputs[1]).address == address
+
+
+def test_outputs_take_the_place_of_those_that_are_gone(session: Session, gpu: FakeGpu) -> None:
+    given = on_device(gpu, session, arrays(2))
+    addresses = set()
+    for _ in range(5):
+        result = session.run(given)
+        addresses.add(result["y"].address)
+        del result
+    assert len(addresses) == 1
+    assert gpu.calls("cuStreamBeginCapture_v2") == 1
+    assert gpu.calls("cuMemAlloc_v2") == 2 + 2 + 2  # weights, arena; inputs; outputs
 
 
 class Strange:

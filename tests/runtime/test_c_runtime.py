@@ -19,7 +19,8 @@ STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{SOURCE
 ZIG = list(zig.command("cc"))
 
 
-def _system_cc(*flags: str) -> str:
+def system_cc(*flags: str) -> str:
+    """A compiler that links with these flags; skips the test where there is none."""
     cc = shutil.which("gcc") or shutil.which("clang")
     if cc is None:
         pytest.skip("no system C compiler: the sanitizers need one")
@@ -49,12 +50,12 @@ def _build_and_run(command: list[str], folder: Path) -> None:
 
 def test_address_and_undefined(tmp_path: Path) -> None:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    _build_and_run([_system_cc(*flags), *flags], tmp_path)
+    _build_and_run([system_cc(*flags), *flags], tmp_path)
 
 
 def test_threads(tmp_path: Path) -> None:
     flags = ["-O1", "-fsanitize=thread"]
-    _build_and_run([_system_cc(*flags), *flags, "-DTEST_TSAN"], tmp_path)
+    _build_and_run([system_cc(*flags), *flags, "-DTEST_TSAN"], tmp_path)
 
 
 @pytest.mark.parametrize("define", [[], ["-DSPC_NO_THREADS"]], ids=["threads", "no-threads"])

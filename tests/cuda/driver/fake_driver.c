@@ -28,11 +28,12 @@ enum {
 enum { KERNEL, COPY, CLEAR, EVENT };
 enum { MAX_ARGUMENTS = 64, MAX_BLOCKS = 4096, PAGE = 4096, ALIGNMENT = 256, SHARED_LIMIT = 227 * 1024, SHARED_WITHOUT_ASKING = 48 * 1024 };
 
-typedef struct {
+typedef struct function {
     void *library;
     sim_run_fn run;
     int arguments, allowed;
     char name[200];
+    struct function *next; /* of the same module */
 } function;
 
 typedef struct operation {
@@ -74,7 +75,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block blocks[MAX_BLOCKS];
 static long allocations, launches, live, contexts;
 static int sticky;
-static stream *capturing;
+static stream *capturing, default_stream;
 static char last_problem[1200];
 static _Thread_local int current; /* depth of this thread's stack of contexts */
 
@@ -360,7 +361,7 @@ DEFINE(cuModuleLoadData, void **module, const void *image) BODY(cuModuleLoadData
     if (!cubin && settings.no_ptx) return UNSUPPORTED_PTX;
     count(cubin ? "cubin" : "ptx");
     live++;
-    *module = malloc(1);
+    *module = calloc(1, sizeof(function *));
     return OK;
 }
 
@@ -369,7 +370,6 @@ DEFINE(cuModuleGetFunction, void **made, void *module, const char *name) BODY(cu
 {
     const char *folder = getenv("SPC_FAKE_KERNELS");
     char path[4096];
-    (void)module;
     snprintf(path, sizeof path, "%s/%s.so", folder != NULL ? folder : ".", name);
     function *f = calloc(1, sizeof *f);
     f->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -384,12 +384,19 @@ DEFINE(cuModuleGetFunction, void **made, void *module, const char *name) BODY(cu
     f->arguments = count_arguments();
     f->allowed = SHARED_WITHOUT_ASKING;
     snprintf(f->name, sizeof f->name, "%s", name);
-    *made = f; /* stays: like the real one it belongs to its module, but modules do not know their functions here */
+    f->next = *(function **)module;
+    *(function **)module = f;
+    *made = f;
     return OK;
 }
 
 DEFINE(cuModuleUnload, void *module) BODY(cuModuleUnload, module)(void *module)
 {
+    for (function *f = *(function **)module, *next; f != NULL; f = next) {
+        next = f->next;
+        dlclose(f->library);
+        free(f);
+    }
     free(module);
     live--;
     return current ? OK : INVALID_CONTEXT;
@@ -434,9 +441,8 @@ DEFINE(cuMemcpyHtoD_v2, device_ptr to, const void *from, size_t bytes) BODY(cuMe
     const block *b = find_block(p, bytes);
     if (!current || capturing) return INVALID_CONTEXT;
     if (b == NULL || b->pinned) return problem(INVALID_VALUE, "an upload leaves the GPU's memory");
-    show(1);
-    memcpy(p, from, bytes);
-    show(0);
+    operation one = {.kind = COPY, .to = p, .from = from, .bytes = bytes};
+    append(&default_stream.pending, &one); /* `from` is not pinned: it may not be there yet when the call returns */
     return OK;
 }
 
@@ -488,7 +494,10 @@ DEFINE(cuStreamDestroy_v2, void *s) BODY(cuStreamDestroy_v2, s)(void *s)
     return current ? OK : INVALID_CONTEXT;
 }
 
-DEFINE(cuStreamSynchronize, void *s) BODY(cuStreamSynchronize, s)(void *s) { return current ? flush(s) : INVALID_CONTEXT; }
+DEFINE(cuStreamSynchronize, void *s) BODY(cuStreamSynchronize, s)(void *s)
+{
+    return current ? flush(s != NULL ? s : &default_stream) : INVALID_CONTEXT;
+}
 
 DEFINE(cuStreamBeginCapture_v2, void *s, int mode) BODY(cuStreamBeginCapture_v2, s, mode)(void *s, int mode)
 {
