@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from sparsec.codegen.cuda.launch import Launch
+from tests.cuda import simulator
 from tests.cuda.simulator import HERE, SimulationError, simulate
 from tests.cuda.simulator.device import device_functions, device_text, plain_functions
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are wrong on purpose stay off a real GPU."""
+    monkeypatch.setattr(simulator, "real_gpu", lambda: None)
+
 
 REVERSE = """
 extern "C" __global__ void __launch_bounds__(64) kern(float* __restrict__ x_p, float* __restrict__ y_p) {

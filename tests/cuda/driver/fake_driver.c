@@ -216,6 +216,7 @@ static void clear(list *l)
 static int submit(stream *s, const operation *one)
 {
     if (!current) return INVALID_CONTEXT;
+    if (s == NULL) s = &default_stream;
     if (sticky) return sticky;
     append(s->capturing ? &s->captured : &s->pending, one);
     return OK;
@@ -444,6 +445,19 @@ DEFINE(cuMemcpyHtoD_v2, device_ptr to, const void *from, size_t bytes) BODY(cuMe
     operation one = {.kind = COPY, .to = p, .from = from, .bytes = bytes};
     append(&default_stream.pending, &one); /* `from` is not pinned: it may not be there yet when the call returns */
     return OK;
+}
+
+DEFINE(cuMemcpyDtoH_v2, void *to, device_ptr from, size_t bytes) BODY(cuMemcpyDtoH_v2, to, from, bytes)
+(void *to, device_ptr from, size_t bytes)
+{
+    const void *p = (const void *)(uintptr_t)from;
+    const block *b = find_block(p, bytes);
+    if (!current || capturing || b == NULL || b->pinned) return INVALID_VALUE;
+    flush(&default_stream);
+    show(1);
+    memcpy(to, p, bytes);
+    show(0);
+    return sticky;
 }
 
 static int copy_async(void *to, const void *from, size_t bytes, void *s, int up)

@@ -20,6 +20,7 @@ import numpy as np
 from sparsec.cache import digest, entry, source_digest, used, writing
 from sparsec.codegen import zig
 from sparsec.codegen.cuda.launch import Launch
+from tests.cuda.device import differences, real_gpu
 from tests.cuda.simulator.device import plain_functions
 
 HERE = Path(__file__).parent
@@ -65,6 +66,8 @@ def simulate(
 ) -> list[Array]:
     """Run the kernel `name` of the CUDA C `source` on copies of `arrays` (its arguments, in order); returns the copies after the run.
 
+    Where there is a GPU the kernel runs there too, and must compute the same but for rounding.
+
     orders: of threads and blocks; where there are several, all must give the same bytes. align: of the arrays, in bytes.
     Raises SimulationError.
     """
@@ -86,6 +89,9 @@ def simulate(
                     f"element {at}: {one.flat[at]} {orders[0]}, {other.flat[at]} {order}"
                 )
         first = first or after
+    real = real_gpu()
+    if real is not None and (differ := differences(first, real.run(source, name, launch, arrays))):
+        raise SimulationError(f"{name}: {differ}")
     return first
 
 
