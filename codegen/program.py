@@ -159,13 +159,18 @@ class Option:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was compared for a node, the winner first. decoded: its weight was decoded at compile time."""
+    """What was compared for a node, the winner first. decoded: its weight was decoded at compile time.
+
+    reason: why that had to be, where nothing was compared because no kernel takes the weight as it is; stored: what it was decoded to.
+    """
 
     options: tuple[Option, ...]
     decoded: bool = False
+    reason: str = ""
+    stored: str = "float32"
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.options))
+        return self.reason or "; ".join(map(str, self.options))
 
 
 @dataclass(eq=False)

@@ -235,10 +235,13 @@ def layer_rows(
             bits = 8.0 * nbytes / math.prod(record.shape)
             record = replace(record, reason=reason, bits_per_weight=bits, nbytes=nbytes)
         if decisions and all(decision.decoded for decision in decisions):
-            nbytes = 4 * sum(stored.values())
+            halves = decisions[0].stored != "float32"
+            nbytes = (2 if halves else 4) * sum(stored.values())
             bits = 8.0 * nbytes / math.prod(record.shape)
-            reason = f"{record.scheme} decoded at compile time, which is faster: {choice}"
-            record = replace(record, scheme="fp32", reason=reason, bits_per_weight=bits, nbytes=nbytes)
+            why = "" if decisions[0].reason else "which is faster: "
+            reason = f"{record.scheme} decoded at compile time, {why}{choice}"
+            scheme = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[decisions[0].stored]
+            record = replace(record, scheme=scheme, reason=reason, bits_per_weight=bits, nbytes=nbytes)
         rows.append(LayerRow(record, "+".join(dict.fromkeys(names)), choice))
     return rows
 

@@ -98,3 +98,233 @@ SPC_DEVICE float spc_gelu_tanh(float x) { return x * spc_sigmoid(1.59576912f * (
 SPC_DEVICE float spc_hardsigmoid(float x, float alpha, float beta) { return spc_clip(alpha * x + beta, 0.0f, 1.0f); }
 SPC_DEVICE float spc_hardswish(float x) { return x * spc_hardsigmoid(x, 0.16666667f, 0.5f); }
 SPC_DEVICE float spc_leakyrelu(float x, float alpha) { return x < 0.0f ? alpha * x : x; }
+
+// ---------------------------------------------------------------- pairs: two halves in a word, the first one low
+
+SPC_DEVICE uint spc_pair_f16(float low, float high) { return half(low).bits | (uint)half(high).bits << 16; }
+SPC_DEVICE uint spc_pair_bf16(float low, float high) {
+  return nv_bfloat16(low).bits | (uint)nv_bfloat16(high).bits << 16;
+}
+
+// a * b + c on both halves, rounded once.
+SPC_DEVICE uint spc_fma2_f16(uint a, uint b, uint c) {
+  uint result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+SPC_DEVICE uint spc_fma2_bf16(uint a, uint b, uint c) {
+  uint result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+// ---------------------------------------------------------------- codes (codegen/cuda/decode.py)
+
+// Words that are read once: they go past the first level of cache.
+SPC_DEVICE void spc_stream4(uint *to, const uint *from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
+}
+SPC_DEVICE void spc_stream2(uint *to, const uint *from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+}
+SPC_DEVICE void spc_stream1(uint *to, const uint *from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+}
+
+// WORDS words at once.
+template <int WORDS, class T>
+SPC_DEVICE void spc_read(uint *to, const T *from) {
+  if (WORDS == 1) to[0] = *(const uint *)from;
+  if (WORDS == 2) {
+    uint2 found = *(const uint2 *)from;
+    to[0] = found.x, to[1] = found.y;
+  }
+  if (WORDS == 4) {
+    uint4 found = *(const uint4 *)from;
+    to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+  }
+}
+
+// 2, 4 or 8 bytes at once.
+template <int BYTES>
+SPC_DEVICE void spc_read_bytes(uint *to, const uchar *from) {
+  if (BYTES == 2) to[0] = *(const ushort *)from;
+  if (BYTES == 4) to[0] = *(const uint *)from;
+  if (BYTES == 8) {
+    uint2 found = *(const uint2 *)from;
+    to[0] = found.x, to[1] = found.y;
+  }
+}
+
+// The fp16 scale at bit `shift` of a word, twice.
+SPC_DEVICE uint spc_scale_f16(uint word, int shift) { return __byte_perm(word, 0, shift ? 0x3232 : 0x1010); }
+SPC_DEVICE uint spc_scale_bf16(uint word, int shift) {
+  half scale;
+  scale.bits = (ushort)(word >> shift);
+  return spc_pair_bf16(scale, scale);
+}
+
+// Minus the byte at bit `shift` of a word, twice.
+SPC_DEVICE uint spc_minus_f16(uint word, int shift) {
+  float value = -(float)((word >> shift) & 255u);
+  return spc_pair_f16(value, value);
+}
+SPC_DEVICE uint spc_minus_bf16(uint word, int shift) {
+  float value = -(float)((word >> shift) & 255u);
+  return spc_pair_bf16(value, value);
+}
+
+// A field of each half of a word, as the mantissa of a float ("magic" is its exponent).
+SPC_DEVICE uint spc_field(uint word, int shift, uint mask, uint magic) { return ((word >> shift) & mask) | magic; }
+
+// Where the entry of a table lies: `bits` bits from bit `at` of two words on, times 2^shift, plus `copy` below 2^shift.
+SPC_DEVICE uint spc_index(uint low, uint high, int at, int bits, int shift, uint copy) {
+  uint moved = at >= shift ? __funnelshift_r(low, high, at - shift) : low << (shift - at);
+  return (moved & (((1u << bits) - 1u) << shift)) | copy;
+}
+
+// An entry of a table in shared memory, `offset` bytes from its start.
+template <int WORDS>
+SPC_DEVICE void spc_entry(uint *to, const float *table, uint offset) {
+  const char *from = (const char *)table + offset;
+  if (WORDS == 1) to[0] = *(const uint *)from;
+  if (WORDS == 2) {
+    uint2 found = *(const uint2 *)from;
+    to[0] = found.x, to[1] = found.y;
+  }
+  if (WORDS == 4) {
+    uint4 found = *(const uint4 *)from;
+    to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+  }
+}
+
+// A table of entries of WORDS words, each COPIES times in a row, written to shared memory by all threads of a block. Neighbouring
+// threads begin at different columns, so that they write to different banks.
+template <int WORDS, int COPIES>
+SPC_DEVICE void spc_fill_table(float *to, const uint *from, int entries, int thread, int threads) {
+  const int row = WORDS * COPIES;
+  for (int entry = thread; entry < entries; entry += threads) {
+    uint *line = (uint *)to + entry * row;
+    uint found[WORDS];
+    for (int i = 0; i < WORDS; i++) found[i] = from[entry * WORDS + i];
+    if (row % 4 == 0) {
+      for (int i = 0; i < row / 4; i++) {
+        int column = (i + thread) % (row / 4) * 4;
+        *(uint4 *)(line + column) = make_uint4(found[0], found[1 % WORDS], found[2 % WORDS], found[3 % WORDS]);
+      }
+    } else {
+      for (int i = 0; i < row; i++) line[i] = found[i % WORDS];
+    }
+  }
+}
+
+// ---------------------------------------------------------------- the other operand: 16 inputs of a row as 8 pairs
+
+// `left` inputs are there, zeros follow; VECTOR: inputs that may be read at once (8: addresses and `left` are multiples of that).
+template <int VECTOR, class T>
+SPC_DEVICE void spc_inputs_f16(uint *to, const T *from, int left) {
+  for (int i = 0; i < 8; i++) {
+    float low = 2 * i < left ? (float)from[2 * i] : 0.0f, high = 2 * i + 1 < left ? (float)from[2 * i + 1] : 0.0f;
+    to[i] = spc_pair_f16(low, high);
+  }
+}
+template <int VECTOR, class T>
+SPC_DEVICE void spc_inputs_bf16(uint *to, const T *from, int left) {
+  for (int i = 0; i < 8; i++) {
+    float low = 2 * i < left ? (float)from[2 * i] : 0.0f, high = 2 * i + 1 < left ? (float)from[2 * i + 1] : 0.0f;
+    to[i] = spc_pair_bf16(low, high);
+  }
+}
+// The same of inputs that are stored as they are multiplied.
+template <int VECTOR>
+SPC_DEVICE void spc_words16(uint *to, const ushort *from, int left) {
+  for (int i = 0; i < 2; i++) {
+    uint4 found = make_uint4(0, 0, 0, 0);
+    if (VECTOR == 8) {
+      if (8 * i < left) found = *(const uint4 *)(from + 8 * i);
+      to[4 * i] = found.x, to[4 * i + 1] = found.y, to[4 * i + 2] = found.z, to[4 * i + 3] = found.w;
+    } else {
+      for (int j = 8 * i; j < 8 * i + 8; j += 2) {
+        uint low = j < left ? from[j] : 0, high = j + 1 < left ? from[j + 1] : 0;
+        to[j / 2] = low | high << 16;
+      }
+    }
+  }
+}
+template <int VECTOR>
+SPC_DEVICE void spc_inputs_f16(uint *to, const half *from, int left) { spc_words16<VECTOR>(to, (const ushort *)from, left); }
+template <int VECTOR>
+SPC_DEVICE void spc_inputs_bf16(uint *to, const nv_bfloat16 *from, int left) {
+  spc_words16<VECTOR>(to, (const ushort *)from, left);
+}
+
+// ---------------------------------------------------------------- inputs in shared memory (codegen/cuda/kernels/gemm.py)
+
+// 16 bytes from global to shared memory while the thread goes on; only the first `bytes` of them are read, zeros follow.
+SPC_DEVICE void spc_copy_async(void *to, const void *from, int bytes) {
+  uint place = (uint)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes));
+}
+// Everything this thread began to copy since the last commit is one group.
+SPC_DEVICE void spc_copy_commit() { asm volatile("cp.async.commit_group;"); }
+// Wait until all but the last PENDING groups of this thread have arrived.
+template <int PENDING>
+SPC_DEVICE void spc_copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING)); }
+
+// 8 inputs of a row to shared memory: converted, or (VECTOR 8, as they are multiplied) copied without waiting.
+template <int VECTOR, class T>
+SPC_DEVICE void spc_stage_f16(float *to, const T *from, int left) {
+  uint pairs[4];
+  for (int i = 0; i < 4; i++) {
+    float low = 2 * i < left ? (float)from[2 * i] : 0.0f, high = 2 * i + 1 < left ? (float)from[2 * i + 1] : 0.0f;
+    pairs[i] = spc_pair_f16(low, high);
+  }
+  *(uint4 *)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+template <int VECTOR, class T>
+SPC_DEVICE void spc_stage_bf16(float *to, const T *from, int left) {
+  uint pairs[4];
+  for (int i = 0; i < 4; i++) {
+    float low = 2 * i < left ? (float)from[2 * i] : 0.0f, high = 2 * i + 1 < left ? (float)from[2 * i + 1] : 0.0f;
+    pairs[i] = spc_pair_bf16(low, high);
+  }
+  *(uint4 *)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+template <int VECTOR>
+SPC_DEVICE void spc_stage_words(float *to, const ushort *from, int left) {
+  if (VECTOR == 8) {
+    spc_copy_async(to, from, left > 0 ? 16 : 0);
+    return;
+  }
+  uint pairs[4];
+  for (int i = 0; i < 4; i++) {
+    uint low = 2 * i < left ? from[2 * i] : 0, high = 2 * i + 1 < left ? from[2 * i + 1] : 0;
+    pairs[i] = low | high << 16;
+  }
+  *(uint4 *)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+template <int VECTOR>
+SPC_DEVICE void spc_stage_f16(float *to, const half *from, int left) {
+  spc_stage_words<VECTOR>(to, (const ushort *)from, left);
+}
+template <int VECTOR>
+SPC_DEVICE void spc_stage_bf16(float *to, const nv_bfloat16 *from, int left) {
+  spc_stage_words<VECTOR>(to, (const ushort *)from, left);
+}
+
+// ---------------------------------------------------------------- tensor cores
+
+// sums[16 x 8] += a[16 x 16] * b[16 x 8]. Lane 4 g + q: a0 (row g, columns 2 q, 2 q + 1), a1 (row g + 8), a2 and a3 the same 8 columns
+// further; b0 (rows 2 q, 2 q + 1 of column g), b1 8 rows further; sums (row g, columns 2 q, 2 q + 1), (row g + 8, the same).
+SPC_DEVICE void spc_mma_f16(float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+SPC_DEVICE void spc_mma_bf16(float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}

@@ -7,6 +7,7 @@ go through generic.py.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -124,4 +125,6 @@ def device_text(function: Any, target: Target) -> str:
     body = text[start:]
     first, _, rest = body.partition("\n")
     assert first.endswith(";"), "TVM declares the kernel before it defines it"
+    # Without a least number of blocks the compiler would rather spill registers than keep one block on a multiprocessor.
+    rest = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", rest, count=1)
     return '#include "device.cuh"\n\n' + rest.strip() + "\n"

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.cuda.kernels.product import lower_conv, lower_product
+from sparsec.codegen.cuda.products import PRODUCTS
 from sparsec.codegen.kernels import table as processor
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
 from sparsec.codegen.kernels.conv import lower_conv as lower_panels_conv
@@ -33,7 +34,7 @@ _PROCESSOR_ONLY = frozenset([
     lower_sparse_int8, lower_sparse_matmul, lower_sparse_rows, lower_token_strips, lower_vector_gemv,
 ])  # fmt: skip
 
-_PRODUCTS: tuple[Rule, ...] = (lower_product,)
+_PRODUCTS: tuple[Rule, ...] = (*PRODUCTS, lower_product)
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("sparsec", "Conv"): (as_matmul(_PRODUCTS), lower_conv),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cuda.driver import FakeGpu, fake_driver
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Fresh random numbers for every test; the seed is printed, so that a failure shows it."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture

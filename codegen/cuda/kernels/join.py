@@ -1,6 +1,7 @@
 """The sum of partial products: C[M, N] = act(sum over s of parts[s, M, N] + bias + residual), always in the order of s.
 
-Products whose outputs alone would leave multiprocessors idle are split along K; the parts are joined here.
+Products whose outputs alone would leave multiprocessors idle are split along K; the parts are joined here. With p["bits"] they are handed
+over as whole numbers, so that they stay float32 between the kernels.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ _THREADS = 256
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """in: parts float32 [S, M, N], bias? [N], residual? [M, N]; out: c [M, N]. p: m, n, parts, epilogue."""
+    """in: parts [S, M, N], bias? [N], residual? [M, N]; out: c [M, N]. p: m, n, parts, epilogue."""
     size = p["m"] * p["n"]
-    args = [Arg("parts", "float32", p["parts"] * size, "in"), *epilogue.arguments(p, p["n"], size)]
+    args = [
+        Arg("parts", "uint32" if p.get("bits") else "float32", p["parts"] * size, "in"),
+        *epilogue.arguments(p, p["n"], size),
+    ]
     return Signature((*args, Arg("c", "float32", size, "out")), units=1, cost=size * p["parts"])
 
 
@@ -34,7 +38,12 @@ def build(p: Mapping[str, Any], k: Any) -> None:
     index = k.let(k.block[0] * _THREADS + k.thread[0])
     with T.If(index < size), T.Then():
         total = k.local(1)
-        k.store(total, 0, k.load(k.arg("parts"), index))
+
+        def part_of(part: Any) -> Any:
+            value = k.load(k.arg("parts"), part * size + index)
+            return k.device("float32", "__uint_as_float", value) if p.get("bits") else value
+
+        k.store(total, 0, part_of(0))
         with T.serial(1, p["parts"]) as part:
-            k.store(total, 0, k.load(total, 0) + k.load(k.arg("parts"), part * size + index))
-        k.store(k.arg("c"), index, epilogue.finish(k, p, k.load(total, 0), T.truncmod(index, p["n"]), index))
+            k.store(total, 0, total[0] + part_of(part))
+        k.store(k.arg("c"), index, epilogue.finish(k, p, total[0], T.truncmod(index, p["n"]), index))

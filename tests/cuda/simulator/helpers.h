@@ -2,3 +2,72 @@
 #pragma once
 
 #include "intrinsics.h"
+
+inline uint spc_fma2_f16(uint a, uint b, uint c)
+{
+    uint result = 0;
+    for (int i = 0; i < 32; i += 16) {
+        half x, y, z;
+        x.bits = ushort(a >> i), y.bits = ushort(b >> i), z.bits = ushort(c >> i);
+        result |= uint(half(float(double(x) * double(y) + double(z))).bits) << i;
+    }
+    return result;
+}
+inline uint spc_fma2_bf16(uint a, uint b, uint c)
+{
+    uint result = 0;
+    for (int i = 0; i < 32; i += 16) {
+        nv_bfloat16 x, y, z;
+        x.bits = ushort(a >> i), y.bits = ushort(b >> i), z.bits = ushort(c >> i);
+        result |= uint(nv_bfloat16(float(double(x) * double(y) + double(z))).bits) << i;
+    }
+    return result;
+}
+
+inline void spc_stream4(uint *to, const uint *from)
+{
+    uint4 found = *(const uint4 *)from;
+    to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+}
+inline void spc_stream2(uint *to, const uint *from)
+{
+    uint2 found = *(const uint2 *)from;
+    to[0] = found.x, to[1] = found.y;
+}
+inline void spc_stream1(uint *to, const uint *from) { to[0] = from[0]; }
+
+struct sim_operands {
+    uint a[4], b[2];
+};
+// Lane 4 g + q holds of a rows g and g + 8, columns 2 q, 2 q + 1 and 8 further; of b the same rows of column g; of the sums
+// columns 2 q, 2 q + 1 of both rows.
+template <class Half> void sim_mma(const char *what, int line, float *sums, const sim_operands &mine)
+{
+    const sim_operands *all = sim::gather(what, line, 0xffffffffu, mine);
+    int g = int(sim::self->lane) / 4, q = int(sim::self->lane) % 4;
+    for (int out = 0; out < 4; out++) {
+        int row = g + out / 2 * 8, column = 2 * q + out % 2;
+        float total = sums[out];
+        for (int k = 0; k < 16; k++) {
+            Half a, b;
+            a.bits = ushort(all[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2] >> 16 * (k % 2));
+            b.bits = ushort(all[column * 4 + k % 8 / 2].b[k / 8] >> 16 * (k % 2));
+            total += float(a) * float(b);
+        }
+        sums[out] = total;
+    }
+}
+inline void sim_mma_f16(int line, float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1)
+{
+    sim_mma<half>("spc_mma_f16", line, sums, {{a0, a1, a2, a3}, {b0, b1}});
+}
+inline void sim_mma_bf16(int line, float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1)
+{
+    sim_mma<nv_bfloat16>("spc_mma_bf16", line, sums, {{a0, a1, a2, a3}, {b0, b1}});
+}
+#define spc_mma_f16(...) sim_mma_f16(__LINE__, __VA_ARGS__)
+#define spc_mma_bf16(...) sim_mma_bf16(__LINE__, __VA_ARGS__)
+
+inline void spc_copy_async(void *to, const void *from, int bytes) { sim::copy_async(to, from, 16, unsigned(bytes)); }
+inline void spc_copy_commit() { sim::copy_commit(); }
+template <int PENDING> void spc_copy_wait() { sim::copy_wait(PENDING); }

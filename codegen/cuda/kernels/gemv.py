@@ -1,0 +1,183 @@
+"""Products of a few rows with a compressed weight: C[M, N] = act(A[M, K] . W[N, K]^T + bias + residual), M up to 16.
+
+The time is that of reading the weight, so every word of it is read once, 16 bytes a lane, ahead of its use, and decoded on the way
+to the tensor cores: W is the first operand of mma.m16n8k16, the rows of A are the columns of the second. One multiplication
+serves 8 weights of a lane and up to 8 rows of A, sums are float32. A block computes a panel of 16 or 32 outputs; its warps take the inputs
+in turns, and their sums are added in order at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsec.codegen.cuda import epilogue, fragments
+from sparsec.codegen.cuda.decode import SUFFIX, Decoder
+from sparsec.codegen.cuda.launch import Launch
+from sparsec.codegen.program import Arg, Signature
+from sparsec.target import Target
+
+MOST_ROWS = 16
+_WORDS_AHEAD = 16  # words of codes a lane holds for later
+
+
+def chunk_steps(w: Mapping[str, Any]) -> int:
+    """Steps of 64 inputs that a warp takes at once; all in one group of scales."""
+    steps = fragments.steps(w)
+    most = w["group"] // fragments.INPUTS if after_sum(w) else 4
+    for chunk in (4, 2):
+        if steps % chunk == 0 and most % chunk == 0 and chunk * fragments.lane_words(w) <= _WORDS_AHEAD:
+            return chunk
+    return 1
+
+
+def after_sum(w: Mapping[str, Any]) -> bool:
+    """Whether group scales multiply sums of whole steps rather than weights."""
+    return bool(w["scales"] == "group" and w["group"] % fragments.INPUTS == 0)
+
+
+def warps(w: Mapping[str, Any]) -> int:
+    """Warps of a block, among which the inputs are split."""
+    chunks = fragments.steps(w) // chunk_steps(w)
+    return next(n for n in (16, 8, 4, 2, 1) if n <= max(1, chunks))
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: a [M, K], weight (fragments.py), bias? [N], residual? [M, N]; out: c [M, N]."""
+    m, n, k = p["m"], p["weight"]["n"], p["weight"]["k"]
+    args = [Arg("a", "float32", m * k, "in"), *fragments.arguments(p["weight"])]
+    args += [*epilogue.arguments(p, n, m * n), Arg("c", "float32", m * n, "out")]
+    return Signature(tuple(args), units=1, cost=2 * m * n * k)
+
+
+def launch(p: Mapping[str, Any], target: Target) -> Launch:
+    """A block a panel. Shared memory: the table, or afterwards the sums of all warps."""
+    w = p["weight"]
+    table = fragments.table_words(w) * fragments.copies(w)
+    return Launch((fragments.panels(w), 1, 1), (32 * warps(w), 1, 1), 4 * max(table, warps(w) * _sums(p) * 32))
+
+
+def _columns(p: Mapping[str, Any]) -> int:
+    """Tiles of 8 rows of A."""
+    return int(-(-p["m"] // 8))
+
+
+def _sums(p: Mapping[str, Any]) -> int:
+    """Sums of a lane."""
+    return int(p["weight"]["tiles"] * _columns(p) * 4)
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """One panel of outputs."""
+    _Gemv(p, k).write()
+
+
+class _Gemv:
+    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
+        self.p, self.k, self.T, self.w = p, k, k.T, p["weight"]
+        self.tiles, self.columns, self.warps = self.w["tiles"], _columns(p), warps(self.w)
+        self.chunk = chunk_steps(self.w)
+        self.thread = k.thread[0]
+        self.lane, self.warp = k.let(self.thread & 31), k.let(self.thread >> 5)
+        self.panel = k.block[0]
+        self.decoder = Decoder(k, self.w, self.panel, self.lane, scaled=not after_sum(self.w))
+        self.suffix = SUFFIX[k.target.storage]
+
+    def write(self) -> None:
+        k, T = self.k, self.T
+        # of each step its codes, then its scales
+        self.words = self.decoder.codes + self.decoder.scales
+        words = self.chunk * self.words
+        chunks = fragments.steps(self.w) // self.chunk
+        shared = k.dynamic(self.k.launch.shared_bytes // 4, "float32")
+        now, ahead = k.local(words, "uint32"), k.local(words, "uint32")
+        sums = k.local(_sums(self.p))
+        for i in range(_sums(self.p)):
+            k.store(sums, i, k.f32(0.0))
+        with T.If(self.warp < chunks), T.Then():
+            self._load(now, self.warp)
+        self.decoder.fill_table(shared, 0, self.thread, k.launch.threads)
+        k.sync()
+        with T.serial(0, -(-chunks // self.warps)) as turn:
+            chunk = k.let(turn * self.warps + self.warp)
+            with T.If(chunk + self.warps < chunks), T.Then():
+                self._load(ahead, chunk + self.warps)
+            with T.If(chunk < chunks), T.Then():
+                self._multiply(now, chunk, sums)
+            for i in range(words):
+                k.store(now, i, ahead[i])
+        k.sync()
+        self._finish(shared, sums)
+
+    def _load(self, words: Any, chunk: Any) -> None:
+        for s in range(self.chunk):
+            self.decoder.load(words, s * self.words, chunk * self.chunk + s)
+            self.decoder.load_scales(words, s * self.words + self.decoder.codes, chunk * self.chunk + s)
+
+    def _multiply(self, words: Any, chunk: Any, sums: Any) -> None:
+        """sums += the products of one chunk of inputs."""
+        k, p = self.k, self.p
+        inputs = k.local(self.chunk * self.columns * 8, "uint32")
+        for s in range(self.chunk):
+            first = k.let((chunk * self.chunk + s) * fragments.INPUTS + self.decoder.q * fragments.LANE_INPUTS)
+            for c in range(self.columns):
+                row = self.decoder.g + 8 * c
+                left = self.T.Select(row < p["m"], self.w["k"] - first, self.T.int32(0))
+                k.do(
+                    f"spc_inputs_{self.suffix}<{p['vector']}>", k.at(inputs, (s * self.columns + c) * 8),
+                    k.at(k.arg("a"), row * self.w["k"] + first), left,
+                )  # fmt: skip
+        part, scales = sums, k.local(2 * self.tiles)
+        if after_sum(self.w):
+            for i in range(2 * self.tiles):
+                k.store(scales, i, self.decoder.scale(chunk * self.chunk, i // 2, i % 2))
+            part = k.local(_sums(p))
+            for i in range(_sums(p)):
+                k.store(part, i, k.f32(0.0))
+        values = k.local(16, "uint32")
+        for s in range(self.chunk):
+            for tile in range(self.tiles):
+                at = s * self.words
+                self.decoder.values(words, at, words, at + self.decoder.codes, tile, values)
+                for i in range(4):
+                    for c in range(self.columns):
+                        second = (s * self.columns + c) * 8 + 2 * i
+                        k.do(
+                            f"spc_mma_{self.suffix}", k.at(part, (tile * self.columns + c) * 4),
+                            values[2 * i], values[8 + 2 * i], values[2 * i + 1], values[8 + 2 * i + 1],
+                            inputs[second], inputs[second + 1],
+                        )  # fmt: skip
+        if not after_sum(self.w):
+            return
+        for tile in range(self.tiles):
+            for half in range(2):
+                for c in range(self.columns):
+                    for i in (0, 1):
+                        at = (tile * self.columns + c) * 4 + 2 * half + i
+                        k.store(sums, at, sums[at] + part[at] * scales[2 * tile + half])
+
+    def _finish(self, shared: Any, sums: Any) -> None:
+        """The sums of all warps, added in order, become outputs."""
+        k, T, p, count = self.k, self.T, self.p, _sums(self.p)
+        rows, n = 16 * self.tiles, self.w["n"]
+        for i in range(count):
+            k.store(shared, (self.warp * count + i) * 32 + self.lane, sums[i])
+        k.sync()
+        with T.serial(0, -(-rows * p["m"] // k.launch.threads)) as turn:
+            index = k.let(turn * k.launch.threads + self.thread)
+            local = k.let(T.truncmod(index, rows))
+            token = k.let(T.truncdiv(index, rows))
+            row = k.let(self.panel * rows + local)
+            with T.If(T.And(token < p["m"], row < n)), T.Then():
+                place = ((local >> 4) * self.columns + (token >> 3)) * 4 + ((local >> 3) & 1) * 2 + (token & 1)
+                at = k.let(place * 32 + (local & 7) * 4 + ((token >> 1) & 3))
+                total = k.local(1)
+                k.store(total, 0, k.load(shared, at))
+                with T.serial(1, self.warps) as warp:
+                    k.store(total, 0, total[0] + k.load(shared, warp * (count * 32) + at))
+                value = total[0]
+                if self.w["scales"] == "tensor":
+                    value = value * k.load(k.arg("scales"), 0)
+                elif self.w["scales"] == "channel":
+                    value = value * k.load(k.arg("scales"), fragments.place_of_row(self.w, row))
+                k.store(k.arg("c"), token * n + row, epilogue.finish(k, p, value, row, token * n + row))

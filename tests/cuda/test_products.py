@@ -1,0 +1,58 @@
+"""Linear layers compiled for a GPU, from a model on: which kernel computes them, what the report says, results on a simulated GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import sparsec
+from tests.cuda.compiler import needs_compiler
+from tests.cuda.driver import FakeGpu
+from tests.kernels.programs import one_node_model
+
+pytestmark = needs_compiler
+
+
+def linear(m: int, k: int, n: int, rng: np.random.Generator) -> tuple[ir.Model, np.ndarray]:
+    x, w = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    return one_node_model("MatMul", {"x": x, "w": w / np.float32(np.sqrt(k))}, ["w"]), x
+
+
+def check(
+    scheme: str | None, m: int, gpu: FakeGpu, rng: np.random.Generator, k: int = 128, n: int = 72
+) -> sparsec.CompiledModel:
+    model, x = linear(m, k, n, rng)
+    wanted = sparsec.compile(model, recipe=scheme, verify=False).run({"x": x})["y"]
+    compiled = sparsec.compile(model, target="cuda", recipe=scheme, verify=False)
+    gpu.add(compiled._compiled)
+    got = compiled.run({"x": x})["y"]
+    np.testing.assert_allclose(got, wanted, atol=2.0**-7)
+    compiled._session.close()
+    return compiled
+
+
+def families(compiled: sparsec.CompiledModel) -> list[str]:
+    return [step.spec.family for step in compiled.program.steps]
+
+
+@pytest.mark.parametrize("scheme", [None, "int4-g32", "cb4", "vq2d4"])
+def test_few_rows(scheme: str | None, gpu: FakeGpu, rng: np.random.Generator) -> None:
+    assert families(check(scheme, 3, gpu, rng)) == ["cuda.gemv"]
+
+
+@pytest.mark.parametrize("scheme", [None, "cb4-g64"])
+def test_many_rows(scheme: str | None, gpu: FakeGpu, rng: np.random.Generator) -> None:
+    assert families(check(scheme, 20, gpu, rng)) == ["cuda.gemm"]
+
+
+def test_split_inputs(gpu: FakeGpu, rng: np.random.Generator) -> None:
+    assert families(check("int4-g64", 17, gpu, rng, k=1024)) == ["cuda.gemm", "cuda.join"]
+
+
+def test_a_scheme_without_kernel_is_decoded_and_the_report_says_why(gpu: FakeGpu, rng: np.random.Generator) -> None:
+    compiled = check("int4-g8", 2, gpu, rng)
+    assert families(compiled) == ["cuda.gemv"]
+    (layer,) = compiled.report.layers
+    assert "int4-g8 decoded at compile time, no GPU kernel takes int4-g8: groups of 8 values" in layer.record.reason
+    assert (layer.record.scheme, layer.record.nbytes) == ("fp16", 2 * 128 * 72)
