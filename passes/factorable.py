@@ -1,4 +1,4 @@
-"""Which weights a rule's `low_rank` and `factor` reach; the others are coded without, and the report says why."""
+"""Which weights a rule's `low_rank`, `factor` and `outliers` reach; the others are coded without, and the report says why."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ __all__ = ["without_what_does_not_fit"]
 
 
 def without_what_does_not_fit(weight: Weight, rule: Rule) -> tuple[Rule, str]:
-    """(the rule less `low_rank` or `factor` where the weight has no such form, the reason or '')."""
-    for key in ("low_rank", "factor"):
+    """(the rule less `low_rank`, `factor` or `outliers` where the weight has no such form, the reason or '')."""
+    for key in ("low_rank", "factor", "outliers"):
         if getattr(rule, key) is not None and (why := _refusal(weight, rule, key)):
-            name = "low-rank branch" if key == "low_rank" else getattr(rule, key).algorithm
-            rule = rule.model_copy(update={"low_rank": None, "factor": None})
+            name = {"low_rank": "low-rank branch", "outliers": "branch for outliers"}.get(key) or getattr(
+                rule, key
+            ).algorithm
+            rule = rule.model_copy(update={"low_rank": None, "factor": None, "outliers": None})
             return rule, f"no {name}: {why}"
     return rule, ""
 
@@ -26,6 +28,8 @@ def _refusal(weight: Weight, rule: Rule, key: str) -> str:
         return "rows of a lookup table are no products"
     if any(use.node.op_type == "Conv" and use.node.attributes.get_int("group", 1) > 1 for use in weight.uses):
         return "the groups of a convolution read inputs of their own"
+    if key == "outliers":
+        return "" if weight.cols > 1 else "it has one input only"
     if key == "factor" and (why := _blocks_refused(weight, rule.factor)):
         return why
     given = getattr(rule, key).rank

@@ -47,7 +47,7 @@ def encode_weights(
             return given.encoded, record
         if progress is not None:
             progress(choice.weight.name)
-        if choice.rule.low_rank is not None or choice.rule.factor is not None:
+        if choice.rule.several_products:
             form = cached_form(choice, digest, mask, lambda: _factored(choice, mask))
             return form, _record(choice, form, form.zeros(), _figures(choice.weight.matrix(), form.decoded())[1])
         encoded, zeros, nmse = cached_encoding(choice, digest, mask, lambda: _encode(choice, mask))

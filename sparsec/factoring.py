@@ -1,4 +1,4 @@
-"""The parts of a recipe that make several products of one: a low-rank branch beside a weight, or a product of factors in its place."""
+"""The parts of a recipe that make several products of one: a branch beside a weight, low-rank or of few inputs, or factors in its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from sparsec.errors import SchemeError
 from sparsec.formats import Scheme
 
-__all__ = ["Factor", "LowRank", "conflict", "resolved_rank"]
+__all__ = ["Factor", "LowRank", "Outliers", "conflict", "resolved_rank"]
 
 _LOW_RANK = ("low_rank", "svd", "asvd", "svd_llm")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
@@ -42,6 +42,38 @@ class LowRank(BaseModel):
     @classmethod
     def _scheme(cls, value: str) -> str:
         return _dense(value)
+
+
+class Outliers(BaseModel):
+    """A branch S beside the coded weight Q that holds the weights of few inputs, so that W is Q + S: those inputs on which coding would
+    lose most, in a scheme of their own (`sparse`), while Q is fitted to the others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    share: str = "2%"
+    """Of the inputs, at least one."""
+    codec: str = "int8"
+    """Of S, with its scales: `int8`, `fp16`, `int4-g32`."""
+
+    @field_validator("share")
+    @classmethod
+    def _share(cls, value: str) -> str:
+        if not (match := _PERCENT.fullmatch(value)) or not 0 < float(match[1]) <= 50:
+            raise ValueError(f"a share of the inputs is a text such as '2%', of at most 50 %; found {value!r}")
+        return value
+
+    @field_validator("codec")
+    @classmethod
+    def _codec(cls, value: str) -> str:
+        return _dense(value)
+
+    def count(self, inputs: int) -> int:
+        """How many of so many inputs are outliers."""
+        return max(1, round(float(self.share.removesuffix("%")) / 100 * inputs))
+
+    @property
+    def sparse(self) -> str:
+        """The scheme of S: runs of 16 outputs share a position, so that positions cost next to nothing."""
+        return f"s16x1@{100 - float(self.share.removesuffix('%')):g}-{self.codec}"
 
 
 class Factor(BaseModel):
@@ -107,9 +139,11 @@ def resolved_rank(rank: int | str, rows: int, cols: int) -> int:
     return max(1, round(float(rank.removesuffix("%")) / 100 * min(rows, cols)))
 
 
-def conflict(scheme: str, low_rank: LowRank | None, factor: Factor | None) -> str:
+def conflict(scheme: str, low_rank: LowRank | None, factor: Factor | None, outliers: Outliers | None) -> str:
     """Why a rule cannot have these together, or ''."""
     dense = Scheme.parse(scheme).is_dense
+    if outliers is not None and (low_rank is not None or factor is not None):
+        return f"outliers and {'factor' if low_rank is None else 'low_rank'} each put a product beside the weight; leave one out"
     if low_rank is not None and low_rank.algorithm == "oats" and dense:
         return f"low_rank: oats shares the work between zeros and branch; scheme '{scheme}' has no zeros: take one such as s50, or eora"
     if low_rank is not None and factor is not None and factor.is_low_rank:

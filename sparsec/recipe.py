@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparsec.errors import RecipeError, SchemeError
-from sparsec.factoring import Factor, LowRank, conflict
+from sparsec.factoring import Factor, LowRank, Outliers, conflict
 from sparsec.formats import NM, Scheme
 from sparsec.formats.meaning import TableValue, VectorValue
 from sparsec.recovery import Augment, Recover
@@ -108,6 +108,7 @@ class Rule(_Strict):
     quantize: Quantize = Quantize()
     low_rank: LowRank | None = None
     factor: Factor | None = None
+    outliers: Outliers | None = None
     activations: Literal["auto", "fp32", "int8", "int8-static"] = "auto"
     """Inputs of products: float32, or rounded to int8, while running (`int8`, matrix products only) or by a range that calibration
     chooses (`int8-static`, convolutions too); `auto` rounds while running, within `activation_error`."""
@@ -115,6 +116,11 @@ class Rule(_Strict):
     """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
     optional: bool = False
     """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
+
+    @property
+    def several_products(self) -> bool:
+        """Whether the weight becomes more than one product."""
+        return any(part is not None for part in (self.low_rank, self.factor, self.outliers))
 
     @field_validator("scheme")
     @classmethod
@@ -160,7 +166,7 @@ class Rule(_Strict):
             raise ValueError(
                 f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"
             )
-        if why := conflict(self.scheme, self.low_rank, self.factor):
+        if why := conflict(self.scheme, self.low_rank, self.factor, self.outliers):
             raise ValueError(why)
         return self
 
@@ -320,8 +326,7 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     parent = next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
     models: dict[str, type[BaseModel]] = {
         "rules": Rule, "sparsify": Sparsify, "quantize": Quantize, "low_rank": LowRank, "factor": Factor,
-        "structure": Structure,
-        "calibrate": Calibrate, "recover": Recover, "augment": Augment,
+        "outliers": Outliers, "structure": Structure, "calibrate": Calibrate, "recover": Recover, "augment": Augment,
     }  # fmt: skip
     return list(models.get(parent, Recipe).model_fields)
 

@@ -195,7 +195,9 @@ def test_no_cache_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert (folder / "weights").is_dir()
 
 
-@pytest.mark.parametrize("rule", ["low_rank: {rank: 3}", "factor: {algorithm: monarch, blocks: 2}"])
+@pytest.mark.parametrize(
+    "rule", ["low_rank: {rank: 3}", "factor: {algorithm: monarch, blocks: 2}", "outliers: {share: 9%}"]
+)
 def test_factored_weights_are_found_again_and_damaged_ones_made_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:

@@ -34,7 +34,11 @@ class Group:
 def why_not(choice: Choice) -> str:
     """Why the weight is not calibrated, or ''."""
     rule, uses = choice.rule, choice.weight.uses
-    weighed = (rule.low_rank and rule.low_rank.algorithm != "lorc") or (rule.factor and rule.factor.algorithm != "svd")
+    weighed = (
+        (rule.low_rank is not None and rule.low_rank.algorithm != "lorc")
+        or (rule.factor is not None and rule.factor.algorithm != "svd")
+        or rule.outliers is not None
+    )
     if (
         not weighed
         and rule.quantize.algorithm == "nearest"

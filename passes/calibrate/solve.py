@@ -82,7 +82,7 @@ def solve(layer: Layer) -> Solved:
     if len(statistics) > 1:
         return _solved(layer, _by_groups(layer, scheme, target))
     second_moment = statistics[0].second_moment
-    if layer.rule.low_rank is not None or layer.rule.factor is not None:
+    if layer.rule.several_products:
         return _solved(layer, factored(target, second_moment, layer.structure, layer.rule, _coder(layer)))
     return _solved(layer, _one_product(target, second_moment, None, layer))
 

@@ -99,7 +99,7 @@ class Factored:
         if len(self.main) > 1 and stored >= size:
             return f"saves nothing: the factors hold {stored} values, the weight has {size}"
         if self.branch and (branch := sum(f.coded.nbytes for f in self.branch)) >= (main := self.nbytes - branch):
-            return f"the low-rank branch takes {branch} bytes, what it corrects {main}: more bits there may do better"
+            return f"the branch takes {branch} bytes, what it corrects {main}: more bits there may do better"
         return ""
 
     def zeros(self) -> float:

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsec.factoring import LowRank, resolved_rank
-from sparsec.formats import EncodedWeight, Scheme, Structure
+from sparsec.factoring import LowRank, Outliers, resolved_rank
+from sparsec.formats import EncodedWeight, Scheme, Structure, decode
 from sparsec.passes.factor.coding import Coder, coded_armor, coded_monarch, coded_pair
 from sparsec.passes.factor.fit import error
 from sparsec.passes.factor.form import Factor, Factored
+from sparsec.passes.factor.outliers import beside_outliers, outlier_inputs
 from sparsec.passes.factor.sparse_plus_low_rank import sparse_plus_low_rank
 from sparsec.passes.factor.svd import input_sizes, svd
 from sparsec.passes.factor.whitened import whitened
+from sparsec.passes.quantise import quantise
 from sparsec.recipe import Rule
 
 __all__ = ["factored"]
@@ -25,13 +27,15 @@ Matrix = NDArray[np.float64]
 def factored(
     weight: NDArray[np.floating[Any]], second_moment: Any, structure: Structure, rule: Rule, coder: Coder
 ) -> Factored:
-    """W [N, K] in the factored form of a rule that has `low_rank`, `factor` or both.
+    """W [N, K] in the factored form of a rule that has `low_rank`, `factor` or both, or `outliers`.
 
     second_moment: of the inputs [K, K]; None: all inputs count the same. structure: of the zeros, with this weight's share.
     Raises WeightError for a rank that W has not.
     """
     target = np.asarray(weight, np.float64)
     metric = None if second_moment is None else np.asarray(second_moment, np.float64)
+    if rule.outliers is not None:
+        return _with_outliers(target, metric, rule.outliers, rule, coder)
     if rule.low_rank is None:
         return Factored(*_main(target, metric, structure, rule, coder))
     return _with_branch(target, metric, structure, rule, coder)
@@ -89,6 +93,18 @@ def _with_branch(target: Matrix, metric: Matrix | None, structure: Structure, ru
         wanted = target - pair[1].matrix().astype(np.float64) @ pair[0].matrix()
     assert best is not None
     return best
+
+
+def _with_outliers(target: Matrix, metric: Matrix | None, outliers: Outliers, rule: Rule, coder: Coder) -> Factored:
+    """W = Q + S, S the inputs that cost most; what S stores makes up for Q's errors on the others as well as it can."""
+    chosen = outlier_inputs(target, metric, outliers.count(target.shape[1]))
+    rest, moment, mask = beside_outliers(target, metric, chosen)
+    whole = coder(rest.astype(np.float32), moment, None)
+    left = target - decode(whole)
+    scheme, inputs = Scheme.parse(outliers.sparse), np.eye(target.shape[1]) if metric is None else metric
+    stored = quantise(left, inputs, scheme, mask, damping=rule.quantize.damping)
+    words = f"{whole.scheme} + {len(chosen)} inputs {Scheme.parse(outliers.codec)}"
+    return Factored(words, (Factor("", whole),), (Factor("outliers", stored),))
 
 
 def _on_mask(coder: Coder, found: NDArray[np.bool_]) -> Coder:

@@ -24,6 +24,7 @@ RULES: dict[str, dict[str, Any]] = {
     "branch": BRANCH,
     "branch of floats": {"scheme": "cb2-g4", "low_rank": {"rank": "25%", "scheme": "fp16", "rounds": 2}},
     "sparse": {"scheme": "s2:4-int4", "low_rank": {"rank": 2, "algorithm": "oats"}},
+    "outliers": {"scheme": "vq2d4", "outliers": {"share": "12%"}},
     "low rank": {"scheme": "int8", "factor": {"algorithm": "low_rank", "rank": "40%"}},
     "monarch": {"scheme": "int8", "factor": {"algorithm": "monarch", "blocks": 3, "rank": 2}},
     "armor": {"scheme": "s2:4-int4", "factor": {"algorithm": "armor", "block": 3, "scheme": "fp16"}},
@@ -91,7 +92,7 @@ def total(parts: dict[str, Array]) -> Array:
         rank = len(right) // 9
         swapped = right.reshape(3, 3, rank, -1).transpose(1, 0, 2, 3).reshape(9 * rank, -1)
         result = block_diagonal(parts[".l"], 3) @ swapped
-    return np.asarray(result + (parts[".u"] @ parts[".v"] if ".u" in parts else 0))
+    return np.asarray(result + parts.get(".outliers", 0) + (parts[".u"] @ parts[".v"] if ".u" in parts else 0))
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -43,6 +43,7 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("s50", {}),
     ("vq2d4-c", {}),
     ("int3", {"low_rank": {"rank": 2, "scheme": "int8"}}),
+    ("vq2d4", {"outliers": {"share": "10%"}}),
     ("int8", {"factor": {"algorithm": "monarch", "blocks": 4, "rank": 2}}),
 ]
 
