@@ -21,11 +21,11 @@ from sparsec.errors import ToolchainError
 from sparsec.target import Target
 
 RUNTIME_SOURCES = ("spc_runtime.c", "spc_blob.c", "spc_pool.c", "spc_cpu.c", "spc_host.c", "spc_open.c")
-CUDA_SOURCES = ("spc_cuda.c", "spc_cuda_load.c", "spc_cuda_driver.c")
+CUDA_SOURCES = ("spc_cuda.c", "spc_cuda_graph.c", "spc_cuda_steps.c", "spc_cuda_load.c", "spc_cuda_driver.c")
 """Of the runtime, for models for a GPU only."""
 DEMO_SOURCES = ("spc_npy.c", "spc_demo.c")
 HEADERS = ("spc_runtime.h", "spc_internal.h", "spc_npy.h")
-CUDA_HEADERS = ("spc_cuda.h", "spc_cuda_load.h", "spc_cuda_driver.h")
+CUDA_HEADERS = ("spc_cuda.h", "spc_cuda_session.h", "spc_cuda_load.h", "spc_cuda_driver.h")
 
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")

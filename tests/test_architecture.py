@@ -132,7 +132,9 @@ def test_c_files_have_no_circle() -> None:
     assert set(uses) == {*RUNTIME_SOURCES, *CUDA_SOURCES, *DEMO_SOURCES}
     assert "spc_pool.c" in uses["spc_runtime.c"]
     assert "spc_runtime.c" in uses["spc_open.c"]
-    assert uses["spc_cuda.c"] == {"spc_cuda_load.c", "spc_cuda_driver.c", "spc_host.c"}
+    assert uses["spc_cuda.c"] == {
+        f"spc_{n}.c" for n in ("cuda_graph", "cuda_steps", "cuda_load", "cuda_driver", "host")
+    }
     assert not any(used in CUDA_SOURCES for user in RUNTIME_SOURCES for used in uses[user]), (
         "bundles for a CPU would grow"
     )
