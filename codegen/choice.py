@@ -27,7 +27,7 @@ from sparsec.formats.encoded import EncodedWeight, decode
 from sparsec.op_view import is_sparsec, view
 from sparsec.target import Target, host_target
 
-__all__ = ["Chooser", "Policy", "checked_keep"]
+__all__ = ["Chooser", "Policy", "checked_keep", "decoded_twin", "forget"]
 
 _MARGIN = 0.9
 """A prediction overrides the table's order only when it is this much better: the model errs by more than a few percent."""
@@ -114,14 +114,13 @@ class Chooser:
 
     def _variants(self, node: ir.Node) -> Iterator[tuple[ir.Node, bool]]:
         yield node, False
-        if self.policy.keep == "speed" and (twin := _decoded(node)) is not None:
+        if self.policy.keep == "speed" and (twin := decoded_twin(node)) is not None:
             if node in self.low.plan:
                 self.low.plan[twin] = self.low.plan[node]
             if (place := self.low.places.get(node.outputs[0])) is not None:
                 self.low.places[twin.outputs[0]] = place
             yield twin, True
-            for index in range(len(twin.inputs)):  # the graph's values forget a node that is not in it
-                twin.replace_input_with(index, None)
+            forget(twin)
 
     def _best(self, found: list[_Candidate]) -> _Candidate:
         if len(found) == 1:
@@ -141,10 +140,15 @@ class Chooser:
         return best
 
 
+def forget(node: ir.Node) -> None:
+    """Take a node that is not in the graph out of the uses of the graph's values."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+
+
 def lower_node(node: ir.Node, rules: Any, low: Lowering) -> list[str] | None:
     """Append the steps of the first rule that takes a node; None then, else why each does not."""
-    refusals: list[str] = []
-    low.refused = refusals
+    refusals = []
     rule: Callable[[ir.Node, Lowering], Refusal | None]
     for rule in rules:
         refusal = rule(node, low)
@@ -159,7 +163,7 @@ def _runs_here(target: Target) -> bool:
     return target.arch == host.arch and set(target.features) <= set(host.features)
 
 
-def _decoded(node: ir.Node) -> ir.Node | None:
+def decoded_twin(node: ir.Node) -> ir.Node | None:
     """The node on its decoded weight, scheme fp32, outside of the graph; None when the weight is plain already, or meant to be
     multiplied in bytes."""
     op = view(node)

@@ -133,8 +133,6 @@ class Lowering:
         self.deferred: set[ir.Node] = set()
         # Kernel families that take another one's place, with the same parameters (a GPU's for the processor's).
         self.families: Mapping[str, str] = {}
-        # Why the rules that were asked before did not take the node that is being lowered.
-        self.refused: Sequence[str] = ()
         # The layout a node computes in, where there was a choice (see layouts.py).
         self.plan: dict[ir.Node, Layout] = {}
         # What a family keeps for its later nodes, such as an operand in another order.

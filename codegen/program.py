@@ -186,7 +186,5 @@ class Program:
     status: Buffer | None = None
     """Of a program for a GPU whose kernels may fail: int32, one a step, an arena buffer with the whole run as its life. It is zero
     when a run begins; what is not zero after it is the error code of that step."""
-    decoded: dict[str, str] = field(default_factory=dict)
-    """Node name -> why its coded weight was decoded when it was lowered for a GPU."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """Node name -> which ways to compute it were compared, and how long each takes (choice.py)."""

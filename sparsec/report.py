@@ -228,12 +228,6 @@ def layer_rows(
         names = [family for node in nodes for family in families.get(node, [])]
         decisions = [program.decisions[node] for node in nodes if node in program.decisions]
         choice = " | ".join(map(str, decisions))
-        why = [program.decoded[node] for node in nodes if node in program.decoded]
-        if why and len(why) == len(nodes):
-            nbytes = 2 * sum(stored.values())
-            reason = f"{record.scheme} decoded to {program.target.storage}: {' | '.join(dict.fromkeys(why))}"
-            bits = 8.0 * nbytes / math.prod(record.shape)
-            record = replace(record, reason=reason, bits_per_weight=bits, nbytes=nbytes)
         if decisions and all(decision.decoded for decision in decisions):
             halves = decisions[0].stored != "float32"
             nbytes = (2 if halves else 4) * sum(stored.values())

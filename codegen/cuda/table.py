@@ -7,11 +7,14 @@ parameters. What is left runs unit by unit on threads (generic.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
-from sparsec.codegen.cuda.kernels.product import lower_conv, lower_product
+from sparsec.codegen.cuda.convolutions import CONVOLUTIONS
+from sparsec.codegen.cuda.kernels.depthwise import lower_depthwise
+from sparsec.codegen.cuda.kernels.product import lower_conv
 from sparsec.codegen.cuda.products import PRODUCTS
 from sparsec.codegen.kernels import table as processor
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
@@ -34,21 +37,22 @@ _PROCESSOR_ONLY = frozenset([
     lower_sparse_int8, lower_sparse_matmul, lower_sparse_rows, lower_token_strips, lower_vector_gemv,
 ])  # fmt: skip
 
-_PRODUCTS: tuple[Rule, ...] = (*PRODUCTS, lower_product)
-
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
-    ("sparsec", "Conv"): (as_matmul(_PRODUCTS), lower_conv),
-    ("sparsec", "MatMul"): _PRODUCTS,
+    ("sparsec", "Conv"): (as_matmul(PRODUCTS), lower_depthwise, *CONVOLUTIONS, lower_conv),
+    ("sparsec", "MatMul"): PRODUCTS,
 }
 
 # Processor family -> the GPU family that takes the same parameters.
 FAMILIES: dict[str, str] = {
-    **{family: f"cuda.{family}" for family in ("copy", "elementwise", "norm", "reduce", "softmax")},
+    **{
+        family: f"cuda.{family}"
+        for family in ("copy", "depthwise", "elementwise", "global_pool", "norm", "pool", "reduce", "softmax")
+    },
     "gemm": "cuda.product",
 }
 
 _CHANNELS_LAST = Choice({"cl": 0.0})
-_IMAGES = frozenset([("", "AveragePool"), ("", "Conv"), ("", "MaxPool"), ("sparsec", "Conv")])
+_IMAGES = frozenset([("", "AveragePool"), ("", "Conv"), ("", "MaxPool")])
 
 
 def rules_for(node: ir.Node) -> Sequence[Rule]:
@@ -61,6 +65,11 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 
 def choice_of(node: ir.Node, low: Lowering) -> Choice | None:
     """The layouts this node can compute in: images channels last, where threads side by side read neighbouring channels."""
+    if (node.domain, node.op_type) == ("sparsec", "Conv"):
+        x, out = node.inputs[0], node.outputs[0]
+        assert x is not None
+        one_pixel = prod(low.shape(x)[2:]) * prod(low.shape(out)[2:]) == 1  # the same in both layouts
+        return Choice({"row": 0.0}, free=True) if one_pixel else _CHANNELS_LAST
     choice = processor.choice_of(node, low)
     if choice is not None and "cl" in choice.cost and (node.domain, node.op_type) in _IMAGES:
         return _CHANNELS_LAST

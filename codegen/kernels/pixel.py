@@ -40,8 +40,7 @@ def as_matmul(rules: Sequence[Rule]) -> Rule:
             act_params=op.act_params,
             name=node.name or "",
         )
-        reasons: list[str] = []
-        low.refused = reasons
+        reasons = []
         try:
             for rule in rules:
                 refusal = rule(twin.node, low)

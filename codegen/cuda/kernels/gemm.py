@@ -95,10 +95,12 @@ def launch(p: Mapping[str, Any], target: Target) -> Launch:
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """One block of outputs and rows."""
-    _Gemm(p, k).write()
+    Product(p, k).write()
 
 
-class _Gemm:
+class Product:
+    """Emits the kernel; a family whose rows of A lie elsewhere overrides `_source` (conv.py)."""
+
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T, self.w = p, k, k.T, p["weight"]
         self.tiles, self.columns = self.w["tiles"], p["columns"]
@@ -168,9 +170,7 @@ class _Gemm:
                 with T.If(index < chunks), T.Then():
                     row, chunk = k.let(index >> 3), k.let(index & 7)
                     first = k.let(step * fragments.INPUTS + chunk * 8)
-                    inside = T.And(self.row0 + row < p["m"], first < self.w["k"])
-                    left = T.Select(inside, self.w["k"] - first, T.int32(0))
-                    source = T.Select(inside, (self.row0 + row) * self.w["k"] + first, T.int32(0))
+                    source, left = self._source(self.row0 + row, first)
                     k.do(
                         f"spc_stage_{self.suffix}<{p['vector']}>",
                         k.at(self.shared, slot + row * _ROW + ((chunk ^ (row & 7)) << 2)),
@@ -190,6 +190,12 @@ class _Gemm:
                         16,
                     )
         k.do("spc_copy_commit")
+
+    def _source(self, row: Any, first: Any) -> tuple[Any, Any]:
+        """Where 8 inputs of a row from `first` on lie in `a`, and how many are there."""
+        T, depth = self.T, self.w["k"]
+        inside = T.And(row < self.p["m"], first < depth)
+        return T.Select(inside, row * depth + first, T.int32(0)), T.Select(inside, depth - first, T.int32(0))
 
     def _multiply(self, scales: Any, slot: Any, sums: Any) -> None:
         """sums += the products of one step."""

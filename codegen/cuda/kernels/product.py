@@ -21,11 +21,10 @@ from sparsec.codegen.cuda import epilogue
 from sparsec.codegen.cuda.launch import Launch, lines
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.kernels.gemm import panel_width
-from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import epilogue as fused_end
 from sparsec.codegen.kernels.weights import refused_epilogue
 from sparsec.codegen.kernels.window import read_window
-from sparsec.codegen.program import Arg, Signature
+from sparsec.codegen.program import Arg, Decision, Signature
 from sparsec.formats.encoded import EncodedWeight, decode, unpack
 from sparsec.int8 import rounded_values
 from sparsec.op_view import SparsecNode, view
@@ -129,41 +128,6 @@ def dense_weight(op: SparsecNode) -> np.ndarray[Any, Any]:
     return decode(replace(weight, codebook=rounded_values(book)) if op.activations and book is not None else weight)
 
 
-def note_decoded(op: SparsecNode, low: Lowering, why: str) -> None:
-    """Tell the report that a coded weight is stored in halves, and why."""
-    if not op.scheme.is_plain:
-        low.program.decoded[op.node.name or ""] = why
-
-
-def lower_product(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul: act(x @ W^T + bias + residual), W decoded now."""
-    op = view(node)
-    assert op.x is not None
-    if (refusal := refused_epilogue(op, low)) is not None:
-        return refusal
-    if low.dtype(op.x) != "float32":
-        return Refusal(f"element type {low.dtype(op.x)} is not float32")
-    m, n, k = prod(low.shape(op.x)[:-1]), op.rows, op.cols
-    if m == 0:
-        return Refusal("the product has no rows")
-    weight = halves(dense_weight(op), low, f"{node.name}.weight")
-    if isinstance(weight, Refusal):
-        return weight
-    note_decoded(op, low, "; ".join(low.refused) or "no GPU kernel multiplies its codes")
-    x = product_input(op, low)
-    finish, added = fused_end(op, low)
-    params = {
-        "m": m, "n": n, "k": k, "batch": 1, "batch_b": 1,
-        "a": {"kind": "rows", "lda": k, "batch_stride": 0, "size": m * k},
-        "b": {"kind": "cols", "ldb": k, "batch_stride": 0, "size": n * k, "dtype": weight.dtype},
-        "c": {"ldc": n, "batch_stride": 0, "size": m * n}, **finish,
-    }  # fmt: skip
-    note = f"[{m}, {k}] x [{k}, {n}] {op.scheme} {op.activation}".strip()
-    out = low.new(op.output)
-    low.call("cuda.product", params, [x, weight, *added], [out], node=node.name or "", op="MatMul", note=note)
-    return None
-
-
 def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::Conv, 1-D and 2-D, any stride, padding, dilation and group, weights decoded now."""
     op = view(node)
@@ -184,7 +148,9 @@ def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
     weight = halves(np.ascontiguousarray(matrix), low, f"{node.name}.weight")
     if isinstance(weight, Refusal):
         return weight
-    note_decoded(op, low, "GPU kernels of convolutions multiply halves")
+    if not op.scheme.is_plain:
+        why = f"no GPU kernel of grouped convolutions takes {op.scheme}"
+        low.program.decisions[node.name or ""] = Decision((), decoded=True, reason=why, stored=low.target.storage)
     (ih, iw), (oh, ow) = window.size, window.out
     finish, added = fused_end(op, low, layout="cl")
     # A residual lies like the result, so that it keeps a result from being produced with gaps.
