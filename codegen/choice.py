@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Rule, State
@@ -22,12 +21,12 @@ from sparsec.codegen.kernels.relax import lower_relax
 from sparsec.codegen.machine import Machine, nominal, this_machine
 from sparsec.codegen.program import Decision, Option, Step
 from sparsec.codegen.tune import check_tunable, measured_seconds
+from sparsec.codegen.twins import decoded_twin, forget
 from sparsec.errors import InputError
-from sparsec.formats.encoded import EncodedWeight, decode
 from sparsec.op_view import is_sparsec, view
 from sparsec.target import Target, host_target
 
-__all__ = ["Chooser", "Policy", "checked_keep", "decoded_twin", "forget"]
+__all__ = ["Chooser", "Policy", "checked_keep"]
 
 _MARGIN = 0.9
 """A prediction overrides the table's order only when it is this much better: the model errs by more than a few percent."""
@@ -140,12 +139,6 @@ class Chooser:
         return best
 
 
-def forget(node: ir.Node) -> None:
-    """Take a node that is not in the graph out of the uses of the graph's values."""
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)
-
-
 def lower_node(node: ir.Node, rules: Any, low: Lowering) -> list[str] | None:
     """Append the steps of the first rule that takes a node; None then, else why each does not."""
     refusals = []
@@ -161,25 +154,3 @@ def lower_node(node: ir.Node, rules: Any, low: Lowering) -> list[str] | None:
 def _runs_here(target: Target) -> bool:
     host = host_target()
     return target.arch == host.arch and set(target.features) <= set(host.features)
-
-
-def decoded_twin(node: ir.Node) -> ir.Node | None:
-    """The node on its decoded weight, scheme fp32, outside of the graph; None when the weight is plain already, or meant to be
-    multiplied in bytes."""
-    op = view(node)
-    weight = op.weight()
-    if not isinstance(weight, EncodedWeight) or op.activations:
-        return None
-    name = op.weight_inputs.values[0].name
-    plain = ir.Value(
-        name=f"{name}.decoded",
-        const_value=ir.tensor(np.ascontiguousarray(decode(weight), np.float32), name=f"{name}.decoded"),
-        shape=ir.Shape([op.rows, op.cols]),
-        type=ir.TensorType(ir.DataType.FLOAT),
-    )
-    rest = node.inputs[1 + len(op.weight_inputs.values) :]
-    attributes = [a if a.name != "scheme" else ir.AttrString("scheme", "fp32") for a in node.attributes.values()]
-    twin = ir.Node(node.domain, node.op_type, [node.inputs[0], plain, *rest], attributes, num_outputs=1, name=node.name)
-    out, wanted = twin.outputs[0], node.outputs[0]
-    out.name, out.shape, out.type = wanted.name, wanted.shape, wanted.type
-    return twin

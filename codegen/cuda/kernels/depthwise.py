@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsec.codegen.choice import decoded_twin, forget
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.cuda import epilogue
 from sparsec.codegen.cuda.launch import Launch
@@ -15,6 +14,7 @@ from sparsec.codegen.cuda.windows import Place, window_launch
 from sparsec.codegen.kernels import depthwise as processor
 from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Decision, Signature
+from sparsec.codegen.twins import decoded_twin, forget
 from sparsec.op_view import view
 from sparsec.target import Target
 
