@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sparsec
 from sparsec.codegen import zig
 from sparsec.codegen.bundle import Compiled, compile_program, write_bundle
-from sparsec.errors import BundleError, DeviceError
+from sparsec.errors import BundleError, DeviceError, TargetError
 from sparsec.runtime import load
 from tests.codegen.programs import concat_program
 from tests.cuda.compiler import needs_compiler
-from tests.cuda.driver import FakeGpu
+from tests.cuda.driver import HERE, FakeGpu
 from tests.cuda.joins import join_program, join_reference
 from tests.elf import read_elf
 from tests.runtime.test_c_runtime import system_cc
@@ -206,6 +207,42 @@ def test_under_the_sanitizers(
         assert done.returncode == status, done.stderr
         assert "Sanitizer" not in done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), saved[1]["y"], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_sessions_of_many_threads_under_the_sanitizer(
+    bundle: Path, compiled: Compiled, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    gpu.add(compiled)
+    flags = ["-g", "-O1", "-fsanitize=thread"]
+    program = tmp_path / "program"
+    sources = [str(p) for p in sorted((bundle / "src").glob("*.c")) if p.name != "spc_demo.c"]
+    sources += [str(HERE / "sessions.c"), str(bundle / "lib" / "libjoins_kernels.a")]
+    command = [
+        system_cc(*flags),
+        *flags,
+        f"-I{bundle / 'include'}",
+        *sources,
+        "-lm",
+        "-lpthread",
+        "-ldl",
+        "-o",
+        str(program),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    done = demo(program, bundle / "weights.bin")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]
+
+
+@needs_compiler
+def test_a_bundle_for_a_machine_of_another_architecture(bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(bundle, tmp_path / "joins"))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["target"]["arch"] = "riscv64"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TargetError, match="is for a GPU in a riscv64 machine"):
+        sparsec.load(copied)
 
 
 def test_bundles_for_a_processor_have_nothing_of_it(tmp_path: Path) -> None:

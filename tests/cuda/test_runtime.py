@@ -69,6 +69,8 @@ def test_facts(session: Session, compiled: Compiled) -> None:
     assert session.target == "cuda:sm_90"
     assert session.arena_bytes == 2 * 448
     assert session.memory_bytes < 1024  # the arena is the GPU's
+    session.threads = 3  # means nothing, and harms nothing
+    check(session.run(arrays(1)), arrays(1))
 
 
 def test_sessions_share_weights_and_kernels(session: Session, gpu: FakeGpu, loadable: Loadable) -> None:
