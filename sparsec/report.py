@@ -227,7 +227,7 @@ def layer_rows(
         nodes = [node for name in stored for node in readers.get(name, ())] or [record.node]
         names = [family for node in nodes for family in families.get(node, [])]
         decisions = [program.decisions[node] for node in nodes if node in program.decisions]
-        choice = " | ".join(map(str, decisions))
+        choice = " | ".join(dict.fromkeys(map(str, decisions)))
         if decisions and all(decision.decoded for decision in decisions):
             halves = decisions[0].stored != "float32"
             nbytes = (2 if halves else 4) * sum(stored.values())

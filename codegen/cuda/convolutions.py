@@ -111,12 +111,12 @@ def _multiply(op: SparsecNode, low: Lowering, window: Window, weight: Weight) ->
     family = "cuda.gemv" if few else "cuda.gemm" if same else "cuda.conv"
     params: dict[str, Any] = {"m": m, "weight": packed.params}
     if not few:
-        params |= {"parts": gemm.parts(m, op.rows, packed.params["k"]), **gemm.blocking(m, op.rows)}
+        params |= gemm.blocking(m, packed.params, low.target.gpu)
     if family == "cuda.conv":
         params |= {**window.params(), "batch": images, "channels": channels}
     needed = (gemv if few else gemm).launch(params, low.target).shared_bytes
-    if needed > gemm.SHARED_BYTES:
-        return Refusal(f"{needed} bytes of shared memory; {gemm.SHARED_BYTES} are there")
+    if needed > (limit := gemm.shared_limit(low.target.gpu)):
+        return Refusal(f"the product would take {needed} bytes of shared memory; {limit} are there")
     x = low.get(op.x, "cl")
     finish, added = epilogue(op, low, layout="cl")
     label = op.node.name or "weight"

@@ -30,6 +30,7 @@ class Decoder:
         self.lane, self.g, self.q = lane, k.let(lane >> 2), k.let(lane & 3)
         self.storage: str = k.target.storage
         self.scaled = scaled and p["scales"] == "group"
+        self.first_step: Expr = k.load(k.arg("starts"), panel) if "strip" in p else panel * fragments.steps(p)
         self.codes = lane_words(p)
         self.scales = (p["tiles"] if self.scaled else 0) + (-(-2 * p["tiles"] // 4) if p["zeros"] else 0)
         self.table: Any = None  # where the table is in shared memory
@@ -69,16 +70,33 @@ class Decoder:
 
     def codes_of(self, step: Expr) -> Expr:
         """Where the codes of a step begin; they are 32 * self.codes words."""
-        return (self.panel * fragments.steps(self.p) + step) * (32 * self.codes)
+        return (self.first_step + step) * (32 * self.codes)
 
     def load_shared(self, words: Any, shared: Any, start: Expr, tile: int) -> None:
         """The words of one tile from codes of a step that lie in shared memory, to their places among words[0 : self.codes]."""
-        k, vector = self.k, vector_words(self.p)
-        first, last = self.codes * tile // self.p["tiles"], -(-self.codes * (tile + 1) // self.p["tiles"])
-        by = vector if first % vector == 0 and last % vector == 0 else 1
-        for i in range(first, last, by):
-            place = start + i // vector * (32 * vector) + self.lane * vector + i % vector
-            k.do(f"spc_entry<{by}>", k.at(words, i), k.at(shared, place), k.T.uint32(0))
+        k, vector, tiles, codes = self.k, vector_words(self.p), self.p["tiles"], fragments.code_words(self.p)
+        runs = [(codes * tile // tiles, -(-codes * (tile + 1) // tiles))]
+        if self.p.get("pairs"):
+            runs.append((codes + 2 * tile, codes + 2 * tile + 2))
+        for first, last in runs:
+            by = vector if first % vector == 0 and last % vector == 0 else 1
+            for i in range(first, last, by):
+                place = start + i // vector * (32 * vector) + self.lane * vector + i % vector
+                k.do(f"spc_entry<{by}>", k.at(words, i), k.at(shared, place), k.T.uint32(0))
+
+    def multiply(
+        self, sums: Any, words: Any, at: int, tile: int, block: int, values: Any, inputs: Any, first: int
+    ) -> None:
+        """sums[0 : 4] += the products of a quarter of a step with a tile's `values`.
+
+        inputs[first:]: the other operand, 2 words or, where two of four inputs are stored, 4. words[at:]: as `load` reads them."""
+        k, suffix = self.k, SUFFIX[self.storage]
+        a = [values[i] for i in (2 * block, 8 + 2 * block, 2 * block + 1, 8 + 2 * block + 1)]
+        if not self.p.get("pairs"):
+            k.do(f"spc_mma_{suffix}", sums, *a, inputs[first], inputs[first + 1])
+            return
+        stored = words[at + fragments.code_words(self.p) + 2 * tile + block // 2]
+        k.do(f"spc_mma_pairs_{suffix}<{block % 2}>", sums, *a, *(inputs[first + i] for i in range(4)), stored)
 
     def load_scales(self, words: Any, at: int, step: Expr) -> None:
         """words[at : at + self.scales] = the lane's scales and zero points of a step, as far as they meet weights here."""

@@ -260,6 +260,87 @@ SPC_DEVICE void spc_inputs_bf16(uint *to, const nv_bfloat16 *from, int left) {
   spc_words16<VECTOR>(to, (const ushort *)from, left);
 }
 
+// 128 inputs of a row in steps of 8: pairs 2 q, 2 q + 1 of each, as spc_mma_pairs takes them; `left` inputs are there.
+template <int VECTOR, class T>
+SPC_DEVICE void spc_pairs_f16(uint *to, const T *from, int q, int left) {
+  for (int i = 0; i < 16; i++) {
+    int at = 8 * i + 2 * q;
+    float low = at < left ? (float)from[at] : 0.0f, high = at + 1 < left ? (float)from[at + 1] : 0.0f;
+    to[i] = spc_pair_f16(low, high);
+  }
+}
+template <int VECTOR, class T>
+SPC_DEVICE void spc_pairs_bf16(uint *to, const T *from, int q, int left) {
+  for (int i = 0; i < 16; i++) {
+    int at = 8 * i + 2 * q;
+    float low = at < left ? (float)from[at] : 0.0f, high = at + 1 < left ? (float)from[at + 1] : 0.0f;
+    to[i] = spc_pair_bf16(low, high);
+  }
+}
+template <int VECTOR>
+SPC_DEVICE void spc_pair_words(uint *to, const ushort *from, int q, int left) {
+  for (int i = 0; i < 16; i++) {
+    int at = 8 * i + 2 * q;
+    if (VECTOR == 8) {
+      to[i] = at < left ? *(const uint *)(from + at) : 0;
+    } else {
+      uint low = at < left ? from[at] : 0, high = at + 1 < left ? from[at + 1] : 0;
+      to[i] = low | high << 16;
+    }
+  }
+}
+template <int VECTOR>
+SPC_DEVICE void spc_pairs_f16(uint *to, const half *from, int q, int left) {
+  spc_pair_words<VECTOR>(to, (const ushort *)from, q, left);
+}
+template <int VECTOR>
+SPC_DEVICE void spc_pairs_bf16(uint *to, const nv_bfloat16 *from, int q, int left) {
+  spc_pair_words<VECTOR>(to, (const ushort *)from, q, left);
+}
+
+// ---------------------------------------------------------------- inputs of strips (codegen/cuda/strips.py)
+
+SPC_DEVICE ushort spc_bits_f16(half value) { return value.bits; }
+SPC_DEVICE ushort spc_bits_f16(float value) { return half(value).bits; }
+SPC_DEVICE ushort spc_bits_bf16(nv_bfloat16 value) { return value.bits; }
+SPC_DEVICE ushort spc_bits_bf16(float value) { return nv_bfloat16(value).bits; }
+
+// The stored positions of a strip, in order, from its bitmap; all threads of a block. ranks: how many are stored before every 256
+// positions, and in all. From the last one on, up to `padded`, the list has 65535.
+SPC_DEVICE void spc_list_positions(float *to, const uint *bitmap, const ushort *ranks, int octets, int padded, int thread, int threads) {
+  ushort *list = (ushort *)to;
+  for (int place = thread; place < octets * 32; place += threads) {
+    int rank = ranks[place / 32];
+    for (int word = place / 32 * 8; word < place / 4; word++) rank += __popc(bitmap[word]);
+    uint bits = bitmap[place / 4];
+    rank += __popc(bits & ((1u << place % 4 * 8) - 1u));
+    bits = bits >> place % 4 * 8;
+    for (int i = 0; i < 8; i++)
+      if (bits >> i & 1u) list[rank++] = (ushort)(place * 8 + i);
+  }
+  for (int rank = ranks[octets] + thread; rank < padded; rank += threads) list[rank] = 65535;
+}
+
+// 16 inputs of a row, in codes of DIM neighbours at the positions of a list. `inputs`: how many the row has, 0 for no row.
+template <int DIM, class T>
+SPC_DEVICE void spc_listed_f16(uint *to, const T *row, const float *list, int at, int inputs) {
+  ushort found[16];
+  for (int i = 0; i < 16 / DIM; i++) {
+    int first = ((const ushort *)list)[at + i] * DIM;
+    for (int j = 0; j < DIM; j++) found[DIM * i + j] = first + j < inputs ? spc_bits_f16(row[first + j]) : (ushort)0;
+  }
+  for (int i = 0; i < 8; i++) to[i] = found[2 * i] | (uint)found[2 * i + 1] << 16;
+}
+template <int DIM, class T>
+SPC_DEVICE void spc_listed_bf16(uint *to, const T *row, const float *list, int at, int inputs) {
+  ushort found[16];
+  for (int i = 0; i < 16 / DIM; i++) {
+    int first = ((const ushort *)list)[at + i] * DIM;
+    for (int j = 0; j < DIM; j++) found[DIM * i + j] = first + j < inputs ? spc_bits_bf16(row[first + j]) : (ushort)0;
+  }
+  for (int i = 0; i < 8; i++) to[i] = found[2 * i] | (uint)found[2 * i + 1] << 16;
+}
+
 // ---------------------------------------------------------------- inputs in shared memory (codegen/cuda/kernels/gemm.py)
 
 // 16 bytes from global to shared memory while the thread goes on; only the first `bytes` of them are read, zeros follow.
@@ -327,4 +408,31 @@ SPC_DEVICE void spc_mma_bf16(float *sums, uint a0, uint a1, uint a2, uint a3, ui
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same where a stores two of every four columns: sums[16 x 8] += a[16 x 32] * b[32 x 8]. a has the stored ones in order; b0 to b3: rows
+// 2 q, 2 q + 1 and 8, 16, 24 further; `stored` comes from lanes 4 g + 2 LANES (columns 0 to 15) and the next one (16 to 31): for every
+// four columns of row g two numbers of two bits, low bits first, and 16 bits higher those of row g + 8.
+template <int LANES>
+SPC_DEVICE void spc_mma_pairs_f16(float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1, uint b2, uint b3, uint stored) {
+  asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+               "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(b2), "r"(b3), "r"(stored), "n"(LANES));
+}
+template <int LANES>
+SPC_DEVICE void spc_mma_pairs_bf16(float *sums, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1, uint b2, uint b3, uint stored) {
+  asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+               "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(b2), "r"(b3), "r"(stored), "n"(LANES));
+}
+
+// Four 8 x 8 matrices of halves from shared memory: lane l says where 8 neighbours of row l % 8 of matrix l / 8 lie; lane 4 g + q gets
+// elements 2 q, 2 q + 1 of row g of each.
+SPC_DEVICE void spc_load_matrices(uint *to, const float *from) {
+  uint place = (uint)__cvta_generic_to_shared(from);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(place));
 }

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.program import Arg
+from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.meaning import AffineValue, FloatValue, TableValue, VectorValue
 
@@ -35,7 +35,7 @@ LANE_INPUTS = 16
 TABLE_BYTES = 32 * 1024
 """Shared memory for a table together with its copies: lanes with a copy each never wait for one another."""
 _LARGEST_TABLE = 64 * 1024
-_TOGETHER = {1: 8, 2: 4, 3: 2, 4: 2}  # bits of a code: how many neighbouring codes are looked up at once
+_TOGETHER = {1: 4, 2: 4, 3: 2, 4: 2}  # bits of a code: how many neighbouring codes are looked up at once
 _HALF_MAX = 65504.0
 
 
@@ -111,7 +111,7 @@ def pack(weight: Unpacked | Array, tiles: int, storage: str, label: str = "weigh
         if params["decode"] == "float":
             codes = halves(codes, storage)
         book = [("table", table(weight, params, storage))] if params["decode"] == "lookup" else []
-        shared = _scale_arrays(weight, params, tiles)
+        shared = scale_arrays(weight, params, tiles)
     params |= {"n": rows, "k": cols, "tiles": tiles}
     arrays = [("codes", lay_out(codes, params)), *shared, *book]
     for (name, array), arg in zip(arrays, arguments(params), strict=True):
@@ -164,17 +164,23 @@ def table(weight: Unpacked, p: Mapping[str, Any], storage: str) -> Array:
     return np.ascontiguousarray(halves(np.stack(parts, axis=-1), storage)).reshape(-1).view(np.uint32)
 
 
-def lay_out(codes: Array, p: Mapping[str, Any]) -> Array:
-    """uint32 words of codes [N, ceil(K / dim)] in the order kernels read them; what is no weight has code 0."""
+def lay_out(codes: Array, p: Mapping[str, Any], extra: Array | None = None) -> Array:
+    """uint32 words of codes [N, ceil(K / dim)] in the order kernels read them; what is no weight has code 0.
+
+    extra: words [panels, steps, 32, n] that lanes read after their codes."""
     rows, each = 16 * p["tiles"], LANE_INPUTS // p["dim"]
     panels, steps = -(-codes.shape[0] // rows), -(-codes.shape[1] // (4 * each))
     padded = np.zeros((panels * rows, steps * 4 * each), codes.dtype)
     padded[: codes.shape[0], : codes.shape[1]] = codes
     made = []
+    if not steps:
+        return np.zeros(0, np.uint32)
     for panel in padded.reshape(panels, p["tiles"], 2, 8, steps, 4, each):
         # tile, half, g, step, q, code -> step, g, q, tile, half, code
         made.append(_words(panel.transpose(3, 2, 4, 0, 1, 5).reshape(steps, 32, -1), p))
     words = np.stack(made)  # panel, step, lane, word
+    if extra is not None:
+        words = np.concatenate([words, extra], axis=-1)
     vector = vector_words(p)
     return np.ascontiguousarray(words.reshape(panels, steps, 32, -1, vector).transpose(0, 1, 3, 2, 4)).reshape(-1)
 
@@ -199,7 +205,7 @@ def _words(codes: Array, p: Mapping[str, Any]) -> Array:
     return np.ascontiguousarray(np.pad(raw, ((0, 0), (0, 0), (0, -raw.shape[-1] % 4)))).view(np.uint32)
 
 
-def _scale_arrays(weight: Unpacked, p: dict[str, Any], tiles: int) -> list[tuple[str, Array]]:
+def scale_arrays(weight: Unpacked, p: dict[str, Any], tiles: int) -> list[tuple[str, Array]]:
     if weight.scales is None:
         return []
     kind = weight.scheme.scales.kind
@@ -237,9 +243,20 @@ def panels(p: Mapping[str, Any]) -> int:
     return int(-(-p["n"] // (16 * p["tiles"])))
 
 
+def step_inputs(p: Mapping[str, Any]) -> int:
+    """Inputs of A in a step: 64 that are stored, of twice as many where two of four are stored (pairs.py)."""
+    return 2 * INPUTS if p.get("pairs") else INPUTS
+
+
 def steps(p: Mapping[str, Any]) -> int:
-    """Steps of 64 inputs."""
-    return int(-(-p["k"] // INPUTS))
+    """Steps of 64 stored inputs."""
+    return int(-(-p["k"] // step_inputs(p)))
+
+
+def octets_of(p: Mapping[str, Any]) -> int:
+    """Runs of 256 positions that a strip's bitmap is made of."""
+    units = -(-p["k"] // p["dim"])
+    return int(-(-units // 256))
 
 
 def groups(p: Mapping[str, Any]) -> int:
@@ -247,9 +264,14 @@ def groups(p: Mapping[str, Any]) -> int:
     return int(p["groups"]) if p["scales"] == "group" else 1
 
 
-def lane_words(p: Mapping[str, Any]) -> int:
+def code_words(p: Mapping[str, Any]) -> int:
     """Words of codes that a lane reads of a panel in a step."""
     return int(-(-2 * LANE_INPUTS * p["tiles"] * p["bits"] // (32 * p["dim"])))
+
+
+def lane_words(p: Mapping[str, Any]) -> int:
+    """All words of that: behind the codes those that say which inputs are stored, for pairs.py."""
+    return code_words(p) + (2 * int(p["tiles"]) if p.get("pairs") else 0)
 
 
 def vector_words(p: Mapping[str, Any]) -> int:
@@ -280,7 +302,16 @@ def copies(p: Mapping[str, Any]) -> int:
 
 def arguments(p: Mapping[str, Any]) -> list[Arg]:
     """The kernel's pointer arguments for a packed weight, in the order of `Packed.arrays`."""
-    args = [Arg("codes", "uint32", panels(p) * steps(p) * 32 * lane_words(p), "in")]
+    if "strip" in p:  # strips.py
+        strips, octets = -(-p["n"] // p["strip"]), octets_of(p)
+        args = [
+            Arg("codes", "uint32", FROM_DATA, "in"),
+            Arg("starts", "int32", panels(p) + 1, "in"),
+            Arg("positions", "uint32", strips * octets * 8, "in"),
+            Arg("ranks", "uint16", strips * (octets + 1), "in"),
+        ]
+    else:
+        args = [Arg("codes", "uint32", panels(p) * steps(p) * 32 * lane_words(p), "in")]
     if p["scales"] != "none":
         size = panels(p) * 16 * p["tiles"] * groups(p)
         kind = "float16" if p["scales"] == "group" else "float32"

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Rule, Tensor
-from sparsec.codegen.cuda import fragments
+from sparsec.codegen.cuda import fragments, pairs, strips
 from sparsec.codegen.cuda.kernels import gemm, gemv
 from sparsec.codegen.cuda.kernels.product import dense_weight
 from sparsec.codegen.kernels.quantise import product_input
@@ -24,6 +24,7 @@ from sparsec.op_view import SparsecNode, view
 
 Array = np.ndarray[Any, Any]
 
+_IS_DENSE = "the weight is dense"
 _WIDE = 8192
 """Outputs from which panels are wider: fewer blocks read the inputs, and enough are left to fill a GPU."""
 
@@ -46,12 +47,14 @@ def lower_decoded(node: ir.Node, low: Lowering) -> Refusal | None:
     op = view(node)
     if (refusal := refused(op, low)) is not None:
         return refusal
-    reason = ""
+    reasons: list[str] = []
     for rule in COMPRESSED:
         state = low.save()
         found = rule(node, low)
         low.restore(state)
-        reason = "; ".join(filter(None, (reason, found.reason if found is not None else "")))
+        if found is not None and found.reason not in (_IS_DENSE, *reasons):
+            reasons.append(found.reason)
+    reason = "; ".join(reasons)
     refusal = multiply(op, low, dense_weight(op))
     if refusal is None:
         why = f"no GPU kernel takes {op.scheme}: {reason}"
@@ -59,7 +62,42 @@ def lower_decoded(node: ir.Node, low: Lowering) -> Refusal | None:
     return refusal
 
 
-COMPRESSED: tuple[Rule, ...] = (lower_compressed,)
+def lower_strips(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul of up to 16 rows with a weight of blocks of 16 outputs and more."""
+    op = view(node)
+    if (refusal := refused(op, low)) is not None:
+        return refusal
+    weight = op.weight()
+    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
+        return Refusal(_IS_DENSE)
+    if (m := _rows(op, low)) > gemv.MOST_ROWS:
+        return Refusal(f"{m} rows; strips take up to {gemv.MOST_ROWS}")
+    unpacked = unpacked_weight(op)
+    reason = strips.refused(unpacked)
+    if not reason:
+        reason = fragments.refused(unpacked, 16 * strips.tiles_of(unpacked), low.target.storage)
+    return Refusal(reason) if reason else _append(op, low, strips.pack(unpacked, low.target.storage), m)
+
+
+def lower_pairs(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with a weight of which two of every four inputs are stored."""
+    op = view(node)
+    if (refusal := refused(op, low)) is not None:
+        return refusal
+    weight = op.weight()
+    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
+        return Refusal(_IS_DENSE)
+    unpacked = unpacked_weight(op)
+    m = _rows(op, low)
+    # two tiles where a warp's registers do not hold four
+    tiles = 2 if m <= gemv.MOST_ROWS or unpacked.scheme.codec.code_bits == 8 else gemm.TILES
+    reason = pairs.refused(unpacked) or fragments.refused(unpacked, 16 * tiles, low.target.storage)
+    if reason:
+        return Refusal(reason)
+    return _append(op, low, pairs.pack(unpacked, tiles, low.target.storage), m)
+
+
+COMPRESSED: tuple[Rule, ...] = (lower_strips, lower_pairs, lower_compressed)
 """Rules that leave weights compressed."""
 PRODUCTS: tuple[Rule, ...] = (*COMPRESSED, lower_decoded)
 """All rules for sparsec::MatMul, in order."""
@@ -77,28 +115,38 @@ def refused(op: SparsecNode, low: Lowering) -> Refusal | None:
 
 def multiply(op: SparsecNode, low: Lowering, weight: Unpacked | Array) -> Refusal | None:
     """Steps for a dense weight, float32 or encoded."""
-    assert op.x is not None
-    m = prod(low.shape(op.x)[:-1])
+    m = _rows(op, low)
     few = m <= gemv.MOST_ROWS
     tiles = _gemv_tiles(weight, m, op.rows) if few else gemm.TILES
     if reason := fragments.refused(weight, 16 * tiles, low.target.storage):
         return Refusal(reason)
-    packed = fragments.pack(weight, tiles, low.target.storage)
+    return _append(op, low, fragments.pack(weight, tiles, low.target.storage), m)
+
+
+def _rows(op: SparsecNode, low: Lowering) -> int:
+    assert op.x is not None
+    return prod(low.shape(op.x)[:-1])
+
+
+def _append(op: SparsecNode, low: Lowering, packed: fragments.Packed, m: int) -> Refusal | None:
+    """Steps for a packed weight and m rows."""
     params: dict[str, Any] = {"m": m, "weight": packed.params}
-    if not few:
-        params |= {"parts": gemm.parts(m, op.rows, op.cols), **gemm.blocking(m, op.rows)}
-    if (needed := _shared_bytes(params, low)) > gemm.SHARED_BYTES:
-        return Refusal(f"{needed} bytes of shared memory; {gemm.SHARED_BYTES} are there")
+    if m > gemv.MOST_ROWS:
+        params |= gemm.blocking(m, packed.params, low.target.gpu)
+    limit = gemm.shared_limit(low.target.gpu)
+    needed = (gemv if m <= gemv.MOST_ROWS else gemm).launch(params, low.target).shared_bytes
+    if needed > limit:
+        return Refusal(f"the product would take {needed} bytes of shared memory; {limit} are there")
     x = product_input(op, low)
     finish, added = epilogue(op, low)
     params |= {"vector": vector_width(x, op.cols), **finish}
     label = op.node.name or "weight"
     weights = [low.const(array, f"{label}.{name}") for name, array in packed.arrays]
-    call(op, low, params, x, weights, added)
+    _call(op, low, params, x, weights, added)
     return None
 
 
-def call(
+def _call(
     op: SparsecNode, low: Lowering, params: Mapping[str, Any], x: Tensor, weights: list[Tensor], added: list[Tensor]
 ) -> None:
     """Append the product, and the sum of its parts if there are several."""
@@ -117,10 +165,6 @@ def call(
         finish = {key: params[key] for key in ("bias", "residual", "act", "act_params")}
         joined = {"m": m, "n": n, "parts": params["parts"], "bits": True, **finish}
         low.call("cuda.join", joined, [parts, *added], [out], node=name, op="MatMul", note="sum of the parts")
-
-
-def _shared_bytes(params: Mapping[str, Any], low: Lowering) -> int:
-    return int((gemm if "parts" in params else gemv).launch(params, low.target).shared_bytes)
 
 
 def _gemv_tiles(weight: Unpacked | Array, m: int, n: int) -> int:

@@ -14,6 +14,7 @@ from tests.cuda.simulator import simulate
 
 Array = np.ndarray[Any, Any]
 NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+PLAIN: dict[str, Any] = {"bias": False, "residual": False, "act": "", "act_params": []}
 # One rounding of a weight or scale to the storage type, and one of the result.
 STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 

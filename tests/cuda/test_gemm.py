@@ -15,10 +15,9 @@ from sparsec.codegen.program import KernelSpec
 from sparsec.formats import Scheme
 from sparsec.formats.encoded import decode, encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, bound, run_product
+from tests.cuda.compiler import ARCHITECTURES
+from tests.cuda.products import NUMPY, PLAIN, bound, run_product
 from tests.cuda.simulator import simulate
-
-PLAIN: dict[str, Any] = {"bias": False, "residual": False, "act": "", "act_params": []}
 
 
 def check(
@@ -31,7 +30,15 @@ def check(
     packed = fragments.pack(weight, gemm.TILES, target.storage)
     a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
     vector = 8 if k % 8 == 0 else 1
-    params = {"m": m, "weight": packed.params, "vector": vector, "parts": parts, **gemm.blocking(m, n), **PLAIN, **more}
+    params = {
+        "m": m,
+        "weight": packed.params,
+        "vector": vector,
+        **gemm.blocking(m, packed.params, target.gpu),
+        "parts": parts,
+        **PLAIN,
+        **more,
+    }
     added, want = [], a.astype(np.float64) @ w.astype(np.float64).T
     if params["bias"]:
         added.append(rng.standard_normal(n).astype(np.float32))
@@ -81,7 +88,27 @@ def test_split_inputs(parts: int, rng: np.random.Generator) -> None:
     check("int4-g64", "cuda", 19, 70, 448, rng, parts=parts)
 
 
-def test_parts_fill_a_gpu() -> None:
-    assert gemm.parts(64, 4096, 4096) > 1
-    assert gemm.parts(4096, 4096, 4096) == 1
-    assert gemm.parts(20, 64, 128) == 1
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_blocking(arch: str) -> None:
+    """Few outputs are split along the inputs; all that is staged fits."""
+
+    def blocking(m: int, k: int, bits: int = 4) -> dict[str, int]:
+        weight = {
+            "n": 4096,
+            "k": k,
+            "tiles": 4,
+            "bits": bits,
+            "dim": 1,
+            "decode": "float",
+            "scales": "none",
+            "zeros": False,
+        }
+        made = gemm.blocking(m, weight, arch)
+        launched = gemm.launch({"m": m, "weight": weight, **made}, resolve_target(f"cuda:{arch}"))
+        assert launched.shared_bytes <= gemm.shared_limit(arch)
+        return made
+
+    assert blocking(64, 4096)["parts"] > 1
+    assert blocking(4096, 4096)["parts"] == 1
+    assert blocking(20, 128)["parts"] == 1
+    assert blocking(64, 4096, 16)["stages"] >= 2

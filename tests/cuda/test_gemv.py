@@ -13,9 +13,8 @@ from sparsec.codegen.cuda.kernels.gemv import launch
 from sparsec.formats import Scheme
 from sparsec.formats.encoded import decode, encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, bound, run_product
+from tests.cuda.products import NUMPY, PLAIN, bound, run_product
 
-PLAIN: dict[str, Any] = {"bias": False, "residual": False, "act": "", "act_params": []}
 SCHEMES = [
     "fp16", "int8", "int8-g64", "int4-g32", "int3-g64", "int2", "int5-c", "uint4-g64", "uint3-g16", "uint8-g128", "uint2-t",
     "cb1", "cb2-g64", "cb3", "cb4-g128", "cb5", "cb6-g32", "cb8", "cb4.r32", "nf4-g64", "fp4", "fp8", "pow2", "ternary", "binary",

@@ -50,6 +50,18 @@ def test_split_inputs(gpu: FakeGpu, rng: np.random.Generator) -> None:
     assert families(check("int4-g64", 17, gpu, rng, k=1024)) == ["cuda.gemm", "cuda.join"]
 
 
+def test_strips(gpu: FakeGpu, rng: np.random.Generator) -> None:
+    compiled = check("s16x1@50-cb4-g64", 2, gpu, rng, k=512, n=40)
+    assert families(compiled) == ["cuda.gemv"]
+    assert "strip" in compiled.program.steps[0].spec.params["weight"]
+
+
+@pytest.mark.parametrize("m", [2, 20])
+def test_two_of_four(m: int, gpu: FakeGpu, rng: np.random.Generator) -> None:
+    compiled = check("s2:4-cb4-g64", m, gpu, rng, k=256)
+    assert compiled.program.steps[0].spec.params["weight"]["pairs"]
+
+
 def test_a_scheme_without_kernel_is_decoded_and_the_report_says_why(gpu: FakeGpu, rng: np.random.Generator) -> None:
     compiled = check("int4-g8", 2, gpu, rng)
     assert families(compiled) == ["cuda.gemv"]

@@ -1,6 +1,6 @@
 """Products of many rows with a compressed weight: C[M, N] = act(A[M, K] . W[N, K]^T + bias + residual) on tensor cores.
 
-A warp multiplies a panel of W (64 outputs) with up to 64 rows of A, 64 inputs at a time. Rows of A come to shared memory by
+A warp multiplies a panel of W (mostly 64 outputs) with up to 64 rows of A, 64 inputs at a time. Rows of A come to shared memory by
 asynchronous copies, some steps ahead, in chunks of 8 inputs whose place is swizzled (chunk XOR row), so that lanes read 16
 bytes each without two of them meeting in a bank; since W's layout says which inputs a column of the first operand stands for
 (fragments.py), those 16 bytes are two second operands as they lie. Codes of W come the same way, as they are stored, and are decoded in
@@ -22,30 +22,38 @@ from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
 TILES = 4
-"""Tiles of 16 outputs in a panel."""
-_STAGES = 3
-SHARED_BYTES = 99 * 1024
-"""Shared memory of a block that every GPU has."""
-_ROW = fragments.INPUTS // 2  # words of a row of A in a stage
+"""Tiles of 16 outputs in a panel, most often."""
+_STAGES = (3, 2)
 _LEAST_STEPS = 8  # of a part
 # Blocks that fill a GPU: most have 80 to 160 multiprocessors, and two blocks share one.
 _BLOCKS = 264
+_BIG_SHARED = frozenset(["sm_90", "sm_100", "sm_101", "sm_103"])
 
 
-def blocking(m: int, n: int) -> dict[str, int]:
-    """columns: tiles of 8 rows of A of a warp; warps_n, warps_m: warps of a block along outputs and along rows of A."""
-    columns = min(8, ceil(m / 8))
+def shared_limit(arch: str) -> int:
+    """Bytes of shared memory a block may have on all GPUs that run code for `arch`."""
+    return (227 if arch in _BIG_SHARED else 99) * 1024
+
+
+def blocking(m: int, weight: Mapping[str, Any], arch: str) -> dict[str, int]:
+    """How a product is cut. columns: tiles of 8 rows of A of a warp; warps_n, warps_m: warps of a block along outputs and along rows
+    of A; stages: steps that are in shared memory or on their way there; parts: of the inputs."""
+    n, outputs = weight["n"], 16 * weight["tiles"]
     warps_m = 1 if m <= 64 else 2
-    warps_n = min(4 // warps_m, ceil(n / (16 * TILES)))
-    return {"columns": columns, "warps_m": warps_m, "warps_n": warps_n}
-
-
-def parts(m: int, n: int, k: int) -> int:
-    """How many parts the inputs are split into."""
-    s = blocking(m, n)
-    blocks = ceil(n / (16 * TILES * s["warps_n"])) * ceil(m / (8 * s["columns"] * s["warps_m"]))
-    most = ceil(k / fragments.INPUTS) // _LEAST_STEPS
-    return max(1, min(_BLOCKS // blocks, most, 8))
+    p = {"columns": min(8, ceil(m / 8)), "warps_m": warps_m, "warps_n": min(4 // warps_m, ceil(n / outputs))}
+    fitting = [
+        stages for stages in _STAGES if _shared_bytes({**p, "weight": weight, "stages": stages}) <= shared_limit(arch)
+    ]
+    while not fitting and p["warps_n"] * p["warps_m"] > 1:
+        p["warps_n" if p["warps_n"] >= p["warps_m"] else "warps_m"] //= 2
+        fitting = [
+            stages
+            for stages in _STAGES
+            if _shared_bytes({**p, "weight": weight, "stages": stages}) <= shared_limit(arch)
+        ]
+    blocks = ceil(n / (outputs * p["warps_n"])) * ceil(m / (8 * p["columns"] * p["warps_m"]))
+    parts = max(1, min(_BLOCKS // blocks, fragments.steps(weight) // _LEAST_STEPS, 8))
+    return {**p, "stages": fitting[0] if fitting else _STAGES[-1], "parts": parts}
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
@@ -68,9 +76,14 @@ def _block_outputs(p: Mapping[str, Any]) -> int:
     return int(16 * p["weight"]["tiles"] * p["warps_n"])
 
 
+def _row_words(p: Mapping[str, Any]) -> int:
+    """Words of a row of A in a stage."""
+    return fragments.step_inputs(p["weight"]) // 2
+
+
 def _stage_words(p: Mapping[str, Any]) -> int:
     """Words of a stage: 64 inputs of the rows of A, then the codes of each panel."""
-    return int(_block_rows(p) * _ROW + p["warps_n"] * 32 * fragments.lane_words(p["weight"]))
+    return int(_block_rows(p) * _row_words(p) + p["warps_n"] * 32 * fragments.lane_words(p["weight"]))
 
 
 def _table(w: Mapping[str, Any], warps_n: int) -> int:
@@ -79,18 +92,16 @@ def _table(w: Mapping[str, Any], warps_n: int) -> int:
     return words * (warps_n if w.get("books", 1) > 1 else 1)
 
 
-def stages(p: Mapping[str, Any]) -> int:
-    """Steps whose inputs and codes are in shared memory or on their way there."""
-    room = SHARED_BYTES // 4 - _table(p["weight"], p["warps_n"])
-    return _STAGES if _STAGES * _stage_words(p) <= room else 2
+def _shared_bytes(p: Mapping[str, Any]) -> int:
+    """The stages and the table, afterwards the sums."""
+    staged = p["stages"] * _stage_words(p) + _table(p["weight"], p["warps_n"])
+    return int(4 * max(staged, _block_rows(p) * (_block_outputs(p) + 1)))
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
-    """Blocks: outputs, rows of A, parts. Shared memory: the stages and the table, afterwards the sums."""
-    staged = stages(p) * _stage_words(p) + _table(p["weight"], p["warps_n"])
-    sums = _block_rows(p) * (_block_outputs(p) + 1)
+    """Blocks: outputs, rows of A, parts."""
     grid = (ceil(p["weight"]["n"] / _block_outputs(p)), ceil(p["m"] / _block_rows(p)), p["parts"])
-    return Launch(grid, (32 * p["warps_n"] * p["warps_m"], 1, 1), 4 * max(staged, sums))
+    return Launch(grid, (32 * p["warps_n"] * p["warps_m"], 1, 1), _shared_bytes(p))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -120,8 +131,9 @@ class Product:
         self.first = k.let(self.T.truncdiv(k.block[2] * steps, count))
         self.last = k.let(self.T.truncdiv((k.block[2] + 1) * steps, count))
         self.shared = k.dynamic(k.launch.shared_bytes // 4, "float32")
-        self.stage_words, self.stages = _stage_words(p), stages(p)
-        self.codes_at = _block_rows(p) * _ROW
+        self.stage_words, self.stages = _stage_words(p), p["stages"]
+        self.row_words = _row_words(p)
+        self.codes_at = _block_rows(p) * self.row_words
 
     def write(self) -> None:
         k, T, count = self.k, self.T, self.decoder.scales
@@ -162,18 +174,19 @@ class Product:
     def _stage(self, step: Any) -> None:
         """Begin to copy 64 inputs of the block's rows of A, and their codes."""
         k, T, p = self.k, self.T, self.p
-        chunks = _block_rows(p) * 8
+        each = self.row_words // 4  # chunks of 8 inputs of a row, a power of two
+        chunks = _block_rows(p) * each
         with T.If(step < self.last), T.Then():
             slot = k.let(T.truncmod(step - self.first, self.stages) * self.stage_words)
             with T.serial(0, ceil(chunks / self.threads)) as turn:
                 index = k.let(turn * self.threads + self.thread)
                 with T.If(index < chunks), T.Then():
-                    row, chunk = k.let(index >> 3), k.let(index & 7)
-                    first = k.let(step * fragments.INPUTS + chunk * 8)
+                    row, chunk = k.let(index // each), k.let(index % each)
+                    first = k.let(step * fragments.step_inputs(self.w) + chunk * 8)
                     source, left = self._source(self.row0 + row, first)
                     k.do(
                         f"spc_stage_{self.suffix}<{p['vector']}>",
-                        k.at(self.shared, slot + row * _ROW + ((chunk ^ (row & 7)) << 2)),
+                        k.at(self.shared, slot + row * self.row_words + ((chunk ^ (row & 7)) << 2)),
                         k.at(k.arg("a"), source), left,
                     )  # fmt: skip
             # the warps of a panel share the copying of its codes
@@ -203,29 +216,32 @@ class Product:
         inputs, values = k.local(4 * self.columns, "uint32"), k.local(16, "uint32")
         words = k.local(self.decoder.codes, "uint32")
         stage = k.let(slot * self.stage_words)
-        base = k.let(stage + self.warp_m * (8 * self.columns * _ROW))
+        base = k.let(stage + self.warp_m * (8 * self.columns * self.row_words))
         codes = k.let(stage + self.codes_at + self.warp_n * (32 * self.decoder.codes))
-        for half in range(2):
-            for c in range(self.columns):
-                row = self.decoder.g + 8 * c
-                chunk = (self.decoder.q * 2 + half) ^ (self.decoder.g & 7)
-                k.do(
-                    "spc_entry<4>",
-                    k.at(inputs, 4 * c),
-                    k.at(self.shared, base + row * _ROW + (chunk << 2)),
-                    k.T.uint32(0),
-                )
+        for part in range(4 if self.w.get("pairs") else 2):
+            blocks = self._read_inputs(inputs, base, part)
             for tile in range(self.tiles):
                 self.decoder.load_shared(words, self.shared, codes, tile)
-                self.decoder.values(words, 0, scales, 0, tile, values, range(4 * half, 4 * half + 4))
-                for i in range(2):
-                    at = 4 * half + 2 * i
+                self.decoder.values(words, 0, scales, 0, tile, values, range(2 * blocks.start, 2 * blocks.stop))
+                for block in blocks:
                     for c in range(self.columns):
-                        k.do(
-                            f"spc_mma_{self.suffix}", k.at(sums, (tile * self.columns + c) * 4),
-                            values[at], values[8 + at], values[at + 1], values[8 + at + 1],
-                            inputs[4 * c + 2 * i], inputs[4 * c + 2 * i + 1],
-                        )  # fmt: skip
+                        total = k.at(sums, (tile * self.columns + c) * 4)
+                        first = 4 * c + 2 * (block - blocks.start)
+                        self.decoder.multiply(total, words, 0, tile, block, values, inputs, first)
+
+    def _read_inputs(self, inputs: Any, base: Any, part: int) -> range:
+        """inputs[4 * c :] = second operands for each tile of rows; returns for which quarters of the step."""
+        k, lane, g, q = self.k, self.lane, self.decoder.g, self.decoder.q
+        for c in range(self.columns):
+            rows = base + 8 * c * self.row_words
+            if self.w.get("pairs"):
+                row, chunk = lane & 7, ((4 * part + (lane >> 3)) ^ (lane & 7)) << 2
+                k.do("spc_load_matrices", k.at(inputs, 4 * c), k.at(self.shared, rows + row * self.row_words + chunk))
+            else:
+                chunk = ((q * 2 + part) ^ (g & 7)) << 2
+                place = k.at(self.shared, rows + g * self.row_words + chunk)
+                k.do("spc_entry<4>", k.at(inputs, 4 * c), place, k.T.uint32(0))
+        return range(part, part + 1) if self.w.get("pairs") else range(2 * part, 2 * part + 2)
 
     def _finish(self, sums: Any) -> None:
         """Sums to shared memory as rows of C, and from there to C."""

@@ -23,6 +23,8 @@ _WORDS_AHEAD = 16  # words of codes a lane holds for later
 
 def chunk_steps(w: Mapping[str, Any]) -> int:
     """Steps of 64 inputs that a warp takes at once; all in one group of scales."""
+    if "strip" in w:
+        return 1
     steps = fragments.steps(w)
     most = w["group"] // fragments.INPUTS if after_sum(w) else 4
     for chunk in (4, 2):
@@ -38,7 +40,7 @@ def after_sum(w: Mapping[str, Any]) -> bool:
 
 def warps(w: Mapping[str, Any]) -> int:
     """Warps of a block, among which the inputs are split."""
-    chunks = fragments.steps(w) // chunk_steps(w)
+    chunks = fragments.steps(w) // chunk_steps(w) // (2 if "strip" in w else 1)
     return next(n for n in (16, 8, 4, 2, 1) if n <= max(1, chunks))
 
 
@@ -51,10 +53,18 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
-    """A block a panel. Shared memory: the table, or afterwards the sums of all warps."""
+    """A block a panel. Shared memory: the table, or afterwards the sums of all warps; then the list of a strip's positions."""
     w = p["weight"]
-    table = fragments.table_words(w) * fragments.copies(w)
-    return Launch((fragments.panels(w), 1, 1), (32 * warps(w), 1, 1), 4 * max(table, warps(w) * _sums(p) * 32))
+    words = _table_or_sums(p)
+    if "strip" in w:
+        words += fragments.steps(w) * fragments.INPUTS // w["dim"] // 2
+    return Launch((fragments.panels(w), 1, 1), (32 * warps(w), 1, 1), 4 * words)
+
+
+def _table_or_sums(p: Mapping[str, Any]) -> int:
+    """Words of shared memory."""
+    w = p["weight"]
+    return max(fragments.table_words(w) * fragments.copies(w), warps(w) * _sums(p) * 32)
 
 
 def _columns(p: Mapping[str, Any]) -> int:
@@ -81,6 +91,7 @@ class _Gemv:
         self.lane, self.warp = k.let(self.thread & 31), k.let(self.thread >> 5)
         self.panel = k.block[0]
         self.decoder = Decoder(k, self.w, self.panel, self.lane, scaled=not after_sum(self.w))
+        self.pairs = 16 if self.w.get("pairs") else 8
         self.suffix = SUFFIX[k.target.storage]
 
     def write(self) -> None:
@@ -88,7 +99,7 @@ class _Gemv:
         # of each step its codes, then its scales
         self.words = self.decoder.codes + self.decoder.scales
         words = self.chunk * self.words
-        chunks = fragments.steps(self.w) // self.chunk
+        chunks = self._chunks()
         shared = k.dynamic(self.k.launch.shared_bytes // 4, "float32")
         now, ahead = k.local(words, "uint32"), k.local(words, "uint32")
         sums = k.local(_sums(self.p))
@@ -97,8 +108,10 @@ class _Gemv:
         with T.If(self.warp < chunks), T.Then():
             self._load(now, self.warp)
         self.decoder.fill_table(shared, 0, self.thread, k.launch.threads)
+        if "strip" in self.w:
+            self._list(shared, chunks)
         k.sync()
-        with T.serial(0, -(-chunks // self.warps)) as turn:
+        with T.serial(0, (chunks + (self.warps - 1)) // self.warps) as turn:
             chunk = k.let(turn * self.warps + self.warp)
             with T.If(chunk + self.warps < chunks), T.Then():
                 self._load(ahead, chunk + self.warps)
@@ -109,6 +122,42 @@ class _Gemv:
         k.sync()
         self._finish(shared, sums)
 
+    def _chunks(self) -> Any:
+        """How many chunks the panel has."""
+        if "strip" in self.w:
+            return self.k.let(self.k.load(self.k.arg("starts"), self.panel + 1) - self.decoder.first_step)
+        return fragments.steps(self.w) // self.chunk
+
+    def _list(self, shared: Any, steps: Any) -> None:
+        """Which inputs the strip has stored, for `_inputs`."""
+        k, octets = self.k, fragments.octets_of(self.w)
+        self.listed = (shared, _table_or_sums(self.p))
+        strip = k.let(self.T.truncdiv(self.panel * (16 * self.tiles), self.w["strip"]))
+        k.do(
+            "spc_list_positions", k.at(*self.listed), k.at(k.arg("positions"), strip * (octets * 8)),
+            k.at(k.arg("ranks"), strip * (octets + 1)), octets, steps * (fragments.INPUTS // self.w["dim"]),
+            self.thread, k.launch.threads,
+        )  # fmt: skip
+
+    def _inputs(self, to: Any, step: Any, column: int) -> None:
+        """self.pairs pairs: the lane's inputs of a step."""
+        k, T, m, inputs, a = self.k, self.T, self.p["m"], self.w["k"], self.k.arg("a")
+        row = self.decoder.g + 8 * column
+        first = step * fragments.INPUTS + self.decoder.q * fragments.LANE_INPUTS
+        if "strip" in self.w:
+            there = T.Select(row < m, T.int32(inputs), T.int32(0))
+            at = T.truncdiv(first, self.w["dim"])
+            k.do(f"spc_listed_{self.suffix}<{self.w['dim']}>", to, k.at(a, row * inputs), k.at(*self.listed), at, there)
+            return
+        if self.w.get("pairs"):
+            first = k.let(step * fragments.step_inputs(self.w))
+            there = T.Select(row < m, inputs - first, T.int32(0))
+            source = k.at(a, row * inputs + first)
+            k.do(f"spc_pairs_{self.suffix}<{self.p['vector']}>", to, source, self.decoder.q, there)
+            return
+        left = T.Select(row < m, inputs - first, T.int32(0))
+        k.do(f"spc_inputs_{self.suffix}<{self.p['vector']}>", to, k.at(a, row * inputs + first), left)
+
     def _load(self, words: Any, chunk: Any) -> None:
         for s in range(self.chunk):
             self.decoder.load(words, s * self.words, chunk * self.chunk + s)
@@ -117,16 +166,10 @@ class _Gemv:
     def _multiply(self, words: Any, chunk: Any, sums: Any) -> None:
         """sums += the products of one chunk of inputs."""
         k, p = self.k, self.p
-        inputs = k.local(self.chunk * self.columns * 8, "uint32")
+        inputs = k.local(self.chunk * self.columns * self.pairs, "uint32")
         for s in range(self.chunk):
-            first = k.let((chunk * self.chunk + s) * fragments.INPUTS + self.decoder.q * fragments.LANE_INPUTS)
             for c in range(self.columns):
-                row = self.decoder.g + 8 * c
-                left = self.T.Select(row < p["m"], self.w["k"] - first, self.T.int32(0))
-                k.do(
-                    f"spc_inputs_{self.suffix}<{p['vector']}>", k.at(inputs, (s * self.columns + c) * 8),
-                    k.at(k.arg("a"), row * self.w["k"] + first), left,
-                )  # fmt: skip
+                self._inputs(k.at(inputs, (s * self.columns + c) * self.pairs), k.let(chunk * self.chunk + s), c)
         part, scales = sums, k.local(2 * self.tiles)
         if after_sum(self.w):
             for i in range(2 * self.tiles):
@@ -141,12 +184,9 @@ class _Gemv:
                 self.decoder.values(words, at, words, at + self.decoder.codes, tile, values)
                 for i in range(4):
                     for c in range(self.columns):
-                        second = (s * self.columns + c) * 8 + 2 * i
-                        k.do(
-                            f"spc_mma_{self.suffix}", k.at(part, (tile * self.columns + c) * 4),
-                            values[2 * i], values[8 + 2 * i], values[2 * i + 1], values[8 + 2 * i + 1],
-                            inputs[second], inputs[second + 1],
-                        )  # fmt: skip
+                        second = (s * self.columns + c) * self.pairs + i * (self.pairs // 4)
+                        total = k.at(part, (tile * self.columns + c) * 4)
+                        self.decoder.multiply(total, words, at, tile, i, values, inputs, second)
         if not after_sum(self.w):
             return
         for tile in range(self.tiles):
