@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsec.formats import Block, FanIn, Unstructured
 from sparsec.passes.select import Choice
-from sparsec.passes.sparsify.allocation import erk, joint, lamp
+from sparsec.passes.sparsify.allocation import by_output, erk, joint, lamp
 from sparsec.recipe import Sparsify
 
 __all__ = ["allocate", "needs_inputs"]
@@ -18,7 +18,7 @@ __all__ = ["allocate", "needs_inputs"]
 
 def needs_inputs(sparsify: Sparsify) -> bool:
     """True where scores of different weights are compared that depend on calibration inputs (if there are any)."""
-    return sparsify.scope == "global" and sparsify.algorithm != "magnitude"
+    return sparsify.scope == "output" or (sparsify.scope == "global" and sparsify.algorithm != "magnitude")
 
 
 def allocate(choices: Sequence[Choice], power: Mapping[str, NDArray[np.float64]]) -> None:
@@ -54,7 +54,7 @@ def _percents(
         known = power.get(choice.weight.name) if needs_inputs(sparsify) else None
         square = np.square(weight, dtype=np.float64)
         scores.append(square if known is None else square * known)
-    return joint(scores, structure)
+    return by_output(scores, structure) if sparsify.scope == "output" else joint(scores, structure)
 
 
 def _shape(choice: Choice) -> tuple[int, ...]:

@@ -51,10 +51,10 @@ class Sparsify(_Strict):
     """
 
     algorithm: Literal["auto", "magnitude", "wanda", "gblm", "dsnot", "sparsegpt", "obs"] = "auto"
-    scope: Literal["layer", "global", "lamp", "erk"] = "layer"
+    scope: Literal["layer", "global", "output", "lamp", "erk"] = "layer"
     """Who gets the zeros. layer: every weight the same share. The others give the weights of the rule different shares: global
-    compares scores of all of them (relative to the weight's mean score), lamp compares layer-adaptive magnitude scores, erk goes by
-    shapes."""
+    compares scores of all of them (relative to the weight's mean score), output what they are of their output's power, lamp
+    layer-adaptive magnitude scores, erk goes by shapes."""
     permute: bool = False
     """N:M: inputs in an order in which groups lose less, undone by the layers that make them (where that can be)."""
     damping: float = Field(default=0.03, ge=0)
@@ -162,7 +162,7 @@ class Rule(_Strict):
             )
         if sparsify.permute and not isinstance(structure, NM):
             raise ValueError(f"sparsify.permute orders the inputs of N:M weights (s2:4); the scheme is '{self.scheme}'")
-        if sparsify.scope in ("lamp", "erk") and isinstance(structure, NM):
+        if sparsify.scope in ("lamp", "erk", "output") and isinstance(structure, NM):
             raise ValueError(
                 f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"
             )

@@ -39,7 +39,7 @@ SIZES = {"w0": 2400, "w1": 720, "w2": 66}
 
 
 @pytest.mark.parametrize("algorithm", ["magnitude", "wanda", "dsnot", "obs", "sparsegpt"])
-@pytest.mark.parametrize("scope", ["lamp", "erk", "global"])
+@pytest.mark.parametrize("scope", ["lamp", "erk", "global", "output"])
 def test_shared_zeros_beat_equal_shares_on_a_planted_network(scope: str, algorithm: str) -> None:
     if scope == "global" and algorithm in ("obs", "sparsegpt"):
         with pytest.raises(RecipeError, match=r"sparsify.scope 'global' compares scores .* Choose lamp or erk"):

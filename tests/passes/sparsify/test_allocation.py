@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+from itertools import product
+
 import numpy as np
 import pytest
 
 from sparsec.errors import SchemeError
 from sparsec.formats import Scheme
-from sparsec.passes.sparsify.allocation import erk, joint, lamp, lamp_scores
+from sparsec.passes.sparsify.allocation import by_output, erk, joint, lamp, lamp_scores
 
 
 def test_lamp_scores_by_their_definition() -> None:
@@ -79,6 +82,29 @@ def test_joint_scores_move_zeros_to_the_layer_with_many_small_ones(scheme: str) 
     assert shares[0] > shares[1]
     assert sum(shares) == pytest.approx(100, abs=0.2)
     assert joint([heavy, heavy], Scheme.parse(scheme).structure) == pytest.approx([50, 50], abs=0.2)
+
+
+def test_no_other_shares_lose_less_of_the_outputs() -> None:
+    """Brute force over all shares of three weights of twenty blocks: 3 to 17 of them may go."""
+    rng = np.random.default_rng(secrets.randbits(32))
+    scores = [scale * rng.standard_t(3, (4, 10)) ** 2 for scale in (1, 7, 0.2)]
+    shares = by_output(scores, Scheme.parse("s2x1@40").structure)
+    blocks = [np.sort(score.reshape(2, 2, 10).sum(1).reshape(-1)) / score.sum() for score in scores]
+    lost = [np.concatenate([[0], np.cumsum(b)]) for b in blocks]
+    possible = [p for p in product(range(3, 18), repeat=3) if sum(p) == 24]
+    least = min(sum(lost[i][n] for i, n in enumerate(p)) for p in possible)
+    found = [round(share / 5) for share in shares]
+    assert sum(found) == 24
+    assert min(found) >= 3
+    assert max(found) <= 17
+    assert sum(lost[i][n] for i, n in enumerate(found)) == pytest.approx(least)
+
+
+def test_shares_by_output_when_there_is_nothing_to_choose() -> None:
+    half = Scheme.parse("s50").structure
+    assert by_output([], half) == []
+    assert by_output([np.zeros((4, 5)), np.zeros((6, 5))], half) == [pytest.approx(50, abs=36)] * 2
+    assert by_output([np.ones((10, 10))], Scheme.parse("s95").structure) == [pytest.approx(95)]
 
 
 @pytest.mark.parametrize("percent", [-1, 100, 150])
