@@ -131,8 +131,8 @@ class Lowering:
         self.program = Program(name=name, target=target)
         # Elementwise nodes left for their consumer's kernel (see fusion.py).
         self.deferred: set[ir.Node] = set()
-        # Kernel families that take another one's place, with the same parameters (a GPU's for the processor's).
-        self.families: Mapping[str, str] = {}
+        # The kernel family that takes another one's place, with the same parameters (a GPU's for the processor's).
+        self.family_for: Callable[[str, Mapping[str, Any]], str] = lambda family, params: family
         # The layout a node computes in, where there was a choice (see layouts.py).
         self.plan: dict[ir.Node, Layout] = {}
         # What a family keeps for its later nodes, such as an operand in another order.
@@ -331,7 +331,7 @@ class Lowering:
 
         `scratch` and `cost` are for kernels that leave sizes to their data (`Signature.bound`).
         """
-        family = self.families.get(family, family)
+        family = self.family_for(family, params)
         module = importlib.import_module(family_module(family))
         signature: Signature = module.signature(params, self.target)
         wanted = [a for a in signature.args if a.role != "work"]

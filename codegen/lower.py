@@ -36,7 +36,8 @@ def lower(
     """
     low = Lowering(model, target, name)
     table = gpu if target.gpu else processor
-    low.families = gpu.FAMILIES if target.gpu else {}
+    if target.gpu:
+        low.family_for = gpu.family_for
     graph = model.graph
     for index, value in enumerate(i for i in graph.inputs if i.const_value is None):
         shape, dtype = low.shape(value), low.dtype(value)

@@ -6,13 +6,15 @@ parameters. What is left runs unit by unit on threads (generic.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.cuda.convolutions import CONVOLUTIONS
+from sparsec.codegen.cuda.kernels.attention import LARGEST_HEAD
 from sparsec.codegen.cuda.kernels.depthwise import lower_depthwise
 from sparsec.codegen.cuda.kernels.product import lower_conv
 from sparsec.codegen.cuda.products import PRODUCTS
@@ -53,6 +55,13 @@ FAMILIES: dict[str, str] = {
 
 _CHANNELS_LAST = Choice({"cl": 0.0})
 _IMAGES = frozenset([("", "AveragePool"), ("", "Conv"), ("", "MaxPool")])
+
+
+def family_for(family: str, params: Mapping[str, Any]) -> str:
+    """The family that computes a step which a rule of the processor's table made."""
+    if family == "attention":
+        return "cuda.attention" if max(params["d"], params["dv"]) <= LARGEST_HEAD else family
+    return FAMILIES.get(family, family)
 
 
 def rules_for(node: ir.Node) -> Sequence[Rule]:
