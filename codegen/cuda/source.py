@@ -20,6 +20,7 @@ from tvm.tirx.script import builder as T
 
 from sparsec.codegen.cuda.builder import CudaBuilder
 from sparsec.codegen.cuda.launch import Launch
+from sparsec.codegen.cuda.units import device_signature
 from sparsec.codegen.program import FROM_DATA, KernelSpec, Signature, family_module
 from sparsec.target import Target
 
@@ -48,7 +49,7 @@ def cuda_source(spec: KernelSpec, target: Target, symbol: str = "kernel") -> Ker
     module = importlib.import_module(family_module(spec.family))
     signature: Signature = module.signature(spec.params, target)
     launch: Launch = module.launch(spec.params, target)
-    stored = stored_signature(signature, spec.storage)
+    stored = device_signature(stored_signature(signature, spec.storage))
     function = device_function(symbol, stored, launch, target, lambda k: module.build(spec.params, k))
     return KernelSource(symbol, device_text(function, target), launch, stored)
 

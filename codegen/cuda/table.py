@@ -48,7 +48,18 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
 FAMILIES: dict[str, str] = {
     **{
         family: f"cuda.{family}"
-        for family in ("copy", "depthwise", "elementwise", "global_pool", "norm", "pool", "reduce", "softmax")
+        for family in (
+            "copy",
+            "depthwise",
+            "elementwise",
+            "gather",
+            "global_pool",
+            "lookup",
+            "norm",
+            "pool",
+            "reduce",
+            "softmax",
+        )
     },
     "gemm": "cuda.product",
 }
