@@ -64,7 +64,10 @@ def view(value: Any, name: str, dtype: str, shape: tuple[int, ...], stream: int)
         raise InputError(
             f"input '{name}' lies on GPU {index}; models run on GPU 0 of the process (CUDA_VISIBLE_DEVICES says which that is)"
         )
-    capsule = value.__dlpack__(stream=stream)
+    try:
+        capsule = value.__dlpack__(stream=stream)
+    except (BufferError, RuntimeError) as error:  # such as one that requires a gradient
+        raise InputError(f"input '{name}' is not given away by DLPack: {error}") from error
     tensor = _Tensor.from_address(_get_pointer(capsule, _NAME))  # the managed tensor starts with it
     kind = _KINDS.get(tensor.dtype.code, "unknown")
     found = f"{kind}{tensor.dtype.bits}" if kind != "bool" else "bool"

@@ -219,6 +219,8 @@ class Strange:
 
     def __dlpack__(self, *, stream: int) -> object:
         assert stream
+        if "refuses" in self.fields:
+            raise BufferError(self.fields["refuses"])
         capsule = self.array.__dlpack__(stream=stream)
         tensor = dlpack._Tensor.from_address(dlpack._get_pointer(capsule, b"dltensor"))
         for name, value in self.fields.items():
@@ -242,6 +244,7 @@ class Strange:
         ({"strides": (1, 3)}, "input 'r' is not contiguous"),
         ({"byte_offset": 4}, "does not start at a multiple of 16 bytes"),
         ({"device": (2, 1)}, "input 'r' lies on GPU 1"),
+        ({"refuses": "it requires a gradient"}, "input 'r' is not given away by DLPack: it requires a gradient"),
     ],
 )
 def test_tensors_that_do_not_fit(session: Session, gpu: FakeGpu, change: dict[str, object], message: str) -> None:
