@@ -18,6 +18,8 @@ class Bar:
     limit: float
     targets: str = "*"
     activations: str = "auto"
+    scope: str = "layer"
+    """Who gets the zeros (`sparsify.scope`); their share of all weights is the scheme's either way."""
     budget: str = ""
     """In place of a scheme: what the whole model may cost."""
     program: bool = False
@@ -29,9 +31,11 @@ class Bar:
 
     @property
     def recipe(self) -> str:
-        """Scheme of weights and, where they are rounded, of activations."""
+        """Scheme of weights and, where they are rounded, of activations; who gets the zeros where not every weight its share."""
         if self.budget:
             return f"{self.budget} of {'weights.bin' if self.program else 'ONNX'}"
+        if self.scope != "layer":
+            return f"{self.scheme}, scope {self.scope}"
         return self.scheme if self.activations == "auto" else f"{self.scheme} x {self.activations}"
 
     @property
@@ -56,9 +60,11 @@ class Bar:
         )
 
 
-def _minilm(scheme: str, cosine: float, spearman: float | None = None) -> list[Bar]:
-    rows = [Bar("minilm", scheme, "cosine", "at least", cosine, "MatMul")]
-    return rows if spearman is None else [*rows, Bar("minilm", scheme, "Spearman", "lose at most", spearman, "MatMul")]
+def _minilm(scheme: str, cosine: float, spearman: float | None = None, scope: str = "layer") -> list[Bar]:
+    rows = [Bar("minilm", scheme, "cosine", "at least", cosine, "MatMul", scope=scope)]
+    if spearman is not None:
+        rows.append(Bar("minilm", scheme, "Spearman", "lose at most", spearman, "MatMul", scope=scope))
+    return rows
 
 
 def _stories(scheme: str, limit: float) -> list[Bar]:
@@ -79,10 +85,12 @@ BARS = [
     *_minilm("s50", 0.935, 0.003),
     *_minilm("s2:4", 0.89, 0.004),
     *_minilm("s16x1@50-cb4-g32", 0.82, 0.015),
+    *_minilm("s16x1@50-cb4-g32", 0.82, 0.015, scope="output"),
     *_stories("int4-g32", 1.03),
     *_stories("cb4-g32", 1.03),
     *_stories("pg4-g32", 1.03),
     *_stories("int3-g32", 1.20),
+    *_stories("cb3-g32", 1.20),
     *_stories("vq2d4-c", 2.8),
     *_stories("s50", 2.4),
     *_stories("s2:4", 3.5),
