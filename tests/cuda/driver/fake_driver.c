@@ -75,7 +75,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block blocks[MAX_BLOCKS];
 static long allocations, launches, live, contexts;
 static int sticky;
-static stream *capturing, default_stream;
+static stream default_stream;
+static _Thread_local stream *capturing; /* captures are thread-local (mode 1): what other threads do meanwhile is theirs */
 static char last_problem[1200];
 static _Thread_local int current; /* depth of this thread's stack of contexts */
 
@@ -516,7 +517,7 @@ DEFINE(cuStreamSynchronize, void *s) BODY(cuStreamSynchronize, s)(void *s)
 DEFINE(cuStreamBeginCapture_v2, void *s, int mode) BODY(cuStreamBeginCapture_v2, s, mode)(void *s, int mode)
 {
     stream *one = s;
-    if (one->capturing || mode < 0 || mode > 2) return INVALID_VALUE;
+    if (one->capturing || mode != 1) return INVALID_VALUE;
     one->capturing = 1, one->broken = 0;
     capturing = one;
     return sticky;
