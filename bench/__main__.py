@@ -4,6 +4,7 @@
     python -m bench kernels [--only WORD]... [--threads N]...             single products against the rivals
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
+    python -m bench gpu [--only PRODUCT]...                               products on an NVIDIA GPU against the rivals there
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
     python -m bench recovery [--scheme S]... [--epochs N]                 what training on in the format gives back (ResNet-20)
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command("instructions", "instructions a multiplication of int8 products on aarch64, from their assembly")
 
+    gpu = command("gpu", "products on an NVIDIA GPU against cuBLAS, torch, bitsandbytes and Triton")
+    gpu.add_argument(
+        "--only", action="append", default=[], metavar="PRODUCT", help='such as "1 x 4096x4096" (repeatable)'
+    )
+
     operators = command("operators", "time of every step of a compiled model")
     operators.add_argument("model", choices=sorted(MODELS), metavar="MODEL")
     operators.add_argument("--recipe")
@@ -149,6 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import roof
 
         return roof.run(args.json)
+    if args.command == "gpu":
+        from bench import gpu
+
+        return gpu.run(args.json, args.only)
     if args.command == "instructions":
         from bench import instructions
 

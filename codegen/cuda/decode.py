@@ -98,6 +98,12 @@ class Decoder:
         stored = words[at + fragments.code_words(self.p) + 2 * tile + block // 2]
         k.do(f"spc_mma_pairs_{suffix}<{block % 2}>", sums, *a, *(inputs[first + i] for i in range(4)), stored)
 
+    def begin(self, words: Any, at: int, step: Expr) -> None:
+        """Called before the values of a step are made, with the words of all its tiles (scattered.py needs it)."""
+
+    def begin_shared(self, words: Any, shared: Any, start: Expr, step: Expr) -> None:
+        """The same with words that lie in shared memory."""
+
     def load_scales(self, words: Any, at: int, step: Expr) -> None:
         """words[at : at + self.scales] = the lane's scales and zero points of a step, as far as they meet weights here."""
         k, tiles = self.k, self.p["tiles"]

@@ -176,6 +176,46 @@ SPC_DEVICE uint spc_minus_bf16(uint word, int shift) {
   return spc_pair_bf16(value, value);
 }
 
+// What the lanes before this one count, in the warp and in the lane's four.
+SPC_DEVICE int spc_warp_before(int count) {
+  int sum = count, lane = threadIdx.x & 31;
+  for (int by = 1; by < 32; by <<= 1) {
+    int other = __shfl_up_sync(0xffffffffu, sum, by);
+    if (lane >= by) sum += other;
+  }
+  return sum - count;
+}
+SPC_DEVICE int spc_quad_before(int count) {
+  int sum = count, lane = threadIdx.x & 3;
+  for (int by = 1; by < 4; by <<= 1) {
+    int other = __shfl_up_sync(0xffffffffu, sum, by);
+    if (lane >= by) sum += other;
+  }
+  return sum - count;
+}
+
+// The code at `bit` of what a mask says is stored, 0 where nothing is; those of the mask begin with number `first`.
+template <int BITS>
+SPC_DEVICE uint spc_stored(const uchar *codes, uint mask, int bit, int first) {
+  if (!(mask >> bit & 1u)) return 0;
+  uint number = first + __popc(mask & ((1u << bit) - 1u));
+  if (BITS == 32) return ((const uint *)codes)[number];
+  if (BITS == 16) return ((const ushort *)codes)[number];
+  return codes[number * BITS >> 3] >> (number * BITS & 7) & ((1u << BITS % 32) - 1u);
+}
+
+// (value - zero) * scale for both halves of a word, nothing where `there` is 0.
+SPC_DEVICE uint spc_scaled_f16(uint word, float zero, float scale, int there) {
+  half low, high;
+  low.bits = (ushort)word, high.bits = (ushort)(word >> 16);
+  return there ? spc_pair_f16(((float)low - zero) * scale, ((float)high - zero) * scale) : 0;
+}
+SPC_DEVICE uint spc_scaled_bf16(uint word, float zero, float scale, int there) {
+  nv_bfloat16 low, high;
+  low.bits = (ushort)word, high.bits = (ushort)(word >> 16);
+  return there ? spc_pair_bf16(((float)low - zero) * scale, ((float)high - zero) * scale) : 0;
+}
+
 // A field of each half of a word, as the mantissa of a float ("magic" is its exponent).
 SPC_DEVICE uint spc_field(uint word, int shift, uint mask, uint magic) { return ((word >> shift) & mask) | magic; }
 

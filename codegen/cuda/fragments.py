@@ -58,8 +58,8 @@ def row_tiles(weight: Unpacked | Array, wanted: int) -> int:
     return tiles
 
 
-def refused(weight: Unpacked | Array, panel: int, storage: str) -> str:
-    """Why kernels cannot decode this weight in panels of so many rows; "" if they can."""
+def refused(weight: Unpacked | Array, panel: int, storage: str, any_group: bool = False) -> str:
+    """Why kernels cannot decode this weight in panels of so many rows; "" if they can. any_group: groups may begin anywhere."""
     values = weight if isinstance(weight, np.ndarray) else weight.codebook
     if isinstance(weight, Unpacked) and isinstance(weight.scheme.codec.meaning, FloatValue):
         values = weight.codes
@@ -68,7 +68,7 @@ def refused(weight: Unpacked | Array, panel: int, storage: str) -> str:
     if isinstance(weight, np.ndarray):
         return ""
     codec, scales, meaning = weight.scheme.codec, weight.scheme.scales, weight.scheme.codec.meaning
-    if scales.kind == "group" and scales.group % LANE_INPUTS:
+    if scales.kind == "group" and scales.group % LANE_INPUTS and not any_group:
         return f"groups of {scales.group} values are no multiple of {LANE_INPUTS}"
     several = weight.codebook is not None and len(weight.codebook) > 1
     if several and isinstance(meaning, TableValue | VectorValue):
@@ -119,8 +119,8 @@ def pack(weight: Unpacked | Array, tiles: int, storage: str, label: str = "weigh
     return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
 
 
-def decoding(weight: Unpacked, storage: str) -> dict[str, Any]:
-    """The parameters that say how codes become values."""
+def decoding(weight: Unpacked, storage: str, single: bool = False) -> dict[str, Any]:
+    """The parameters that say how codes become values; single: codes are looked up one by one."""
     codec, scales, meaning = weight.scheme.codec, weight.scheme.scales, weight.scheme.codec.meaning
     bits = codec.code_bits
     params: dict[str, Any] = {
@@ -131,7 +131,11 @@ def decoding(weight: Unpacked, storage: str) -> dict[str, Any]:
     if scales.kind == "group":
         assert weight.scales is not None
         params["groups"] = int(weight.scales.shape[1])
-    if isinstance(meaning, AffineValue) and bits in ((1, 2, 4, 8) if storage == "float16" else (1, 2, 4)):
+    if (
+        not single
+        and isinstance(meaning, AffineValue)
+        and bits in ((1, 2, 4, 8) if storage == "float16" else (1, 2, 4))
+    ):
         return params | {"decode": "affine", "offset": meaning.offset or 0}
     books = 1 if weight.codebook is None else len(weight.codebook)
     lookup: dict[str, Any] = {"decode": "lookup", "books": books, "stages": 1, "index_bits": bits, "values": 1}
@@ -140,7 +144,7 @@ def decoding(weight: Unpacked, storage: str) -> dict[str, Any]:
         lookup["span"] = meaning.scope.span
     if isinstance(meaning, VectorValue):
         lookup |= {"stages": meaning.stages, "index_bits": meaning.bits, "values": meaning.dim}
-    elif bits in _TOGETHER:
+    elif bits in _TOGETHER and not single:
         lookup |= {"index_bits": _TOGETHER[bits] * bits, "values": _TOGETHER[bits]}
     return params | lookup
 
@@ -181,8 +185,13 @@ def lay_out(codes: Array, p: Mapping[str, Any], extra: Array | None = None) -> A
     words = np.stack(made)  # panel, step, lane, word
     if extra is not None:
         words = np.concatenate([words, extra], axis=-1)
-    vector = vector_words(p)
-    return np.ascontiguousarray(words.reshape(panels, steps, 32, -1, vector).transpose(0, 1, 3, 2, 4)).reshape(-1)
+    return by_vectors(words, p)
+
+
+def by_vectors(words: Array, p: Mapping[str, Any]) -> Array:
+    """Words [panels, steps, 32, n] of lanes, so that a warp reads as much as it can at once; flat."""
+    split = words.reshape(*words.shape[:2], 32, -1, vector_words(p))
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 2, 4)).reshape(-1)
 
 
 def _words(codes: Array, p: Mapping[str, Any]) -> Array:
@@ -265,7 +274,9 @@ def groups(p: Mapping[str, Any]) -> int:
 
 
 def code_words(p: Mapping[str, Any]) -> int:
-    """Words of codes that a lane reads of a panel in a step."""
+    """Words of codes that a lane reads of a panel in a step; of scattered.py, of what is stored."""
+    if p.get("scattered"):
+        return int(p["tiles"])
     return int(-(-2 * LANE_INPUTS * p["tiles"] * p["bits"] // (32 * p["dim"])))
 
 
@@ -312,6 +323,10 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
         ]
     else:
         args = [Arg("codes", "uint32", panels(p) * steps(p) * 32 * lane_words(p), "in")]
+    if p.get("scattered"):  # scattered.py
+        args += [Arg("stored", "uint8", FROM_DATA, "in"), Arg("starts", "int32", panels(p) * steps(p), "in")]
+        if p["scales"] == "group":
+            args.append(Arg("ranks", "uint16", panels(p) * steps(p) * 16 * p["tiles"], "in"))
     if p["scales"] != "none":
         size = panels(p) * 16 * p["tiles"] * groups(p)
         kind = "float16" if p["scales"] == "group" else "float32"

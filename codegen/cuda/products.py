@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Rule, Tensor
-from sparsec.codegen.cuda import fragments, pairs, strips
+from sparsec.codegen.cuda import fragments, pairs, scattered, strips
 from sparsec.codegen.cuda.kernels import gemm, gemv
 from sparsec.codegen.cuda.kernels.product import dense_weight
 from sparsec.codegen.kernels.quantise import product_input
@@ -97,7 +97,21 @@ def lower_pairs(node: ir.Node, low: Lowering) -> Refusal | None:
     return _append(op, low, pairs.pack(unpacked, tiles, low.target.storage), m)
 
 
-COMPRESSED: tuple[Rule, ...] = (lower_strips, lower_pairs, lower_compressed)
+def lower_scattered(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::MatMul with a weight of any structure."""
+    op = view(node)
+    if (refusal := refused(op, low)) is not None:
+        return refusal
+    weight = op.weight()
+    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
+        return Refusal(_IS_DENSE)
+    unpacked, m = unpacked_weight(op), _rows(op, low)
+    tiles = 1 if m <= gemv.MOST_ROWS else 2
+    reason = scattered.refused(unpacked) or fragments.refused(unpacked, 16 * tiles, low.target.storage, any_group=True)
+    return Refusal(reason) if reason else _append(op, low, scattered.pack(unpacked, tiles, low.target.storage), m)
+
+
+COMPRESSED: tuple[Rule, ...] = (lower_strips, lower_pairs, lower_scattered, lower_compressed)
 """Rules that leave weights compressed."""
 PRODUCTS: tuple[Rule, ...] = (*COMPRESSED, lower_decoded)
 """All rules for sparsec::MatMul, in order."""

@@ -62,6 +62,13 @@ def test_two_of_four(m: int, gpu: FakeGpu, rng: np.random.Generator) -> None:
     assert compiled.program.steps[0].spec.params["weight"]["pairs"]
 
 
+@pytest.mark.parametrize(("scheme", "m"), [("s70-int8", 2), ("s16x1@50-cb4-g64", 20)])
+def test_any_structure(scheme: str, m: int, gpu: FakeGpu, rng: np.random.Generator) -> None:
+    compiled = check(scheme, m, gpu, rng)
+    assert compiled.program.steps[0].spec.params["weight"]["scattered"]
+    assert not compiled.program.decisions
+
+
 def test_a_scheme_without_kernel_is_decoded_and_the_report_says_why(gpu: FakeGpu, rng: np.random.Generator) -> None:
     compiled = check("int4-g8", 2, gpu, rng)
     assert families(compiled) == ["cuda.gemv"]

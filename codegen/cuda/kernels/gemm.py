@@ -16,8 +16,9 @@ from math import ceil
 from typing import Any
 
 from sparsec.codegen.cuda import epilogue, fragments
-from sparsec.codegen.cuda.decode import SUFFIX, Decoder
+from sparsec.codegen.cuda.decode import SUFFIX
 from sparsec.codegen.cuda.launch import Launch
+from sparsec.codegen.cuda.scattered import decoder_of
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -125,7 +126,7 @@ class Product:
         )
         # the last block may have fewer panels than warps: what its last warps compute is not stored
         panel = self.T.min(k.block[0] * p["warps_n"] + self.warp_n, self.T.int32(fragments.panels(self.w) - 1))
-        self.decoder = Decoder(k, self.w, k.let(panel), self.lane, scaled=True)
+        self.decoder = decoder_of(self.w)(k, self.w, k.let(panel), self.lane, scaled=True)
         self.row0 = k.let(k.block[1] * _block_rows(p))
         steps, count = fragments.steps(self.w), p["parts"]
         self.first = k.let(self.T.truncdiv(k.block[2] * steps, count))
@@ -153,7 +154,7 @@ class Product:
             if count:
                 with T.If(step + 1 < self.last), T.Then():
                     self.decoder.load_scales(ahead, 0, step + 1)
-            self._multiply(now, T.truncmod(turn, self.stages), sums)
+            self._multiply(now, step, T.truncmod(turn, self.stages), sums)
             for i in range(count):
                 k.store(now, i, ahead[i])
         k.do("spc_copy_wait<0>")
@@ -210,7 +211,7 @@ class Product:
         inside = T.And(row < self.p["m"], first < depth)
         return T.Select(inside, row * depth + first, T.int32(0)), T.Select(inside, depth - first, T.int32(0))
 
-    def _multiply(self, scales: Any, slot: Any, sums: Any) -> None:
+    def _multiply(self, scales: Any, step: Any, slot: Any, sums: Any) -> None:
         """sums += the products of one step."""
         k = self.k
         inputs, values = k.local(4 * self.columns, "uint32"), k.local(16, "uint32")
@@ -218,6 +219,7 @@ class Product:
         stage = k.let(slot * self.stage_words)
         base = k.let(stage + self.warp_m * (8 * self.columns * self.row_words))
         codes = k.let(stage + self.codes_at + self.warp_n * (32 * self.decoder.codes))
+        self.decoder.begin_shared(words, self.shared, codes, step)
         for part in range(4 if self.w.get("pairs") else 2):
             blocks = self._read_inputs(inputs, base, part)
             for tile in range(self.tiles):

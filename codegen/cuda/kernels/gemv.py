@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsec.codegen.cuda import epilogue, fragments
-from sparsec.codegen.cuda.decode import SUFFIX, Decoder
+from sparsec.codegen.cuda.decode import SUFFIX
 from sparsec.codegen.cuda.launch import Launch
+from sparsec.codegen.cuda.scattered import decoder_of
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -23,7 +24,7 @@ _WORDS_AHEAD = 16  # words of codes a lane holds for later
 
 def chunk_steps(w: Mapping[str, Any]) -> int:
     """Steps of 64 inputs that a warp takes at once; all in one group of scales."""
-    if "strip" in w:
+    if "strip" in w or w.get("scattered"):
         return 1
     steps = fragments.steps(w)
     most = w["group"] // fragments.INPUTS if after_sum(w) else 4
@@ -35,7 +36,7 @@ def chunk_steps(w: Mapping[str, Any]) -> int:
 
 def after_sum(w: Mapping[str, Any]) -> bool:
     """Whether group scales multiply sums of whole steps rather than weights."""
-    return bool(w["scales"] == "group" and w["group"] % fragments.INPUTS == 0)
+    return bool(w["scales"] == "group" and w["group"] % fragments.INPUTS == 0 and not w.get("scattered"))
 
 
 def warps(w: Mapping[str, Any]) -> int:
@@ -90,7 +91,7 @@ class _Gemv:
         self.thread = k.thread[0]
         self.lane, self.warp = k.let(self.thread & 31), k.let(self.thread >> 5)
         self.panel = k.block[0]
-        self.decoder = Decoder(k, self.w, self.panel, self.lane, scaled=not after_sum(self.w))
+        self.decoder = decoder_of(self.w)(k, self.w, self.panel, self.lane, scaled=not after_sum(self.w))
         self.pairs = 16 if self.w.get("pairs") else 8
         self.suffix = SUFFIX[k.target.storage]
 
@@ -179,6 +180,7 @@ class _Gemv:
                 k.store(part, i, k.f32(0.0))
         values = k.local(16, "uint32")
         for s in range(self.chunk):
+            self.decoder.begin(words, s * self.words, chunk * self.chunk + s)
             for tile in range(self.tiles):
                 at = s * self.words
                 self.decoder.values(words, at, words, at + self.decoder.codes, tile, values)

@@ -1,0 +1,188 @@
+"""Weights of any structure for gemv.py and gemm.py: dense tiles are put together in registers of what is stored.
+
+For each tile and 64 inputs a lane has a word with one bit for each of its 32 weights (fewer where a code stands for several). What is
+stored lies in the order of lanes; `starts` says where a panel's step begins, and lanes count bits to find theirs. Scales of groups go by
+how many values of the row are stored before: `ranks` has that at the beginning of every step. Codes have 1, 2, 4, 8, 16 or 32 bits here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsec.codegen.cuda import fragments
+from sparsec.codegen.cuda.decode import SUFFIX, Decoder, twice
+from sparsec.codegen.cuda.fragments import LANE_INPUTS, Packed, by_vectors, decoding, halves, scale_arrays, table
+from sparsec.codegen.cuda.strips import dense_codes
+from sparsec.formats.encoded import Unpacked
+from sparsec.formats.layout import pack_planes
+
+Array = np.ndarray[Any, Any]
+Expr = Any
+
+_MOST_RANKS = 65535
+
+
+def refused(weight: Unpacked) -> str:
+    """Why this layout does not take the weight; "" if it does."""
+    if weight.cols > _MOST_RANKS:
+        return f"{weight.cols} inputs; weights of structure '{weight.scheme.structure}' may have {_MOST_RANKS}"
+    return ""
+
+
+def stored_bits(bits: int) -> int:
+    """Bits of a code of `bits` bits in memory."""
+    return 1 << (bits - 1).bit_length()
+
+
+def pack(weight: Unpacked, tiles: int, storage: str, label: str = "weight") -> Packed:
+    """Lay a weight out for panels of 16 * tiles rows; values in `storage`."""
+    dim, width = weight.scheme.codec.dim, weight.scheme.block[1]
+    params = decoding(weight, storage, single=True) | {
+        "n": weight.rows, "k": weight.cols, "tiles": tiles, "scattered": True,
+    }  # fmt: skip
+    codes = dense_codes(weight)
+    if params["decode"] == "float":
+        codes = halves(codes, storage)
+    rows, each = weight.scheme.block[0], LANE_INPUTS // dim
+    mask = np.repeat(np.repeat(weight.block_mask, rows, 0), max(width // dim, 1), axis=1)
+    panels, steps, units = fragments.panels(params), fragments.steps(params), -(-weight.cols // dim)
+
+    def by_lane(values: Array) -> Array:
+        """[panel, step, g, q, tile, half, code]."""
+        padded = np.zeros((panels * 16 * tiles, steps * 4 * each), values.dtype)
+        padded[: weight.rows, :units] = values[: weight.rows, :units]
+        return padded.reshape(panels, tiles, 2, 8, steps, 4, each).transpose(0, 4, 3, 5, 1, 2, 6)
+
+    is_stored = np.ascontiguousarray(by_lane(mask))
+    counts = is_stored.reshape(panels * steps, -1).sum(1)
+    in_rows = is_stored.sum((3, 6))  # panel, step, g, tile, half
+    flags = is_stored.reshape(panels, steps, 32, tiles, 2 * each).astype(np.uint32) << np.arange(
+        2 * each, dtype=np.uint32
+    )
+    arrays = [
+        ("codes", by_vectors(np.bitwise_or.reduce(flags, axis=-1), params)),
+        ("stored", _stream(by_lane(codes)[is_stored], params["bits"])),
+        ("starts", (np.cumsum(counts) - counts).astype(np.int32)),
+    ]
+    if params["scales"] == "group":
+        arrays.append(("ranks", (np.cumsum(in_rows, axis=1) - in_rows).astype(np.uint16).reshape(-1)))
+    arrays += scale_arrays(weight, params, tiles)
+    if params["decode"] == "lookup":
+        arrays.append(("table", table(weight, params, storage)))
+    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
+
+
+def decoder_of(p: Mapping[str, Any]) -> type[Decoder]:
+    """What emits the decoding of a packed weight."""
+    return ScatteredDecoder if p.get("scattered") else Decoder
+
+
+def _stream(codes: Array, bits: int) -> Array:
+    """uint8: the codes one after the other, and a spare word."""
+    width = stored_bits(bits)
+    packed = (
+        codes.astype(f"u{width // 8}").view(np.uint8) if width > 4 else pack_planes(codes.astype(np.uint8), width)[0]
+    )
+    return np.concatenate([packed, np.zeros(4 - packed.size % 4 + 4, np.uint8)])
+
+
+class ScatteredDecoder(Decoder):
+    """Emits a warp's decoding of one panel; what `load` reads are the words that say what is stored."""
+
+    def __init__(self, k: Any, p: Mapping[str, Any], panel: Expr, lane: Expr, scaled: bool) -> None:
+        super().__init__(k, {**p, "zeros": False}, panel, lane, scaled=False)
+        self.zeros, self.grouped, self.dim = p["zeros"], p["scales"] == "group", p["dim"]
+        tiles = p["tiles"]
+        self.bases, self.ranks = k.local(tiles, "int32"), k.local(2 * tiles, "int32")
+
+    def begin(self, words: Any, at: int, step: Expr) -> None:
+        """Find where the lane's codes of a step are; words[at:] are those of all tiles."""
+        k, T, tiles = self.k, self.T, self.p["tiles"]
+        where = k.let(self.first_step + step)
+        counts = [k.let(T.Cast("int32", T.popcount(words[at + t]))) for t in range(tiles)]
+        k.store(self.bases, 0, k.load(k.arg("starts"), where) + k.device("int32", "spc_warp_before", sum(counts)))
+        for t in range(1, tiles):
+            k.store(self.bases, t, self.bases[t - 1] + counts[t - 1])
+        if not self.grouped:
+            return
+        each = LANE_INPUTS // self.dim
+        for i in range(2 * tiles):
+            part = (words[at + i // 2] >> T.uint32(each * (i % 2))) & T.uint32((1 << each) - 1)
+            count = k.let(T.Cast("int32", T.popcount(part)))
+            before = T.Cast("int32", k.load(k.arg("ranks"), (where * 8 + self.g) * (2 * tiles) + i))
+            k.store(self.ranks, i, before + k.device("int32", "spc_quad_before", count))
+
+    def begin_shared(self, words: Any, shared: Any, start: Expr, step: Expr) -> None:
+        """The same with words that lie in shared memory."""
+        for tile in range(self.p["tiles"]):
+            self.load_shared(words, shared, start, tile)
+        self.begin(words, 0, step)
+
+    def values(
+        self, words: Any, at: int, scales: Any, scales_at: int, tile: int, dest: Any, parts: range = range(8)
+    ) -> None:
+        """dest[0 : 16] = pairs of values of a tile, as of `Decoder`."""
+        each = LANE_INPUTS // self.dim
+        mask = words[at + tile]
+        for half in range(2):
+            found = []
+            for unit in range(parts.start * 2 // self.dim, parts.stop * 2 // self.dim):
+                bit = half * each + unit
+                code = self.k.device(
+                    "uint32", f"spc_stored<{stored_bits(self.p['bits'])}>", self.k.at(self.k.arg("stored"), 0), mask, bit,
+                    self.bases[tile],
+                )  # fmt: skip
+                found += self._scaled(self._found(self.k.let(code, "uint32"), mask, bit), mask, bit, tile, half)
+            if self.dim == 1:  # single values, two make a pair
+                found = [
+                    self.k.device("uint32", "__byte_perm", low, high, self.T.uint32(0x5410))
+                    for low, high in zip(found[::2], found[1::2], strict=True)
+                ]
+            for i, pair in zip(parts, found, strict=True):
+                self.k.store(dest, 8 * half + i, pair)
+
+    def _found(self, code: Expr, mask: Expr, bit: int) -> list[Expr]:
+        """The words of a code's values, zeros where nothing is stored."""
+        k, T, p = self.k, self.T, self.p
+        if p["decode"] == "float":
+            return [code]
+        count, bits = fragments.entry_words(p), p["index_bits"]
+        stride = (fragments.copies(p) * count * 4).bit_length() - 1
+        total = k.local(count, "uint32")
+        entry = k.local(count, "uint32") if p["stages"] > 1 else total
+        for stage in range(p["stages"]):
+            index = (code >> T.uint32(stage * bits)) & T.uint32((1 << bits) - 1)
+            start = k.at(self.table, self.table_at + (stage << bits << stride >> 2))
+            k.do(
+                f"spc_entry<{count}>",
+                k.at(entry if stage else total, 0),
+                start,
+                (index << T.uint32(stride)) | self.my_copy,
+            )
+            for i in range(count if stage else 0):
+                self._fma(total, i, total[i], T.uint32(twice(1.0, self.storage)), entry[i])
+        there = ((mask >> T.uint32(bit)) & T.uint32(1)) != T.uint32(0)
+        return [k.let(T.Select(there, total[i], T.uint32(0)), "uint32") for i in range(count)]
+
+    def _scaled(self, words: list[Expr], mask: Expr, bit: int, tile: int, half: int) -> list[Expr]:
+        """(value - zero point) * scale of the code at `bit`, where there are such."""
+        k, T, p = self.k, self.T, self.p
+        if not self.grouped and not self.zeros:
+            return words
+        rows, row = 2 * p["tiles"], 2 * tile + half
+        place: Expr = (self.panel * 8 + self.g) * rows + row
+        if self.grouped:
+            each = LANE_INPUTS // self.dim
+            below = mask & T.uint32(((1 << bit) - 1) & (((1 << each) - 1) << (each * half)))
+            rank = (self.ranks[row] + T.Cast("int32", T.popcount(below))) * self.dim
+            group = T.min(T.truncdiv(rank, p["group"]), T.int32(p["groups"] - 1))
+            place = k.let(((self.panel * p["groups"] + group) * 8 + self.g) * rows + row)
+        scale = k.load(k.arg("scales"), place) if self.grouped else k.f32(1.0)
+        zero = T.Cast("float32", k.load(k.arg("zeros"), place)) if self.zeros else k.f32(0.0)
+        scale, zero = k.let(scale, "float32"), k.let(zero, "float32")
+        there = T.Cast("int32", (mask >> T.uint32(bit)) & T.uint32(1))
+        name = f"spc_scaled_{SUFFIX[self.storage]}"
+        return [k.let(k.device("uint32", name, word, zero, scale, there), "uint32") for word in words]
