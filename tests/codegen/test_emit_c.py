@@ -11,7 +11,7 @@ import pytest
 from sparsec.codegen import zig
 from sparsec.codegen.emit_c import C_TYPES, emit_c, identifier, unique_identifiers
 from sparsec.codegen.plan import make_plan
-from sparsec.codegen.program import ITEMSIZE, Program
+from sparsec.codegen.program import MODEL_TYPES, Program
 from sparsec.codegen.toolchain import runtime_folder
 from sparsec.target import NAMED
 from tests.codegen.programs import ProgramBuilder, concat_program, transpose_program
@@ -56,7 +56,7 @@ def test_model_names(name: str, tmp_path: Path) -> None:
     _check_compiles(transpose_program(name=name), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", sorted(ITEMSIZE))
+@pytest.mark.parametrize("dtype", sorted(MODEL_TYPES))
 def test_every_dtype(dtype: str, tmp_path: Path) -> None:
     build = ProgramBuilder("typed")
     build.transpose(build.input("x", (2, 3), dtype), (1, 0), dest=build.output("y", (3, 2), dtype))
