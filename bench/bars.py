@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from bench.contests import Candidate, of
 
 
+def kept(found: float, dense: float, limit: float) -> bool:
+    """Whether a score is at most `limit` below the dense one's; as much counts as met, whatever binary fractions make of it."""
+    return found >= dense - limit - 1e-9
+
+
 @dataclass(frozen=True)
 class Bar:
     """One row: a scheme for some of a model's weights and the score it must reach; `how` compares score, dense and limit."""
@@ -49,7 +54,7 @@ class Bar:
             case "at least":
                 return found >= self.limit
             case "lose at most":
-                return found >= dense - self.limit
+                return kept(found, dense, self.limit)
             case _:
                 return found <= dense * self.limit
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.accuracy import runner
+from bench.bars import kept
 from bench.output import markdown, write_json
 from bench.scores import SAMPLES, inputs
 from bench.zoo import Run, get
@@ -37,7 +38,7 @@ def run(schemes: Sequence[str], epochs: int | None, json_path: Path | None) -> i
         limit = LIMITS.get(scheme)
         before, _, _ = _made(scheme, None)
         after, bits, seconds = _made(scheme, settings)
-        met = limit is None or after >= dense - limit
+        met = limit is None or kept(after, dense, limit)
         words = ("", "") if limit is None else (f"-{limit}", "met" if met else "missed")
         rows.append([scheme, f"{bits:.2f}", f"{dense:.1f}", f"{before:.1f}", f"{after:.1f}", *words, f"{seconds:.0f}"])
         results.append(

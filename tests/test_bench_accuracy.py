@@ -105,6 +105,7 @@ def test_bars_and_their_rivals() -> None:
         "-0.5",
         RIVALS["int4", "*"],
     )
+    assert Bar("m", "s2:4", "top-1 %", "lose at most", 0.8).met(80.0, 100 * (1616 / 2000))  # 80.80000000000001
     times = Bar("m", "s50", "perplexity", "at most times", 2)
     assert (times.met(8, 4), times.met(8.1, 4), times.lower_is_better, times.rivals) == (True, False, True, ())
 
