@@ -177,22 +177,17 @@ SPC_DEVICE uint spc_minus_bf16(uint word, int shift) {
 }
 
 // What the lanes before this one count, in the warp and in the lane's four.
-SPC_DEVICE int spc_warp_before(int count) {
-  int sum = count, lane = threadIdx.x & 31;
-  for (int by = 1; by < 32; by <<= 1) {
+template <int LANES>
+SPC_DEVICE int spc_before(int count) {
+  int sum = count, lane = threadIdx.x & (LANES - 1);
+  for (int by = 1; by < LANES; by <<= 1) {
     int other = __shfl_up_sync(0xffffffffu, sum, by);
     if (lane >= by) sum += other;
   }
   return sum - count;
 }
-SPC_DEVICE int spc_quad_before(int count) {
-  int sum = count, lane = threadIdx.x & 3;
-  for (int by = 1; by < 4; by <<= 1) {
-    int other = __shfl_up_sync(0xffffffffu, sum, by);
-    if (lane >= by) sum += other;
-  }
-  return sum - count;
-}
+SPC_DEVICE int spc_warp_before(int count) { return spc_before<32>(count); }
+SPC_DEVICE int spc_quad_before(int count) { return spc_before<4>(count); }
 
 // The code at `bit` of what a mask says is stored, 0 where nothing is; those of the mask begin with number `first`.
 template <int BITS>
@@ -228,16 +223,7 @@ SPC_DEVICE uint spc_index(uint low, uint high, int at, int bits, int shift, uint
 // An entry of a table in shared memory, `offset` bytes from its start.
 template <int WORDS>
 SPC_DEVICE void spc_entry(uint *to, const float *table, uint offset) {
-  const char *from = (const char *)table + offset;
-  if (WORDS == 1) to[0] = *(const uint *)from;
-  if (WORDS == 2) {
-    uint2 found = *(const uint2 *)from;
-    to[0] = found.x, to[1] = found.y;
-  }
-  if (WORDS == 4) {
-    uint4 found = *(const uint4 *)from;
-    to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
-  }
+  spc_read<WORDS>(to, (const char *)table + offset);
 }
 
 // A table of entries of WORDS words, each COPIES times in a row, written to shared memory by all threads of a block. Neighbouring

@@ -65,11 +65,8 @@ def lower_decoded(node: ir.Node, low: Lowering) -> Refusal | None:
 def lower_strips(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul of up to 16 rows with a weight of blocks of 16 outputs and more."""
     op = view(node)
-    if (refusal := refused(op, low)) is not None:
+    if (refusal := _refused_unless_sparse(op, low)) is not None:
         return refusal
-    weight = op.weight()
-    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
-        return Refusal(_IS_DENSE)
     if (m := _rows(op, low)) > gemv.MOST_ROWS:
         return Refusal(f"{m} rows; strips take up to {gemv.MOST_ROWS}")
     unpacked = unpacked_weight(op)
@@ -82,11 +79,8 @@ def lower_strips(node: ir.Node, low: Lowering) -> Refusal | None:
 def lower_pairs(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with a weight of which two of every four inputs are stored."""
     op = view(node)
-    if (refusal := refused(op, low)) is not None:
+    if (refusal := _refused_unless_sparse(op, low)) is not None:
         return refusal
-    weight = op.weight()
-    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
-        return Refusal(_IS_DENSE)
     unpacked = unpacked_weight(op)
     m = _rows(op, low)
     # two tiles where a warp's registers do not hold four
@@ -100,11 +94,8 @@ def lower_pairs(node: ir.Node, low: Lowering) -> Refusal | None:
 def lower_scattered(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with a weight of any structure."""
     op = view(node)
-    if (refusal := refused(op, low)) is not None:
+    if (refusal := _refused_unless_sparse(op, low)) is not None:
         return refusal
-    weight = op.weight()
-    if not isinstance(weight, EncodedWeight) or weight.scheme.is_dense:
-        return Refusal(_IS_DENSE)
     unpacked, m = unpacked_weight(op), _rows(op, low)
     tiles = 1 if m <= gemv.MOST_ROWS else 2
     reason = scattered.refused(unpacked) or fragments.refused(unpacked, 16 * tiles, low.target.storage, any_group=True)
@@ -125,6 +116,13 @@ def refused(op: SparsecNode, low: Lowering) -> Refusal | None:
     if prod(low.shape(op.x)) == 0:
         return Refusal("the product has no rows")
     return refused_epilogue(op, low)
+
+
+def _refused_unless_sparse(op: SparsecNode, low: Lowering) -> Refusal | None:
+    """As `refused`, and every weight that is stored whole."""
+    weight = op.weight()
+    dense = not isinstance(weight, EncodedWeight) or weight.scheme.is_dense
+    return refused(op, low) or (Refusal(_IS_DENSE) if dense else None)
 
 
 def multiply(op: SparsecNode, low: Lowering, weight: Unpacked | Array) -> Refusal | None:

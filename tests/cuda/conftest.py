@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sparsec import api
 from tests.cuda.driver import FakeGpu, fake_driver
 
 
@@ -31,3 +33,17 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     before = made.live
     yield made
     assert made.live == before, f"{made.live - before} objects of the GPU were not given back"
+
+
+@pytest.fixture
+def simulated(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A simulated GPU that knows the kernels of whatever is compiled."""
+    build: Callable[..., Any] = api.build
+
+    def known(*arguments: Any) -> Any:
+        made = build(*arguments)
+        gpu.add(made)
+        return made
+
+    monkeypatch.setattr(api, "build", known)
+    return gpu

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,16 @@ def test_sources_compile_without_warnings(bundle: Path, tmp_path: Path) -> None:
     assert "${CMAKE_DL_LIBS}" in (bundle / "CMakeLists.txt").read_text()
 
 
+def linked(program: Path, bundle: Path, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    """A program of C sources and the bundle's kernels, by the system's compiler."""
+    inputs = [*map(str, sources), str(bundle / "lib" / "libjoins_kernels.a")]
+    libraries = ["-lm", "-lpthread", "-ldl", "-o", str(program)]
+    command = [system_cc(*flags), *flags, f"-I{bundle / 'include'}", *inputs, *libraries]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
 @needs_compiler
 def test_under_the_sanitizers(
     bundle: Path, compiled: Compiled, gpu: FakeGpu, saved: tuple[list[Path], dict[str, np.ndarray]], tmp_path: Path
@@ -186,21 +197,7 @@ def test_under_the_sanitizers(
     """Runtime and model from the bundle's sources: no leak, no undefined behaviour, in a good run and in one that runs out of memory."""
     gpu.add(compiled)
     flags = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    program = tmp_path / "program"
-    sources = [*map(str, sorted((bundle / "src").glob("*.c"))), str(bundle / "lib" / "libjoins_kernels.a")]
-    command = [
-        system_cc(*flags),
-        *flags,
-        f"-I{bundle / 'include'}",
-        *sources,
-        "-lm",
-        "-lpthread",
-        "-ldl",
-        "-o",
-        str(program),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program = linked(tmp_path / "program", bundle, sorted((bundle / "src").glob("*.c")), flags)
     arguments = ["-w", bundle / "weights.bin", *saved[0], tmp_path / "y.npy", tmp_path / "z.npy"]
     for variables, status in (({}, 0), ({"SPC_FAKE_FAIL_ALLOC": "2"}, 1), ({"SPC_FAKE_FAIL_ALLOC": "3"}, 1)):
         done = demo(program, *arguments, **variables)
@@ -215,22 +212,8 @@ def test_sessions_of_many_threads_under_the_sanitizer(
 ) -> None:
     gpu.add(compiled)
     flags = ["-g", "-O1", "-fsanitize=thread"]
-    program = tmp_path / "program"
-    sources = [str(p) for p in sorted((bundle / "src").glob("*.c")) if p.name != "spc_demo.c"]
-    sources += [str(HERE / "sessions.c"), str(bundle / "lib" / "libjoins_kernels.a")]
-    command = [
-        system_cc(*flags),
-        *flags,
-        f"-I{bundle / 'include'}",
-        *sources,
-        "-lm",
-        "-lpthread",
-        "-ldl",
-        "-o",
-        str(program),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sources = [p for p in sorted((bundle / "src").glob("*.c")) if p.name != "spc_demo.c"]
+    program = linked(tmp_path / "program", bundle, [*sources, HERE / "sessions.c"], flags)
     done = demo(program, bundle / "weights.bin")
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]
 

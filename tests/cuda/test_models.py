@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import sparsec
 from bench.zoo import MissingData, ZooModel, get
-from sparsec import api
 from sparsec.codegen.lower import lower
 from sparsec.frontend import load_model
 from sparsec.passes import compress
@@ -25,20 +22,6 @@ from tests.cuda.driver import FakeGpu
 MODELS = Path(__file__).parents[1] / "models"
 # Families of the processor that run on threads in models of the zoo: what moves values, and is little of their time.
 GENERIC = {"gather", "pad"}
-
-
-@pytest.fixture
-def simulated(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """A simulated GPU that knows the kernels of whatever is compiled."""
-    build: Callable[..., Any] = api.build
-
-    def known(*arguments: Any) -> Any:
-        made = build(*arguments)
-        gpu.add(made)
-        return made
-
-    monkeypatch.setattr(api, "build", known)
-    return gpu
 
 
 def zoo(name: str) -> ZooModel:

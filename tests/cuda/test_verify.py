@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,6 @@ def network(rows: int = 33, seed: int = 0) -> ir.Model:
     }"""
     tensors = [ir.tensor(array.astype(np.float32), name=name) for name, array in weights.items()]
     return ir.from_onnx_text(text, initializers=tensors)
-
-
-@pytest.fixture
-def simulated(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """A simulated GPU that knows the kernels of whatever is compiled."""
-    build: Callable[..., Any] = api.build
-
-    def known(*arguments: Any) -> Any:
-        made = build(*arguments)
-        gpu.add(made)
-        return made
-
-    monkeypatch.setattr(api, "build", known)
-    return gpu
 
 
 def close(compiled: sparsec.CompiledModel) -> None:
