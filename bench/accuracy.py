@@ -116,16 +116,18 @@ def _compressed(bar: Bar, calibrated: bool) -> _Made | None:
         return None
     if bar.budget:
         return _within(bar.model, bar.budget, bar.program, calibrated)
-    return _compressed_as(bar.model, bar.scheme, bar.targets, bar.activations, bar.scope, calibrated)
+    return _compressed_as(bar.model, bar.scheme, bar.targets, bar.activations, bar.scope, bar.reorder, calibrated)
 
 
 @cache
-def _compressed_as(name: str, scheme: str, targets: str, activations: str, scope: str, calibrated: bool) -> _Made:
+def _compressed_as(
+    name: str, scheme: str, targets: str, activations: str, scope: str, reorder: bool, calibrated: bool
+) -> _Made:
     import sparsec
 
     model = get(name)
     rule: dict[str, Any] = {"targets": targets, "ignore": "Gather", "scheme": scheme, "activations": activations}
-    rule |= {"sparsify": {"scope": scope}, "optional": True}
+    rule |= {"sparsify": {"scope": scope, "reorder": reorder}, "optional": True}
     recipe = {"version": 1, "rules": [rule]}  # tied tables too stay as they are
     start = time.perf_counter()
     made = sparsec.compress(

@@ -247,7 +247,7 @@ class _Loaded:
 
         self.made, self.copies = made, copies
         self.driver = ctypes.CDLL("libcuda.so.1")
-        self.scratch = {name: torch.empty(size, device="cuda", dtype=torch.uint8) for name, size in made.sizes.items()}
+        self.scratch = {name: torch.zeros(size, device="cuda", dtype=torch.uint8) for name, size in made.sizes.items()}
         a = self.scratch[made.a].view(torch.float16)
         a.copy_(torch.randn(a.numel(), device="cuda"))
         self.weights = [

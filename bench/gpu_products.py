@@ -18,7 +18,7 @@ from sparsec.codegen.cuda.storage import store_halves
 from sparsec.codegen.nvrtc import Image, compile_image
 from sparsec.codegen.program import Buffer
 from sparsec.formats import EncodedWeight, Scheme
-from sparsec.formats.layout import pack_bits, plane_widths, unpack_bits
+from sparsec.formats.layout import pack_bits, pack_planes, plane_widths, unpack_bits, zero_point_bits
 from sparsec.formats.meaning import FloatValue, VectorValue
 from sparsec.formats.structure import NM, Block
 from sparsec.target import Target
@@ -118,7 +118,8 @@ def random_weight(scheme: str, rows: int, cols: int, rng: np.random.Generator) -
             )
             arrays[role] = (rng.random(shape) / np.sqrt(cols)).astype(np.float16 if group else np.float32)
         elif role == "zero_points":
-            arrays[role] = rng.integers(0, 1 << codec.code_bits, arrays["scales"].shape, np.uint8)
+            zeros = rng.integers(0, 1 << codec.code_bits, arrays["scales"].size, np.uint8)
+            arrays[role] = pack_planes(zeros, zero_point_bits(codec.code_bits))[0]
         elif isinstance(codec.meaning, FloatValue):
             arrays[role] = (rng.standard_normal(count, np.float32) / np.sqrt(cols)).astype(
                 f"float{codec.meaning.width}"

@@ -179,6 +179,30 @@ def build_kernels(
     return built
 
 
+def plan_kernels(spec: KernelSpec, target: Target) -> dict[str, Any]:
+    """What the family's `plan(params)` says, which needs TVM: found out in a worker, and kept. Raises ToolchainError."""
+    path = entry("plans", kernel_key(spec, target)).with_suffix(".json")
+    if not used(path):
+        worker = _take_worker()
+        try:
+            answer = worker.run(
+                {
+                    "family": spec.family,
+                    "params": dict(spec.params),
+                    "target": target.describe(),
+                    "plan": True,
+                }
+            )
+        finally:
+            _idle.put(worker)
+        if not answer["ok"]:
+            raise ToolchainError(str(answer["error"]))
+        with writing(path) as made:
+            made.write_text(json.dumps(answer["meta"], sort_keys=True))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def _cached(spec: KernelSpec, target: Target, base: Path) -> BuiltKernel | None:
     meta_path = base.with_suffix(".json")
     if not used(meta_path) or not used(base.with_suffix(".o")):

@@ -140,8 +140,9 @@ class Lowering:
         # Values that are produced where a Concat wants them (see places.py), and those that were, with a pitch.
         self.places: dict[ir.Value, Place] = {}
         self.in_place: set[ir.Value] = set()
-        # Values that are read inside another one (see places.py).
+        # Values that are read inside another one (see places.py), and nodes that have no steps for such a reason.
         self.parts: dict[ir.Value, Part] = {}
+        self.left_out: set[ir.Node] = set()
         self._tensors: dict[tuple[ir.Value, Layout], Tensor] = {}
         self._native: dict[ir.Value, Layout] = {}
         self._consts: Interned[Tensor] = Interned()

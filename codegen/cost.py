@@ -17,7 +17,7 @@ from sparsec.codegen.machine import Machine
 from sparsec.codegen.program import ITEMSIZE, Step
 from sparsec.target import Target
 
-__all__ = ["Work", "predict", "step_seconds", "work"]
+__all__ = ["Work", "operations_at_peak", "predict", "step_seconds", "work"]
 
 _SHARE = {"coded_gemv": 0.3, "dense": 0.85, "direct": 0.6, "gemm": 0.8, "gemv": 0.5, "spmm": 0.4, "token_strips": 0.55}
 """Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
@@ -63,6 +63,12 @@ def step_seconds(step: Step, target: Target, machine: Machine, threads: int = 1)
         decode = done.decoded * _DECODE[step.spec.params["b"]["decode"]["kind"]] / peak
     arithmetic = done.operations / (_share(step, target) * peak) + decode
     return _CALL_S + max(arithmetic, done.nbytes / machine.read_rate(done.nbytes, threads))
+
+
+def operations_at_peak(step: Step, target: Target) -> float:
+    """The operations that the multiply-add peak would do while the step runs; of families without a known share, the step's own."""
+    known = step.spec.family == "spmv" or step.spec.family in _SHARE
+    return step.signature.cost / _share(step, target) if known else float(step.signature.cost)
 
 
 def _share(step: Step, target: Target) -> float:

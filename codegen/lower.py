@@ -10,6 +10,7 @@ import onnx_ir as ir
 from sparsec.codegen.choice import Chooser, Policy
 from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.cuda import table as gpu
+from sparsec.codegen.cuda.operands import turned_operands
 from sparsec.codegen.cuda.storage import store_halves
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels import table as processor
@@ -57,9 +58,11 @@ def lower(
     low.deferred = deferred_nodes(low)
     low.plan = plan_layouts(low, table.choice_of) if layouts is None else dict(layouts)
     low.places = concat_places(low)
-    low.parts, left_out = split_parts(low)
+    low.parts, low.left_out = split_parts(low)
+    if target.gpu:
+        low.left_out |= turned_operands(low)
     for node in graph:
-        if node in low.deferred or node in left_out:
+        if node in low.deferred or node in low.left_out:
             continue
         odd = _odd_type([*node.inputs, *node.outputs])
         refusals = chooser.lower(node, table.rules_for(node)) if odd is None else [odd]

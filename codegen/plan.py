@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sparsec.codegen.cost import operations_at_peak
 from sparsec.codegen.intern import Interned
 from sparsec.codegen.program import Buffer, Program, Step
+from sparsec.target import Target
 
 ALIGNMENT = 64
 """Bytes; a cache line. The runtime aligns the arena, the work areas and the weights to the same."""
 
 COST_PER_THREAD = 1 << 17
-"""A step uses one more thread for every so many units of `Signature.cost` (floating-point operations or bytes): a few
-microseconds of work, which is what handing a range to a spinning worker and waiting for it costs several times over."""
+"""A step uses one more thread for every so many `operations_at_peak`, or bytes that it writes: a few microseconds of work, which is
+what handing a range to a spinning worker and waiting for it costs several times over."""
 
 MAX_THREADS = 256
 """Of a step; spc_runtime.h has the same limit for a session."""
@@ -56,7 +58,7 @@ def make_plan(program: Program) -> Plan:
     lives = live_ranges(program)
     arena, arena_bytes = _pack(lives)
     weights, stored, weights_bytes = _place_constants(program)
-    steps = tuple(_plan_step(step) for step in program.steps)
+    steps = tuple(_plan_step(step, program.target) for step in program.steps)
     work = max((_work_end(step, plan) for step, plan in zip(program.steps, steps, strict=True)), default=0)
     return Plan(arena, arena_bytes, _floor(lives), weights, stored, weights_bytes, work, steps)
 
@@ -165,11 +167,11 @@ def _place_constants(program: Program) -> tuple[dict[Buffer, int], list[tuple[in
     return offsets, stored, total
 
 
-def _plan_step(step: Step) -> StepPlan:
-    signature = step.signature
+def _plan_step(step: Step, target: Target) -> StepPlan:
+    signature, operations = step.signature, operations_at_peak(step, target)
     args = {role: [a for a in signature.args if a.role == role] for role in ("in", "out", "work")}
     moved = sum(Buffer(a.name, a.dtype, a.size, "arena").nbytes for a in args["out"])
-    threads = max(1, min(max(signature.cost, moved) // COST_PER_THREAD, signature.units, MAX_THREADS))
+    threads = max(1, min(int(max(operations, moved)) // COST_PER_THREAD, signature.units, MAX_THREADS))
     offsets, end = [], 0
     for arg in args["work"]:
         offsets.append(end)

@@ -173,6 +173,16 @@ class Decision:
         return self.reason or "; ".join(map(str, self.options))
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of float values that kernels read in another type than the graph has: `dtype`, the bytes of all that is stored of it, and
+    those that the graph stores (weights that were joined share them)."""
+
+    dtype: str
+    nbytes: int
+    graph_nbytes: int
+
+
 @dataclass(eq=False)
 class Program:
     """A model lowered for one target."""
@@ -188,3 +198,5 @@ class Program:
     when a run begins; what is not zero after it is the error code of that step."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """Node name -> which ways to compute it were compared, and how long each takes (choice.py)."""
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    """Node name -> what its weight is stored in, where that is not the type the graph has."""

@@ -1,18 +1,22 @@
-"""One ONNX node through TVM's Relax: imported, legalised to PrimFuncs, compiled into one object with our kernel ABI.
+"""One ONNX node through TVM's Relax: imported, legalised to PrimFuncs, and compiled into one object with our kernel ABI; or, for a
+GPU, given threads by dlight and cut into kernels.
 
-Beside tvm_adapter.py the only file that imports tvm, and like it only imported in worker processes. The code is correct but not
-tuned: kernels/relax.py takes only what no kernel of ours does.
+Like tvm_adapter.py only imported in worker processes. The code is correct but not tuned: kernels/relax.py and
+cuda/kernels/relax.py take only what no kernel of ours does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import onnx
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, tirx
+from tvm.s_tir.dlight import gpu as dlight
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -21,6 +25,9 @@ from sparsec.codegen.program import ITEMSIZE, Arg, Signature
 from sparsec.target import Target
 
 _ALIGNMENT = 64
+_GPU_THREADS = 128  # of a block
+# The calling convention of a function that runs on the device (cuda/source.py).
+_DEVICE_KERNEL = 2
 
 
 class _Workspace:
@@ -37,8 +44,8 @@ class _Workspace:
         return at
 
 
-def legalised(model: bytes) -> Any:
-    """The node as an IRModule: `main` allocates tensors and calls PrimFuncs."""
+def legalised(model: bytes, *, fused: bool = False) -> Any:
+    """The node as an IRModule: `main` allocates tensors and calls PrimFuncs, `fused` into as few as Relax can make of them."""
     from tvm.relax.frontend.onnx import from_onnx
 
     t = relax.transform
@@ -46,6 +53,7 @@ def legalised(model: bytes) -> Any:
         t.DecomposeOpsForInference(),
         t.LegalizeOps(),
         t.FoldConstant(),
+        *([t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()] if fused else []),
         t.DeadCodeElimination(),
         t.ToNonDataflow(),
         t.RemovePurityChecking(),
@@ -157,3 +165,91 @@ def _with_pointers(function: Any, name: str) -> tuple[Any, list[Any]]:
         T.add_to_parent(body)
         T.Return(T.int32(0))
     return ib.get(), inner
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """A loop nest with threads of its own. operands: (tensor, buffer) of what it only reads, then of what it writes."""
+
+    nest: Any
+    reads: tuple[tuple[str, Any], ...]
+    writes: tuple[tuple[str, Any], ...]
+    extents: dict[str, int]
+    """"blockIdx.x" and "threadIdx.x" -> how many."""
+
+
+def gpu_kernels(model: bytes) -> tuple[list[GpuKernel], dict[str, tuple[str, int]]]:
+    """A model of one node as kernels in order, and (dtype, elements) of the tensors between them and of the outputs.
+
+    Raises ValueError when Relax makes something of the node that is no sequence of PrimFunc calls, or dlight gives it no threads.
+    """
+    graph = onnx.load_from_string(model).graph
+    calls, tensors = _calls(legalised(model, fused=True), [i.name for i in graph.input], [o.name for o in graph.output])
+    found = {name: (str(dtype), prod(int(n) for n in shape)) for name, (shape, dtype) in tensors.items()}
+    kernels: list[GpuKernel] = []
+    for function, operands in calls:
+        scheduled = _with_threads(function)
+        root = scheduled.body.block
+        names = dict(zip(scheduled.params, operands, strict=True))
+        for buffer in root.alloc_buffers:
+            names[buffer] = f"temporary{len(found)}"
+            found[names[buffer]] = (str(buffer.dtype), prod(int(n) for n in buffer.shape))
+        nests = root.body.seq if isinstance(root.body, tirx.SeqStmt) else [root.body]
+        kernels += [_kernel(nest, names) for nest in nests]
+    used = {name for k in kernels for name, _ in (*k.reads, *k.writes)}
+    return kernels, {name: tensor for name, tensor in found.items() if name in used}
+
+
+def _with_threads(function: Any) -> Any:
+    """The PrimFunc with every loop nest bound to blocks and threads: dlight's rule that takes everything, one element a thread.
+
+    Its rules for products and sums need passes that cuda/source.py leaves out, or crash (tensor cores).
+    """
+    target = tvm.target.Target({"kind": "cuda", "max_num_threads": _GPU_THREADS})
+    with target:
+        schedule = dlight.Fallback().apply(function, target, False)
+    if schedule is None:
+        raise ValueError(f"dlight cannot schedule {str(function)[:200]}")
+    (scheduled,) = schedule.mod.functions.values()
+    return scheduled
+
+
+def _kernel(nest: Any, names: dict[Any, str]) -> GpuKernel:
+    extents: dict[str, int] = {}
+    read: set[Any] = set()
+    written: set[Any] = set()
+
+    def visit_for(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.THREAD_BINDING:
+            extents[str(loop.thread_binding.thread_tag)] = int(loop.extent)
+
+    visits = [
+        (tirx.For, visit_for),
+        (tvm.ir.TensorLoad, lambda load: read.add(load.source)),
+        (tirx.BufferStore, lambda store: written.add(store.buffer)),
+    ]
+    tvm_ffi.structural_walk(nest, visits, order="post")
+    if set(extents) != {"blockIdx.x", "threadIdx.x"}:
+        raise ValueError(f"dlight gave a loop no threads: {str(nest)[:200]}")
+    operands = [(name, buffer) for buffer, name in names.items() if buffer in read | written]
+    return GpuKernel(
+        nest,
+        tuple(o for o in operands if o[1] not in written),
+        tuple(o for o in operands if o[1] in written),
+        extents,
+    )
+
+
+def gpu_function(model: bytes, index: int, symbol: str) -> Any:
+    """Kernel `index` of the node as `void symbol(what it reads..., what it writes...)`, a function of the device."""
+    kernel = gpu_kernels(model)[0][index]
+    buffers = [buffer for _, buffer in (*kernel.reads, *kernel.writes)]
+    body = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", kernel.nest))
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True, "calling_conv": _DEVICE_KERNEL})
+        handles = [T.arg(f"p{i}", T.handle(str(b.dtype))) for i, b in enumerate(buffers)]
+        for buffer, handle in zip(buffers, handles, strict=True):
+            T.add_to_parent(tirx.DeclBuffer(buffer, data=handle))
+        T.add_to_parent(body)
+    return ib.get()

@@ -1,6 +1,6 @@
 """Worker process that compiles kernels: JSON jobs on stdin, JSON answers on stdout, one a line.
 
-Job: {"family", "params", "storage"?, "target", "symbol", "object", "assembly"?}.
+Job: {"family", "params", "storage"?, "target", "symbol", "object", "assembly"?}, or {"family", "params", "target", "plan": true}.
 Answer: {"ok": true, "meta": {...}} or {"ok": false, "error": text}.
 Run as `python -m sparsec.codegen.worker`; ends when stdin closes.
 """
@@ -19,12 +19,15 @@ from sparsec.target import Target
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Compile one kernel to job["object"]; returns the family's metadata (e.g. workspace found while building)."""
+    """Compile one kernel to job["object"]; returns the family's metadata (e.g. workspace found while building), or its plan."""
     from sparsec.codegen import tvm_adapter
 
     fields = dict(job["target"])
     target = Target(**{**fields, "mattr": tuple(fields["mattr"]), "features": tuple(fields["features"])})
     params = job["params"]
+    if job.get("plan"):
+        found: dict[str, Any] = importlib.import_module(family_module(job["family"])).plan(params)
+        return found
     if target.gpu:
         from sparsec.codegen.cuda import objects
 

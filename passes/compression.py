@@ -45,6 +45,7 @@ __all__ = [
     "Job",
     "PermuteInputs",
     "QuantiseActivations",
+    "ReorderRows",
     "ScaleChannels",
     "SelectSchemes",
     "ShareZeros",
@@ -134,24 +135,39 @@ class PermuteInputs(_JobPass):
         return ir.passes.PassResult(model, permute_inputs(model, job.choices, power))
 
 
-class ArrangeCodebooks(_JobPass):
-    """Rows in runs that are alike, or codebooks along the axis that fits, where rules ask for it."""
+class ReorderRows(_JobPass):
+    """Rows in runs that share codebooks or blocks better, where rules ask for it."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         job = self.job
-        changed = group_rows(model, job.choices)
+        wanted = [choice for choice in job.choices if choice.rule.sparsify.reorder]
+        if any(choice.rule.sparsify.scope != "layer" for choice in wanted):
+            _share_zeros(model, job)  # once more when rows are in order: that changes what blocks lose
+        power = _power(model, job, [choice for choice in wanted if choice.rule.sparsify.algorithm != "magnitude"])
+        known = {name: rows[0] for name, rows in power.items()}  # grouped convolutions keep their order
+        executor = None if job.calibration is None else job.calibration.executor
+        return ir.passes.PassResult(model, group_rows(model, job.choices, known, executor))
+
+
+class ArrangeCodebooks(_JobPass):
+    """Codebooks along the axis that fits, where rules ask for it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        job = self.job
         choose_axes(job.choices, _power(model, job, [c for c in job.choices if c.rule.quantize.axis == "auto"]))
-        return ir.passes.PassResult(model, changed)
+        return ir.passes.PassResult(model, False)
 
 
 class ShareZeros(_JobPass):
     """How many zeros each weight gets where a rule's weights share them out."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        job = self.job
-        power = _power(model, job, [choice for choice in job.choices if needs_inputs(choice.rule.sparsify)])
-        allocate(job.choices, power)
+        _share_zeros(model, self.job)
         return ir.passes.PassResult(model, False)
+
+
+def _share_zeros(model: ir.Model, job: Job) -> None:
+    allocate(job.choices, _power(model, job, [choice for choice in job.choices if needs_inputs(choice.rule.sparsify)]))
 
 
 def _power(model: ir.Model, job: Job, choices: Sequence[Choice]) -> dict[str, NDArray[np.float64]]:

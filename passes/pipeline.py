@@ -21,6 +21,7 @@ from sparsec.passes.compression import (
     Job,
     PermuteInputs,
     QuantiseActivations,
+    ReorderRows,
     ScaleChannels,
     SelectSchemes,
     ShareZeros,
@@ -45,6 +46,7 @@ def compression(job: Job) -> tuple[Stage, ...]:
         Stage("select-schemes", lambda: SelectSchemes(job)),
         Stage("scale-channels", lambda: ScaleChannels(job)),
         Stage("permute-inputs", lambda: PermuteInputs(job)),
+        Stage("reorder-rows", lambda: ReorderRows(job)),
         Stage("arrange-codebooks", lambda: ArrangeCodebooks(job)),
         *(() if removes else kept),  # rescaled and reordered, so that its layers can be compared with
         Stage("share-zeros", lambda: ShareZeros(job)),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.formats.layout import plane_widths
+from sparsec.formats.layout import plane_widths, zero_point_bits
 from sparsec.formats.meaning import FloatValue, Side, TableValue, VectorValue
 from sparsec.formats.scheme import Scheme
 from sparsec.onnx_body import Body
@@ -68,6 +68,8 @@ def _values(
 
     def shared(role: str) -> ir.Value | None:
         value = arrays.get(role)
+        if value is not None and role == "zero_points":
+            value = _zero_points(body, value, arrays["scales"], scheme)
         if value is None or scheme.scales.kind == "tensor":
             return value
         if row_ids is not None:
@@ -92,6 +94,14 @@ def _values(
             line, span = body.arange(cols), span // meaning.dim
         scope = body.op("Div", line, body.int_const(span))
     return meaning.onnx_decode(body, codes, Side(scale, shared("zero_points"), arrays.get("codebook"), scope))
+
+
+def _zero_points(body: Body, stream: ir.Value, scales: ir.Value, scheme: Scheme) -> ir.Value:
+    """uint8 in the shape of the scales."""
+    shape = body.op("Shape", scales)
+    size = body.op("Reshape", body.op("Size", scales), body.ints_const([1]))
+    lanes = _lanes(body, stream, zero_point_bits(scheme.codec.code_bits))
+    return body.op("Reshape", body.op("Slice", lanes, body.ints_const([0]), size), shape)
 
 
 def _lanes(body: Body, plane: ir.Value, width: int) -> ir.Value:

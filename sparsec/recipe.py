@@ -57,6 +57,9 @@ class Sparsify(_Strict):
     layer-adaptive magnitude scores, erk goes by shapes."""
     permute: bool = False
     """N:M: inputs in an order in which groups lose less, undone by the layers that make them (where that can be)."""
+    reorder: bool = False
+    """Blocks of several outputs (s16x1@50): rows in an order in which blocks lose less, undone by what reads the outputs or, where that
+    cannot be, by a Gather behind the product."""
     damping: float = Field(default=0.03, ge=0)
     """Added to the diagonal of the inputs' second moment, as a share of its mean."""
 
@@ -162,6 +165,14 @@ class Rule(_Strict):
             )
         if sparsify.permute and not isinstance(structure, NM):
             raise ValueError(f"sparsify.permute orders the inputs of N:M weights (s2:4); the scheme is '{self.scheme}'")
+        if sparsify.reorder and structure.block[0] == 1:
+            raise ValueError(
+                f"sparsify.reorder orders rows for blocks of several outputs (s16x1@50); the scheme is '{self.scheme}'"
+            )
+        if sparsify.reorder and self.quantize.reorder:
+            raise ValueError(
+                "sparsify.reorder and quantize.reorder do not go together: rows have one order; keep that for the blocks"
+            )
         if sparsify.scope in ("lamp", "erk", "output") and isinstance(structure, NM):
             raise ValueError(
                 f"sparsify.scope '{sparsify.scope}': '{structure}' fixes the zeros of every group; choose layer"

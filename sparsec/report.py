@@ -222,6 +222,7 @@ def layer_rows(
         if step.spec.family != "copy":
             families.setdefault(step.node, []).append(step.spec.family)
     rows = []
+    half = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     for record in layers:
         stored = record.factors or {record.name: math.prod(record.shape)}
         nodes = [node for name in stored for node in readers.get(name, ())] or [record.node]
@@ -229,13 +230,19 @@ def layer_rows(
         decisions = [program.decisions[node] for node in nodes if node in program.decisions]
         choice = " | ".join(dict.fromkeys(map(str, decisions)))
         if decisions and all(decision.decoded for decision in decisions):
-            halves = decisions[0].stored != "float32"
-            nbytes = (2 if halves else 4) * sum(stored.values())
+            nbytes = (4 if decisions[0].stored == "float32" else 2) * sum(stored.values())
             bits = 8.0 * nbytes / math.prod(record.shape)
             why = "" if decisions[0].reason else "which is faster: "
             reason = f"{record.scheme} decoded at compile time, {why}{choice}"
-            scheme = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[decisions[0].stored]
+            scheme = half[decisions[0].stored]
             record = replace(record, scheme=scheme, reason=reason, bits_per_weight=bits, nbytes=nbytes)
+        elif not record.factors and all(node in program.stored for node in nodes):
+            kept = program.stored[nodes[0]]
+            parts = [part for part in record.scheme.split("-") if part not in ("fp32", "fp16")]
+            scheme = "-".join([*parts, half[kept.dtype]])
+            nbytes = record.nbytes * kept.nbytes // kept.graph_nbytes
+            bits = 8.0 * nbytes / math.prod(record.shape)
+            record = replace(record, scheme=scheme, bits_per_weight=bits, nbytes=nbytes)
         rows.append(LayerRow(record, "+".join(dict.fromkeys(names)), choice))
     return rows
 

@@ -1,153 +1,140 @@
-"""Rules for sparsec::Conv on a GPU, one group: pointwise as a product of pixels (products.py), others by conv.py."""
+"""The rules for sparsec::Conv on a GPU: pointwise as a product of pixels, others by kernels/conv.py, narrow groups by kernels/grouped.py.
+
+K runs over taps, channels inside of them, wherever the weight can be stored in that order: then 8 channels of a tap are copied at once.
+Where codes, groups of scales or the pattern of 2:4 run along (channel, tap), as ONNX stores weights, K keeps that order, and each input
+is fetched from its own tap, which a table of the window's places finds.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal, Rule, Tensor
-from sparsec.codegen.cuda import fragments
-from sparsec.codegen.cuda.kernels import conv, gemm, gemv
-from sparsec.codegen.cuda.kernels.product import dense_weight
-from sparsec.codegen.cuda.products import refused, vector_width
-from sparsec.codegen.kernels.weights import epilogue, unpacked_weight
+from sparsec.codegen.context import Lowering, Refusal, Rule
+from sparsec.codegen.cuda import blocking, fragments, many_rows
+from sparsec.codegen.cuda.filters import Weight, by_tap
+from sparsec.codegen.cuda.fragments import Packed
+from sparsec.codegen.cuda.kernels import conv, gemv
+from sparsec.codegen.cuda.packing import FORMS, Form, Use, choose, decoded, dense_weight, note_halves
+from sparsec.codegen.cuda.products import multiply, refused, too_large, vector_width, weights
+from sparsec.codegen.kernels.weights import epilogue
 from sparsec.codegen.kernels.window import Window, read_window
-from sparsec.codegen.program import Decision
-from sparsec.formats.encoded import EncodedWeight, Unpacked
 from sparsec.op_view import SparsecNode, view
 
-Array = np.ndarray[Any, Any]
-Weight = Unpacked | Array
+_FEWEST = 8
+"""Filters of a group from which it is a product on tensor cores: they multiply 16 at a time."""
+_FARTHEST = 32767  # pixels from a window's first to its last: what the table of places holds
 
 
 def lower_conv(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::Conv with one group; its weight in its codes where they can be taken tap by tap, else in halves."""
+    """sparsec::Conv, 1-D and 2-D, whose groups have 8 filters or more; the weight as it is stored."""
     op = view(node)
     if (refusal := refused(op, low)) is not None:
         return refusal
-    if op.group != 1:
-        return Refusal(f"{op.group} groups")
+    if op.group > 1 and op.rows // op.group < _FEWEST:
+        return Refusal(f"groups of {op.rows // op.group} filters")
     window = read_window(node, low, op.kernel_shape)
     if isinstance(window, Refusal):
         return window
     if 0 in low.shape(op.output):
         return Refusal("the result is empty")
-    weight = op.weight()
-    reason = ""
-    if isinstance(weight, EncodedWeight):
-        unpacked = unpacked_weight(op)
-        reason = _refused_codes(op, unpacked)
-        if not reason:
-            found = _multiply(op, low, window, unpacked)
-            if found is None:
-                return None
-            reason = found.reason
-        refusal = _multiply(op, low, window, dense_weight(op))
-        if refusal is None:
-            why = f"no GPU kernel of convolutions takes {op.scheme}: {reason}"
-            low.program.decisions[node.name or ""] = Decision((), decoded=True, reason=why, stored=low.target.storage)
-        return refusal
-    return _multiply(op, low, window, weight)
-
-
-CONVOLUTIONS: tuple[Rule, ...] = (lower_conv,)
-"""All rules for one group, in order."""
-
-
-def _taps(op: SparsecNode) -> int:
-    return prod(op.kernel_shape)
-
-
-def _refused_codes(op: SparsecNode, weight: Unpacked) -> str:
-    """Why codes cannot be reordered from (channel, tap) to (tap, channel); "" if they can."""
-    scheme = weight.scheme
-    if not scheme.is_dense:
-        return f"weights of structure '{scheme.structure}'"
-    if _taps(op) == 1:
-        return ""
-    if scheme.codec.dim > 1:
-        return "a code stands for several taps"
-    if scheme.scales.kind == "group":
-        return "groups of scales run over taps"
-    if op.activations:
-        return "int8 activations"
-    return ""
-
-
-def _by_tap(op: SparsecNode, weight: Weight) -> Weight:
-    """The weight [N, C * taps] as [N, taps * C], C padded to whole chunks."""
-    taps = _taps(op)
-    values = weight if isinstance(weight, np.ndarray) else weight.codes.reshape(op.rows, -1)
-    if taps == 1 and (op.cols % conv.CHUNK == 0 or not isinstance(weight, np.ndarray)):
-        turned = values
-    else:
-        turned = values.reshape(op.rows, -1, taps).transpose(0, 2, 1)
-        short = conv.padded_channels(turned.shape[2]) - turned.shape[2]
-        turned = np.pad(turned, ((0, 0), (0, 0), (0, short))).reshape(op.rows, -1)
-    turned = np.ascontiguousarray(turned)
-    if isinstance(weight, np.ndarray):
-        return turned
-    return replace(weight, codes=turned, cols=turned.shape[1] * weight.scheme.codec.dim)
-
-
-def _multiply(op: SparsecNode, low: Lowering, window: Window, weight: Weight) -> Refusal | None:
-    """Steps for a dense weight, float32 or encoded."""
     assert op.x is not None
-    shape = low.shape(op.x)
-    images, channels = shape[0], shape[1]
-    m = images * prod(window.out)
-    same = _taps(op) == 1 and set(window.strides) == {1} and not any(window.pads + window.pads_end)
-    few = same and m <= gemv.MOST_ROWS
-    if not same or (channels % conv.CHUNK and isinstance(weight, np.ndarray)):
-        same, few, weight = False, False, _by_tap(op, weight)
-    tiles = fragments.row_tiles(weight, 1) if few else gemm.TILES
-    if reason := fragments.refused(weight, 16 * tiles, low.target.storage):
+    m, taps = low.shape(op.x)[0] * prod(window.out), prod(op.kernel_shape)
+    pixels = taps == 1 and op.group == 1 and set(window.strides) == {1} and not any(window.pads + window.pads_end)
+    use = Use(m, pixels and m <= gemv.MOST_ROWS, low.target, op.group)
+
+    def form(pack: Form, weight: Weight) -> Refusal | None:
+        turned = by_tap(weight, taps, conv.CHUNK) if taps > 1 else weight
+        found = pack(weight if turned is None else turned, use)
+        if isinstance(found, Refusal):
+            return found
+        if pixels:
+            return multiply(op, low, found, use, "cl", _note(op, low))
+        return _windows(op, low, found, window, "channel" if turned is None else "tap", m)
+
+    return choose(op, low, [partial(form, pack) for pack in FORMS])
+
+
+def lower_grouped(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::Conv, 1-D and 2-D, in groups of few filters; the weight in halves."""
+    op = view(node)
+    if (refusal := refused(op, low)) is not None:
+        return refusal
+    window = read_window(node, low, op.kernel_shape)
+    if isinstance(window, Refusal):
+        return window
+    if 0 in low.shape(op.output):
+        return Refusal("the result is empty")
+    assert op.x is not None
+    shape, taps, storage = low.shape(op.x), prod(op.kernel_shape), low.target.storage
+    matrix = dense_weight(op)
+    if reason := fragments.refused(matrix, 1, storage):
         return Refusal(reason)
-    packed = fragments.pack(weight, tiles, low.target.storage)
-    family = "cuda.gemv" if few else "cuda.gemm" if same else "cuda.conv"
-    params: dict[str, Any] = {"m": m, "weight": packed.params}
-    if not few:
-        params |= gemm.blocking(m, packed.params, low.target.gpu)
-    if family == "cuda.conv":
-        params |= {**window.params(), "batch": images, "channels": channels}
-    needed = (gemv if few else gemm).launch(params, low.target).shared_bytes
-    if needed > (limit := gemm.shared_limit(low.target.gpu)):
-        return Refusal(f"the product would take {needed} bytes of shared memory; {limit} are there")
+    # filter, channel, tap -> tap, channel, filter
+    weight = matrix.reshape(op.rows, -1, taps).transpose(2, 1, 0).astype(fragments.half_type(storage))
     x = low.get(op.x, "cl")
     finish, added = epilogue(op, low, layout="cl")
-    label = op.node.name or "weight"
-    weights = [low.const(array, f"{label}.{name}") for name, array in packed.arrays]
-    params |= {"vector": vector_width(x, channels), **finish}
-    size = "x".join(str(v) for v in op.kernel_shape)
-    note = (
-        f"{size} s{window.strides[1]} {list(shape)} -> {list(low.shape(op.output))} {op.scheme} {op.activation}".strip()
-    )
-    _call(op, low, family, params, [x, *weights], added, note)
+    params = {
+        **window.params(), "batch": shape[0], "channels": shape[1], "groups": op.group, "filters": op.rows, "dtype": storage, **finish,
+    }  # fmt: skip
+    ins = [x, low.const(weight, f"{op.node.name or 'weight'}.weight"), *added]
+    out = low.new(op.output, "cl")
+    low.call("cuda.grouped", params, ins, [out], node=op.node.name or "", op="Conv", note=_note(op, low))
+    if op.scheme.is_plain:
+        note_halves(op, low, matrix)
+    else:
+        decoded(
+            op,
+            low,
+            f"groups of {op.rows // op.group} filters are too narrow for tensor cores, which decode {op.scheme}",
+        )
     return None
 
 
-def _call(
-    op: SparsecNode,
-    low: Lowering,
-    family: str,
-    params: dict[str, Any],
-    ins: list[Tensor],
-    added: list[Tensor],
-    note: str,
-) -> None:
-    """Append the product, and the sum of its parts if there are several."""
-    name, m, n = op.node.name or "", params["m"], op.rows
-    out = low.new(op.output, "cl")
-    if params.get("parts", 1) == 1:
-        low.call(family, params, [*ins, *added], [out], node=name, op="Conv", note=note)
-        return
-    parts = low.temp("uint32", (params["parts"], m, n), name=f"{op.output.name}.parts")
-    plain = {**params, "bias": False, "residual": False, "act": "", "act_params": []}
-    low.call(family, plain, ins, [parts], node=name, op="Conv", note=note)
-    finish = {key: params[key] for key in ("bias", "residual", "act", "act_params")}
-    joined = {"m": m, "n": n, "parts": params["parts"], "bits": True, **finish}
-    low.call("cuda.join", joined, [parts, *added], [out], node=name, op="Conv", note="sum of the parts")
+CONVOLUTIONS: tuple[Rule, ...] = (lower_conv, lower_grouped)
+"""All rules but that for depthwise convolutions, in order."""
+
+
+def _note(op: SparsecNode, low: Lowering) -> str:
+    assert op.x is not None
+    size = "x".join(str(v) for v in op.kernel_shape)
+    shapes = f"{list(low.shape(op.x))} -> {list(low.shape(op.output))}"
+    return f"{size} s{(op.strides or (1,))[-1]} {shapes} {op.scheme} {op.activation}".strip()
+
+
+def _windows(op: SparsecNode, low: Lowering, packed: Packed, window: Window, order: str, m: int) -> Refusal | None:
+    """Receptive fields, of every group."""
+    assert op.x is not None
+    shape = low.shape(op.x)
+    if (
+        order == "channel"
+        and max((n - 1) * d for n, d in zip(window.kernel, window.dilations, strict=True)) > _FARTHEST
+    ):
+        return Refusal(f"taps lie more than {_FARTHEST} pixels apart")
+    params: dict[str, Any] = {
+        "m": m, "weight": packed.params, **blocking.blocking(m, packed.params, low.target.gpu, op.group), **window.params(),
+        "batch": shape[0], "channels": shape[1], "groups": op.group, "filters": op.rows, "order": order,
+    }  # fmt: skip
+    if (refusal := too_large(params, False, low)) is not None:
+        return refusal
+    x = low.get(op.x, "cl")
+    finish, added = epilogue(op, low, layout="cl")
+    params |= {"vector": min(vector_width(x, shape[1]), vector_width(x, shape[1] // op.group)), **finish}
+    ins = [x, *weights(op, low, packed)]
+    if order == "channel":
+        ins.append(low.const(_places(window, shape[1], op.cols), f"{op.node.name or 'weight'}.places"))
+    names = (op.node.name or "", "Conv", _note(op, low))
+    many_rows.append(low, "cuda.conv", params, packed, ins, added, low.new(op.output, "cl"), names)
+    return None
+
+
+def _places(window: Window, channels: int, cols: int) -> np.ndarray[Any, Any]:
+    """int32 [K, 2] of inputs (channel, tap): elements from the first one of the receptive field, and line * 2^16 + column."""
+    channel, tap = np.divmod(np.arange(cols), prod(window.kernel))
+    line, column = tap // window.kernel[1] * window.dilations[0], tap % window.kernel[1] * window.dilations[1]
+    place = (line * window.size[1] + column) * channels + channel
+    return np.stack([place, line << 16 | column], axis=1).astype(np.int32)

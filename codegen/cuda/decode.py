@@ -42,10 +42,22 @@ class Decoder:
         """Elements of float32 that the table and its copies take in shared memory."""
         return fragments.table_words(self.p) * fragments.copies(self.p)
 
-    def fill_table(self, shared: Any, first: Expr, thread: Expr, threads: int) -> None:
-        """Copy the panel's table to element `first` of `shared`; a barrier must follow."""
+    def fill_table(self, shared: Any, first: Expr, thread: Expr, threads: int, fresh: Expr | None = None) -> None:
+        """Copy the panel's table to element `first` of `shared`; a barrier must follow. fresh: whether it is not there yet, where the
+        block has computed another panel and all panels share a table."""
         if self.p["decode"] != "lookup":
             return
+        k, p = self.k, self.p
+        words = fragments.entry_words(p)
+        self.table, self.table_at = shared, first
+        self.my_copy = k.let(self.T.Cast("uint32", (self.lane & (fragments.copies(p) - 1)) * (4 * words)), "uint32")
+        if fresh is None or p["books"] > 1:
+            self._copy_table(shared, first, thread, threads)
+        else:
+            with self.T.If(fresh), self.T.Then():
+                self._copy_table(shared, first, thread, threads)
+
+    def _copy_table(self, shared: Any, first: Expr, thread: Expr, threads: int) -> None:
         k, p = self.k, self.p
         words = fragments.entry_words(p)
         start = self.T.int32(0)
@@ -56,8 +68,6 @@ class Decoder:
             f"spc_fill_table<{words}, {fragments.copies(p)}>", k.at(shared, first), k.at(k.arg("table"), start),
             fragments.table_words(p) // words, thread, threads,
         )  # fmt: skip
-        self.table, self.table_at = shared, first
-        self.my_copy = k.let(self.T.Cast("uint32", (self.lane & (fragments.copies(p) - 1)) * (4 * words)), "uint32")
 
     # --- words of codes, of scales and zero points ---
 
@@ -97,6 +107,10 @@ class Decoder:
             return
         stored = words[at + fragments.code_words(self.p) + 2 * tile + block // 2]
         k.do(f"spc_mma_pairs_{suffix}<{block % 2}>", sums, *a, *(inputs[first + i] for i in range(4)), stored)
+
+    def inputs_of(self, step: Expr) -> Expr:
+        """Which 64 inputs (or more, `fragments.step_inputs`) a step multiplies, counted in steps."""
+        return step
 
     def begin(self, words: Any, at: int, step: Expr) -> None:
         """Called before the values of a step are made, with the words of all its tiles (scattered.py needs it)."""

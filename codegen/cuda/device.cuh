@@ -246,6 +246,29 @@ SPC_DEVICE void spc_fill_table(float *to, const uint *from, int entries, int thr
   }
 }
 
+// ---------------------------------------------------------------- sums of several blocks (codegen/cuda/shares.py)
+
+// A float that another block reads: multiprocessors do not share the first level of cache, so it goes past that.
+SPC_DEVICE void spc_hand_over(uint *to, float value) { asm volatile("st.global.cg.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory"); }
+SPC_DEVICE float spc_take_over(const uint *from) {
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// Called by all threads of a block when they have handed over: whether it is the last of `parts` blocks, and so may take over from all.
+// The counter is zero before the first one and after the last. `flag`: a word of shared memory.
+SPC_DEVICE int spc_is_last(int *counter, int parts, float *flag) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *(int *)flag = atomicInc((uint *)counter, (uint)parts - 1u) == (uint)parts - 1u;
+    __threadfence();
+  }
+  __syncthreads();
+  return *(int *)flag;
+}
+
 // ---------------------------------------------------------------- the other operand: 16 inputs of a row as 8 pairs
 
 // `left` inputs are there, zeros follow; VECTOR: inputs that may be read at once (8: addresses and `left` are multiples of that).
@@ -421,6 +444,32 @@ SPC_DEVICE void spc_stage_bf16(float *to, const nv_bfloat16 *from, int left) {
   spc_stage_words<VECTOR>(to, (const ushort *)from, left);
 }
 
+// Where an input of a receptive field lies in an image, -1 if outside. first: where the field's first pixel would be, in line y, column x;
+// place: how many elements further the input is, and how many lines (upper 16 bits) and columns.
+SPC_DEVICE int spc_place(const int *place, int first, int y, int x, int height, int width) {
+  int line = y + (place[1] >> 16), column = x + (place[1] & 65535);
+  return line >= 0 && line < height && column >= 0 && column < width ? first + place[0] : -1;
+}
+// 8 inputs of a receptive field to shared memory, each from its own of `places`; zeros in place of what is outside, and behind `left` inputs.
+template <class T>
+SPC_DEVICE void spc_stage_taps_f16(float *to, const T *image, int first, const int *places, int y, int x, int height, int width, int left) {
+  uint pairs[4] = {0, 0, 0, 0};
+  for (int i = 0; i < 8; i++) {
+    int at = i < left ? spc_place(places + 2 * i, first, y, x, height, width) : -1;
+    if (at >= 0) pairs[i / 2] |= (uint)spc_bits_f16(image[at]) << i % 2 * 16;
+  }
+  *(uint4 *)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+template <class T>
+SPC_DEVICE void spc_stage_taps_bf16(float *to, const T *image, int first, const int *places, int y, int x, int height, int width, int left) {
+  uint pairs[4] = {0, 0, 0, 0};
+  for (int i = 0; i < 8; i++) {
+    int at = i < left ? spc_place(places + 2 * i, first, y, x, height, width) : -1;
+    if (at >= 0) pairs[i / 2] |= (uint)spc_bits_bf16(image[at]) << i % 2 * 16;
+  }
+  *(uint4 *)to = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
 // ---------------------------------------------------------------- tensor cores
 
 // sums[16 x 8] += a[16 x 16] * b[16 x 8]. Lane 4 g + q: a0 (row g, columns 2 q, 2 q + 1), a1 (row g + 8), a2 and a3 the same 8 columns
@@ -459,6 +508,13 @@ SPC_DEVICE void spc_mma_pairs_bf16(float *sums, uint a0, uint a1, uint a2, uint 
 SPC_DEVICE void spc_load_matrices(uint *to, const float *from) {
   uint place = (uint)__cvta_generic_to_shared(from);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(place));
+}
+// The same four, turned: lane 4 g + q gets elements g of rows 2 q and 2 q + 1 of each.
+SPC_DEVICE void spc_load_turned(uint *to, const float *from) {
+  uint place = (uint)__cvta_generic_to_shared(from);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(place));
 }

@@ -41,10 +41,12 @@ _HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight in physical form: `params` for the kernel, `arrays` in the order of `arguments(params)`."""
+    """A weight in physical form: `params` for the kernel, `arrays` in the order of `arguments(params)`; stored: whole numbers [panels], the
+    steps that each panel stores, None where it is all of them."""
 
     params: dict[str, Any]
     arrays: list[tuple[str, Array]]
+    stored: Array | None = None
 
 
 def row_tiles(weight: Unpacked | Array, wanted: int) -> int:
@@ -87,13 +89,16 @@ def _table_bytes(weight: Unpacked) -> int:
     return int(weight.codebook[0].size) * 2
 
 
-def halves(values: Array, storage: str) -> Array:
-    """uint16 bits of values in a storage type, rounded to nearest."""
-    if storage == "float16":
-        return values.astype(np.float16).view(np.uint16)
+def half_type(storage: str) -> np.dtype[Any]:
+    """The storage type in numpy."""
     import ml_dtypes
 
-    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return np.dtype(np.float16 if storage == "float16" else ml_dtypes.bfloat16)
+
+
+def halves(values: Array, storage: str) -> Array:
+    """uint16 bits of values in a storage type, rounded to nearest."""
+    return values.astype(half_type(storage)).view(np.uint16)
 
 
 def pack(weight: Unpacked | Array, tiles: int, storage: str, label: str = "weight") -> Packed:
@@ -190,7 +195,7 @@ def lay_out(codes: Array, p: Mapping[str, Any], extra: Array | None = None) -> A
 
 def by_vectors(words: Array, p: Mapping[str, Any]) -> Array:
     """Words [panels, steps, 32, n] of lanes, so that a warp reads as much as it can at once; flat."""
-    split = words.reshape(*words.shape[:2], 32, -1, vector_words(p))
+    split = words.reshape(*words.shape[:3], words.shape[3] // vector_words(p), vector_words(p))
     return np.ascontiguousarray(split.transpose(0, 1, 3, 2, 4)).reshape(-1)
 
 
@@ -321,12 +326,18 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
             Arg("positions", "uint32", strips * octets * 8, "in"),
             Arg("ranks", "uint16", strips * (octets + 1), "in"),
         ]
+    elif p.get("scattered"):  # scattered.py
+        args = [
+            Arg("codes", "uint32", FROM_DATA, "in"),
+            Arg("firsts", "int32", panels(p) + 1, "in"),
+            Arg("inputs", "int32", FROM_DATA, "in"),
+            Arg("stored", "uint8", FROM_DATA, "in"),
+            Arg("starts", "int32", FROM_DATA, "in"),
+        ]
+        if p["scales"] == "group":
+            args.append(Arg("ranks", "uint16", FROM_DATA, "in"))
     else:
         args = [Arg("codes", "uint32", panels(p) * steps(p) * 32 * lane_words(p), "in")]
-    if p.get("scattered"):  # scattered.py
-        args += [Arg("stored", "uint8", FROM_DATA, "in"), Arg("starts", "int32", panels(p) * steps(p), "in")]
-        if p["scales"] == "group":
-            args.append(Arg("ranks", "uint16", panels(p) * steps(p) * 16 * p["tiles"], "in"))
     if p["scales"] != "none":
         size = panels(p) * 16 * p["tiles"] * groups(p)
         kind = "float16" if p["scales"] == "group" else "float32"

@@ -1,8 +1,10 @@
 """Weights of any structure for gemv.py and gemm.py: dense tiles are put together in registers of what is stored.
 
-For each tile and 64 inputs a lane has a word with one bit for each of its 32 weights (fewer where a code stands for several). What is
-stored lies in the order of lanes; `starts` says where a panel's step begins, and lanes count bits to find theirs. Scales of groups go by
-how many values of the row are stored before: `ranks` has that at the beginning of every step. Codes have 1, 2, 4, 8, 16 or 32 bits here.
+A step is 64 inputs of which a panel stores some; where it stores none there is no step: `firsts` says with which step a panel begins,
+`inputs` which 64 inputs a step has. For each tile a lane has a word with one bit for each of its 32 weights (fewer where a code stands for
+several). What is stored lies in the order of lanes; `starts` says where that of a step begins, and lanes count bits to find theirs. Scales
+of groups go by how many values of the row are stored before: `ranks` has that at the beginning of every step. Codes have 1, 2, 4, 8, 16 or
+32 bits here.
 """
 
 from __future__ import annotations
@@ -37,12 +39,17 @@ def stored_bits(bits: int) -> int:
     return 1 << (bits - 1).bit_length()
 
 
-def pack(weight: Unpacked, tiles: int, storage: str, label: str = "weight") -> Packed:
-    """Lay a weight out for panels of 16 * tiles rows; values in `storage`."""
+def parameters(weight: Unpacked, tiles: int, storage: str) -> dict[str, Any]:
+    """The parameters of the weight that `pack` lays out."""
+    shape = {"n": weight.rows, "k": weight.cols, "tiles": tiles, "scattered": True}
+    return decoding(weight, storage, single=True) | shape
+
+
+def pack(weight: Unpacked, tiles: int, storage: str, label: str = "weight", together: int = 1) -> Packed:
+    """Lay a weight out for panels of 16 * tiles rows; values in `storage`. together: panels in a row that have the same steps, where
+    any of them stores something."""
     dim, width = weight.scheme.codec.dim, weight.scheme.block[1]
-    params = decoding(weight, storage, single=True) | {
-        "n": weight.rows, "k": weight.cols, "tiles": tiles, "scattered": True,
-    }  # fmt: skip
+    params = parameters(weight, tiles, storage)
     codes = dense_codes(weight)
     if params["decode"] == "float":
         codes = halves(codes, storage)
@@ -57,22 +64,33 @@ def pack(weight: Unpacked, tiles: int, storage: str, label: str = "weight") -> P
         return padded.reshape(panels, tiles, 2, 8, steps, 4, each).transpose(0, 4, 3, 5, 1, 2, 6)
 
     is_stored = np.ascontiguousarray(by_lane(mask))
-    counts = is_stored.reshape(panels * steps, -1).sum(1)
+    there: Array = np.asarray(is_stored.reshape(panels, steps, -1).any(2))
+    for first in range(0, panels, together):
+        there[first : first + together] = there[first : first + together].any(0)
+    counts = is_stored.reshape(panels, steps, -1).sum(2)[there]
     in_rows = is_stored.sum((3, 6))  # panel, step, g, tile, half
-    flags = is_stored.reshape(panels, steps, 32, tiles, 2 * each).astype(np.uint32) << np.arange(
-        2 * each, dtype=np.uint32
-    )
+    before = (np.cumsum(in_rows, axis=1) - in_rows)[there]
+    flags = is_stored.reshape(panels, steps, 32, tiles, 2 * each)[there].astype(np.uint32)
+    words = np.bitwise_or.reduce(flags << np.arange(2 * each, dtype=np.uint32), axis=-1)[None]
+    of_panels = there.sum(1)
     arrays = [
-        ("codes", by_vectors(np.bitwise_or.reduce(flags, axis=-1), params)),
+        ("codes", _some(by_vectors(words, params))),
+        ("firsts", np.concatenate([[0], np.cumsum(of_panels)]).astype(np.int32)),
+        ("inputs", _some(np.nonzero(there)[1].astype(np.int32))),
         ("stored", _stream(by_lane(codes)[is_stored], params["bits"])),
-        ("starts", (np.cumsum(counts) - counts).astype(np.int32)),
+        ("starts", _some((np.cumsum(counts) - counts).astype(np.int32))),
     ]
     if params["scales"] == "group":
-        arrays.append(("ranks", (np.cumsum(in_rows, axis=1) - in_rows).astype(np.uint16).reshape(-1)))
+        arrays.append(("ranks", _some(before.astype(np.uint16).reshape(-1))))
     arrays += scale_arrays(weight, params, tiles)
     if params["decode"] == "lookup":
         arrays.append(("table", table(weight, params, storage)))
-    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
+    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays], of_panels)
+
+
+def _some(array: Array) -> Array:
+    """The array, with an element where it has none: there is no constant of no bytes."""
+    return array if array.size else np.zeros(1, array.dtype)
 
 
 def decoder_of(p: Mapping[str, Any]) -> type[Decoder]:
@@ -94,9 +112,14 @@ class ScatteredDecoder(Decoder):
 
     def __init__(self, k: Any, p: Mapping[str, Any], panel: Expr, lane: Expr, scaled: bool) -> None:
         super().__init__(k, {**p, "zeros": False}, panel, lane, scaled=False)
+        self.first_step = k.let(k.load(k.arg("firsts"), panel))
         self.zeros, self.grouped, self.dim = p["zeros"], p["scales"] == "group", p["dim"]
         tiles = p["tiles"]
         self.bases, self.ranks = k.local(tiles, "int32"), k.local(2 * tiles, "int32")
+
+    def inputs_of(self, step: Expr) -> Expr:
+        """Which 64 inputs a step has."""
+        return self.k.load(self.k.arg("inputs"), self.first_step + step)
 
     def begin(self, words: Any, at: int, step: Expr) -> None:
         """Find where the lane's codes of a step are; words[at:] are those of all tiles."""

@@ -6,6 +6,7 @@ by steps of its own: kernels compute in float32, or multiply halves and add in f
 What halves cannot hold stays float32:
 
 * what a kernel reads or writes as another type than float32;
+* what a kernel from TVM's Relax reads or writes: its sums are made where they are stored;
 * angles, and all they are computed from: sine and cosine of a number with 11 bits are noise;
 * squares that are summed up, and the sums (float16 only: they may be larger than 65504);
 * results of arithmetic with constants that are too large (float16 only: -1e9 in a mask), and copies of them.
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.cuda.units import STATUS, device_signature
+from sparsec.codegen.cuda.units import COUNTERS, STATUS, counters_of, device_signature
 from sparsec.codegen.program import ITEMSIZE, Buffer, Program, Ref, Step
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
@@ -31,12 +32,22 @@ _SUMS = frozenset(["Sum", "SumSquare", "L1", "L2", "Prod"])
 def store_halves(program: Program) -> None:
     """Give the arena buffers of a program for a GPU the types they are stored in, and its steps the signatures of GPU kernels."""
     kept = _kept(program)
+    for step in program.steps:
+        if step.spec.family == "cuda.matmul" and _needs_floats(step, kept):
+            step.spec = replace(step.spec, family="cuda.product")
     stored = program.target.storage
     for buffer in program.buffers:
         if buffer.kind == "arena" and buffer.dtype == "float32" and buffer not in kept:
             buffer.dtype = stored
     for step in program.steps:
         _restore(step, program)
+
+
+def _needs_floats(step: Step, kept: set[Buffer]) -> bool:
+    """Whether a product reads or makes what halves cannot hold: tensor cores multiply halves."""
+    return any(ref.buffer in kept for ref in _outputs(step)) or any(
+        ref.buffer in kept and ref.buffer.kind == "arena" for ref in _inputs(step)
+    )
 
 
 def stored_halves(program: Program) -> int:
@@ -60,9 +71,9 @@ def _restore(step: Step, program: Program) -> None:
             signature, args=tuple(a if a.role == "work" else replace(a, dtype=next(args)) for a in signature.args)
         )
     signature = device_signature(signature)
-    for arg in signature.args[len(tensors) :]:  # scratch, then the error code
-        if arg.name == STATUS:
-            refs.append(_status(program, program.steps.index(step)))
+    for arg in signature.args[len(tensors) :]:  # scratch, then the error code and the counters
+        if arg.name in (STATUS, COUNTERS):
+            refs.append(_status(program, program.steps.index(step) if arg.name == STATUS else len(program.steps)))
             continue
         scratch = Buffer(f"{step.node}.{arg.name}", arg.dtype, arg.size, "arena")
         program.buffers.append(scratch)
@@ -71,9 +82,10 @@ def _restore(step: Step, program: Program) -> None:
 
 
 def _status(program: Program, index: int) -> Ref:
-    """Where step `index` notes an error."""
+    """Where step `index` notes an error; behind the last step the counters, which all steps share, since one runs after the other."""
     if program.status is None:
-        program.status = Buffer("status", "int32", len(program.steps), "arena")
+        counters = max(counters_of(step.signature) for step in program.steps)
+        program.status = Buffer("status", "int32", len(program.steps) + counters, "arena")
         program.buffers.append(program.status)
     return Ref(program.status, index * ITEMSIZE["int32"])
 
@@ -81,6 +93,7 @@ def _status(program: Program, index: int) -> Ref:
 def _kept(program: Program) -> set[Buffer]:
     """The float32 buffers that stay float32."""
     kept = {ref.buffer for step in program.steps for arg, ref in _operands(step) if arg.dtype != ref.buffer.dtype}
+    kept |= {ref.buffer for step in program.steps if step.spec.family == "cuda.relax" for ref in step.refs}
     angles = {ref.buffer for step in program.steps if _ops(step) & {"Sin", "Cos"} for ref in _inputs(step)}
     for step in reversed(program.steps):  # and what they come from
         if any(ref.buffer in angles for ref in _outputs(step)):

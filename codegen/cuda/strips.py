@@ -76,4 +76,4 @@ def pack(weight: Unpacked, storage: str, label: str = "weight") -> Packed:
     ]
     if params["decode"] == "lookup":
         arrays.append(("table", table(weight, params, storage)))
-    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays])
+    return Packed(params, [(f"{label}.{name}", array) for name, array in arrays], np.diff(starts))

@@ -16,7 +16,8 @@ from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.cuda.convolutions import CONVOLUTIONS
 from sparsec.codegen.cuda.kernels.attention import LARGEST_HEAD
 from sparsec.codegen.cuda.kernels.depthwise import lower_depthwise
-from sparsec.codegen.cuda.kernels.product import lower_conv
+from sparsec.codegen.cuda.kernels.relax import lower_relax
+from sparsec.codegen.cuda.matmuls import lower_gemm, lower_matmul
 from sparsec.codegen.cuda.products import PRODUCTS
 from sparsec.codegen.kernels import table as processor
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
@@ -26,7 +27,7 @@ from sparsec.codegen.kernels.dense import lower_dense
 from sparsec.codegen.kernels.gemv import lower_gemv
 from sparsec.codegen.kernels.matmul import lower_fused_matmul
 from sparsec.codegen.kernels.pixel import as_matmul
-from sparsec.codegen.kernels.relax import lower_relax
+from sparsec.codegen.kernels.relax import lower_relax as lower_processor_relax
 from sparsec.codegen.kernels.sparse_int8 import lower_sparse_int8
 from sparsec.codegen.kernels.spmm_rules import lower_sparse_conv, lower_sparse_matmul, lower_sparse_rows
 from sparsec.codegen.kernels.token_strips import lower_token_strips
@@ -35,12 +36,14 @@ from sparsec.codegen.layouts import Choice
 
 # Rules whose kernels are made for the processor's vectors and caches.
 _PROCESSOR_ONLY = frozenset([
-    lower_coded_gemv, lower_dense, lower_direct, lower_fused_matmul, lower_gemv, lower_panels_conv, lower_relax, lower_sparse_conv,
+    lower_coded_gemv, lower_dense, lower_direct, lower_fused_matmul, lower_gemv, lower_panels_conv, lower_sparse_conv,
     lower_sparse_int8, lower_sparse_matmul, lower_sparse_rows, lower_token_strips, lower_vector_gemv,
 ])  # fmt: skip
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
-    ("sparsec", "Conv"): (as_matmul(PRODUCTS), lower_depthwise, *CONVOLUTIONS, lower_conv),
+    ("", "Gemm"): (lower_gemm,),
+    ("", "MatMul"): (lower_matmul, lower_relax),
+    ("sparsec", "Conv"): (as_matmul(PRODUCTS), lower_depthwise, *CONVOLUTIONS),
     ("sparsec", "MatMul"): PRODUCTS,
 }
 
@@ -80,7 +83,8 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
     key = (node.domain, node.op_type)
     if key in TABLE:
         return TABLE[key]
-    return [rule for rule in processor.rules_for(node) if rule not in _PROCESSOR_ONLY]
+    rules = [rule for rule in processor.rules_for(node) if rule not in _PROCESSOR_ONLY]
+    return [lower_relax if rule is lower_processor_relax else rule for rule in rules]
 
 
 def choice_of(node: ir.Node, low: Lowering) -> Choice | None:

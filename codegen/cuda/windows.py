@@ -19,18 +19,18 @@ def run_width(channels: int) -> int:
     return vectors.WIDTH if channels % vectors.WIDTH == 0 else 1
 
 
-def window_launch(w: Window, channels: int, batch: int) -> Launch:
-    """A thread for each run of channels of each output pixel."""
-    threads = batch * w.out[0] * w.out[1] * (channels // run_width(channels))
+def window_launch(w: Window, channels: int, batch: int, width: int = 0) -> Launch:
+    """A thread for each run of `width` channels (`run_width`) of each output pixel."""
+    threads = batch * w.out[0] * w.out[1] * (channels // (width or run_width(channels)))
     return lines(-(-threads // _BLOCK), _BLOCK)
 
 
 class Place:
     """The output of one thread: its image, line `y`, column `x`, first `channel`, and index `at` in the output."""
 
-    def __init__(self, k: Any, w: Window, channels: int, batch: int) -> None:
+    def __init__(self, k: Any, w: Window, channels: int, batch: int, width: int = 0) -> None:
         T = k.T
-        self.k, self.w, self.channels, self.width = k, w, channels, run_width(channels)
+        self.k, self.w, self.channels, self.width = k, w, channels, width or run_width(channels)
         runs, (height, columns) = channels // self.width, w.out
         index = k.let(k.block[0] * _BLOCK + k.thread[0])
         self.there = index < batch * height * columns * runs

@@ -72,6 +72,37 @@ def compile_kernel(params: Mapping[str, Any], target: Target, symbol: str, objec
 
 def lower_relax(node: ir.Node, low: Lowering) -> Refusal | None:
     """One of `OPS`, shapes static."""
+    found = node_model(node, low)
+    if isinstance(found, Refusal):
+        return found
+    model, passed, outs = found
+    params = {
+        "model": base64.b64encode(model).decode(),
+        "ins": [[low.dtype(v), low.get(v, "row").size] for v in passed],
+        "outs": [[low.dtype(v), _size(low, v)] for v in outs],
+    }
+    try:
+        signature(params, low.target)
+    except ToolchainError as error:
+        return cannot_compile(error)
+    ins = [low.get(v, "row") for v in passed]
+    results = [low.new(v) for v in outs]
+    low.call("relax", params, ins, results, node=node.name or "", op=node.op_type, note=relax_note(passed, low))
+    return None
+
+
+def cannot_compile(error: ToolchainError) -> Refusal:
+    """The reason that the last line of an error gives."""
+    return Refusal(f"Relax cannot compile it: {str(error).strip().splitlines()[-1]}")
+
+
+def relax_note(passed: list[ir.Value], low: Lowering) -> str:
+    """What is said of the node in the generated C."""
+    return "Relax, " + " ".join(str(list(low.shape(v))) for v in passed)
+
+
+def node_model(node: ir.Node, low: Lowering) -> Refusal | tuple[bytes, list[ir.Value], list[ir.Value]]:
+    """(a model of the node alone, the values it takes as in0, in1 ..., those it gives as out0, out1 ...)."""
     if node.domain or node.op_type not in OPS:
         return Refusal(f"{node.op_type} is not among the ops that go through Relax ({', '.join(OPS)})")
     types = {low.dtype(v) for v in (*node.inputs, *node.outputs) if v is not None and v.name}
@@ -87,21 +118,7 @@ def lower_relax(node: ir.Node, low: Lowering) -> Refusal | None:
     outs = [v for v in node.outputs if v.name]
     if any(0 in low.shape(v) for v in (*passed, *outs)):
         return Refusal("an input or output is empty")
-    params = {
-        "model": base64.b64encode(_model(node, low, passed, embedded)).decode(),
-        "ins": [[low.dtype(v), low.get(v, "row").size] for v in passed],
-        "outs": [[low.dtype(v), _size(low, v)] for v in outs],
-    }
-    try:
-        signature(params, low.target)
-    except ToolchainError as error:
-        lines = str(error).strip().splitlines()
-        return Refusal(f"Relax cannot compile it: {lines[-1]}")
-    ins = [low.get(v, "row") for v in passed]
-    note = " ".join(str(list(low.shape(v))) for v in passed)
-    results = [low.new(v) for v in outs]
-    low.call("relax", params, ins, results, node=node.name or "", op=node.op_type, note=f"Relax, {note}")
-    return None
+    return _model(node, low, passed, embedded), passed, outs
 
 
 def _resize_refusal(node: ir.Node, low: Lowering) -> str:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sparsec.passes.constants import register_constant
+from sparsec.passes.insert import insert_behind
 from sparsec.passes.weights import Use
 
 __all__ = ["add_to_bias", "own_bias"]
@@ -53,17 +54,8 @@ def _add_zeros(model: ir.Model, node: ir.Node, rows: int) -> ir.Node:
     out = node.outputs[0]
     assert out.shape is not None
     shape = (rows, *(1,) * (len(out.shape) - 2)) if node.op_type == "Conv" else (rows,)
-    readers = list(out.uses())
     add = ir.node("Add", [out, _zeros(model, node, shape)], name=f"{node.name}.bias")
-    made = add.outputs[0]
-    made.name, made.shape, made.type = f"{out.name}.biased", out.shape, out.type
-    for reader, index in readers:
-        reader.replace_input_with(index, made)
-    for index, value in enumerate(model.graph.outputs):
-        if value is out:
-            out.name, made.name = f"{out.name}.unbiased", out.name
-            model.graph.outputs[index] = made
-    model.graph.insert_after(node, add)
+    insert_behind(model, out, add, made="biased", was="unbiased")
     return add
 
 

@@ -32,6 +32,9 @@ __all__ = ["Layer", "Solved", "solve"]
 _MOST_INPUTS = 1024
 """Above, optimal brain surgeon on single weights takes minutes a layer."""
 
+_SPREAD_IN_ORDER = 0.5
+"""How far strips may be from the average share of zeros where rows are in an order for them: they differ as much as rows do then."""
+
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.floating[Any]]
 
@@ -134,7 +137,7 @@ def prune(
         case "magnitude":
             mask = mask_of_scores(np.square(weight, dtype=np.float64), structure)
         case "wanda":
-            mask = wanda(weight, second_moment, structure, by_row=not joint)
+            mask = wanda(weight, second_moment, structure, by_row=not (joint or rule.sparsify.reorder))
         case "gblm":
             assert gradient_square is not None
             mask = gblm(
@@ -143,12 +146,14 @@ def prune(
                 gradient_square,
                 structure,
                 alpha=balance(np.diag(second_moment), gradient_square),
+                by_row=not rule.sparsify.reorder,
             )
         case "dsnot":
             mask = wanda(weight, second_moment, structure, by_row=not joint)
             mask = dsnot(weight, second_moment, mask, structure)
         case "obs":
-            mask = obs_mask(weight, second_moment, structure, damping=damping)
+            spread = _SPREAD_IN_ORDER if rule.sparsify.reorder else None
+            mask = obs_mask(weight, second_moment, structure, damping=damping, spread=spread)
         case "sparsegpt":
             mask, start = sparsegpt(weight, second_moment, structure, damping=damping)
             if single and rule.sparsify.algorithm == "auto":

@@ -37,13 +37,13 @@ class Channels:
     def reorder(self, model: ir.Model, order: NDArray[np.intp]) -> None:
         """Channel c becomes what channel order[c] was, in every constant."""
         assert self.kind == "order"
-
-        def moved(array: NDArray[np.generic], space: Space) -> NDArray[np.generic]:
-            index = np.arange(array.shape[space.axis]).reshape(-1, self.count, space.inner)
-            return np.take(array, index[:, order].reshape(-1), space.axis)
-
         for change in _changes(self.touches):
-            _set(model, change, moved(_array(change[0].value), change[0].space))
+            _set(model, change, self.moved(_array(change[0].value), change[0].space, order))
+
+    def moved(self, array: NDArray[Any], space: Space, order: NDArray[np.intp]) -> NDArray[Any]:
+        """An array that has the channels in `space`, reordered."""
+        index = np.arange(array.shape[space.axis]).reshape(-1, self.count, space.inner)
+        return np.take(array, index[:, order].reshape(-1), space.axis)
 
     def rescale(self, model: ir.Model, factors: NDArray[np.floating]) -> None:
         """Multiply the channels [count] by positive factors; what reads them divides by them."""

@@ -8,7 +8,15 @@ import numpy as np
 
 from sparsec.errors import WeightError
 from sparsec.formats.codec_base import Codec
-from sparsec.formats.layout import Layout, pack_bits, pack_planes, plane_widths, unpack_bits, unpack_planes
+from sparsec.formats.layout import (
+    Layout,
+    pack_bits,
+    pack_planes,
+    plane_widths,
+    unpack_bits,
+    unpack_planes,
+    zero_point_bits,
+)
 from sparsec.formats.meaning import FloatValue, Side, TableValue, VectorValue
 from sparsec.formats.row_stream import RowStream
 from sparsec.formats.scheme import Scheme
@@ -23,7 +31,7 @@ class EncodedWeight:
     codes: one uint8 bit stream per plane of the code width, widest plane (lowest bits) first; float codecs: one fp32 or
     fp16 array of the values. positions: uint8 bitmap over blocks or None when dense. codebook: float32 [S, 2**bits],
     for vector codecs fp16 or int8 [S, stages, 2**bits, dim], or None. scales: fp16 [rows, groups], fp32 [rows, 1] or [1, 1], or
-    None. zero_points: uint8 like scales, or None.
+    None. zero_points: uint8 like scales, or None; stored as a bit stream of `zero_point_bits`, as are codes.
     """
 
     scheme: Scheme
@@ -44,7 +52,9 @@ class EncodedWeight:
             "positions": self.positions,
             "codebook": self.codebook,
             "scales": self.scales,
-            "zero_points": self.zero_points,
+            "zero_points": None
+            if self.zero_points is None
+            else pack_planes(self.zero_points.reshape(-1), self._zero_bits)[0],
         }
         return {role: array for role, array in named.items() if array is not None}
 
@@ -62,10 +72,19 @@ class EncodedWeight:
             arrays.get("positions"),
             arrays.get("codebook"),
             arrays.get("scales"),
-            arrays.get("zero_points"),
         )
         weight._check()
-        return weight
+        return weight if (stream := arrays.get("zero_points")) is None else weight._with_zero_points(stream)
+
+    @property
+    def _zero_bits(self) -> int:
+        return zero_point_bits(self.scheme.codec.code_bits)
+
+    def _with_zero_points(self, stream: np.ndarray) -> EncodedWeight:
+        assert self.scales is not None
+        _expect("zero_points", stream, "uint8", (-(-self.scales.size * self._zero_bits // 8),))
+        zeros = unpack_planes((stream,), self._zero_bits, self.scales.size)
+        return replace(self, zero_points=zeros.reshape(self.scales.shape))
 
     def _check(self) -> None:
         codec, scales = self.scheme.codec, self.scheme.scales
@@ -89,8 +108,6 @@ class EncodedWeight:
             else:
                 shape = (1, 1) if scales.kind == "tensor" else (self.rows, 1)
             _expect("scales", self.scales, "float16" if scales.kind == "group" else "float32", shape)
-            if self.zero_points is not None:
-                _expect("zero_points", self.zero_points, "uint8", shape)
 
     def layout(self) -> Layout:
         """Where the stored values lie."""

@@ -12,12 +12,19 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Layout", "code_dtype", "pack_bits", "pack_planes", "plane_widths", "unpack_bits", "unpack_planes"]
+__all__ = [
+    "Layout", "code_dtype", "pack_bits", "pack_planes", "plane_widths", "unpack_bits", "unpack_planes", "zero_point_bits",
+]  # fmt: skip
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
     """Widths of the planes a `bits`-bit code is split in, widest (= lowest bits) first: 3 -> (2, 1), 12 -> (8, 4)."""
     return (8,) * (bits // 8) + tuple(w for w in (4, 2, 1) if bits & w)
+
+
+def zero_point_bits(bits: int) -> int:
+    """Bits that the zero point of codes of 2 to 8 bits is stored in: the least of 2, 4 and 8 that hold any code."""
+    return 2 if bits <= 2 else 4 if bits <= 4 else 8
 
 
 def code_dtype(bits: int) -> np.dtype[np.unsignedinteger]:

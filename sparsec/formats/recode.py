@@ -9,7 +9,7 @@ import numpy as np
 from sparsec.errors import WeightError
 from sparsec.formats.encoded import EncodedWeight
 from sparsec.formats.grid import Grid
-from sparsec.formats.layout import code_dtype, pack_planes, unpack_planes
+from sparsec.formats.layout import code_dtype, pack_planes, unpack_planes, zero_point_bits
 
 __all__ = ["codes_of", "recode", "with_codes", "with_side"]
 
@@ -67,7 +67,7 @@ def with_side(
     for role, array in (("scales", scales), ("zero_points", zero_points), ("codebook", codebook)):
         if array is None:
             continue
-        old = encoded.arrays().get(role)
+        old = getattr(encoded, role)
         if old is None:
             raise WeightError(f"{encoded.scheme} stores no {role}")
         if array.shape != old.shape:
@@ -76,7 +76,8 @@ def with_side(
         if old.dtype.kind != "f":
             wide = np.rint(wide)
             limit = np.iinfo(old.dtype)
-            fits = bool((wide >= limit.min).all() and (wide <= limit.max).all())
+            most = limit.max if role != "zero_points" else (1 << zero_point_bits(encoded.scheme.codec.code_bits)) - 1
+            fits = bool((wide >= limit.min).all() and (wide <= most).all())
         else:
             fits = bool((np.abs(wide) <= float(np.finfo(old.dtype).max)).all())
         if not fits:

@@ -54,6 +54,9 @@ def test_differences_are_told() -> None:
     assert "argument 0: 1 elements differ, element 1: 2.0 simulated, 3.0" in differences([x], [x + np.array([0, 1, 0])])
     assert differences([np.array([7], np.int8)], [np.array([8], np.int8)]) == ""
     assert "1 elements differ" in differences([np.array([7])], [np.array([8])])
+    bits = [x.view(np.uint32), (x + np.float32(0.1)).view(np.uint32), (x + np.float32(9)).view(np.uint32)]
+    assert differences(bits[:1], bits[1:2]) == ""
+    assert "3 elements differ" in differences(bits[:1], bits[2:])
 
 
 # --- on a real GPU ---

@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsec.activations import activation
-from sparsec.codegen.cuda import fragments
+from sparsec.codegen.cuda import blocking, fragments
+from sparsec.codegen.cuda.capacity import shared_limit
 from sparsec.codegen.cuda.kernels import gemm
-from sparsec.codegen.cuda.source import cuda_source
-from sparsec.codegen.program import KernelSpec
 from sparsec.formats import Scheme
-from sparsec.formats.encoded import decode, encode, unpack
+from sparsec.formats.encoded import encode, unpack
 from sparsec.target import resolve_target
+from tests.cuda import products
 from tests.cuda.compiler import ARCHITECTURES
-from tests.cuda.products import NUMPY, PLAIN, bound, run_product
-from tests.cuda.simulator import simulate
 
 
 def check(
@@ -25,40 +22,10 @@ def check(
 ) -> None:
     target = resolve_target(target_name)
     encoded = encode(rng.standard_normal((n, k)).astype(np.float32), Scheme.parse(scheme))
-    w, weight = decode(encoded), unpack(encoded)
+    weight = unpack(encoded)
     assert fragments.refused(weight, 16 * gemm.TILES, target.storage) == ""
     packed = fragments.pack(weight, gemm.TILES, target.storage)
-    a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
-    vector = 8 if k % 8 == 0 else 1
-    params = {
-        "m": m,
-        "weight": packed.params,
-        "vector": vector,
-        **gemm.blocking(m, packed.params, target.gpu),
-        "parts": parts,
-        **PLAIN,
-        **more,
-    }
-    added, want = [], a.astype(np.float64) @ w.astype(np.float64).T
-    if params["bias"]:
-        added.append(rng.standard_normal(n).astype(np.float32))
-        want = want + added[-1]
-    if params["residual"]:
-        added.append(rng.standard_normal((m, n)).astype(np.float32))
-        want = want + added[-1]
-    arrays = [array for _, array in packed.arrays]
-    if parts > 1:
-        storage = (target.storage, *(str(x.dtype) for x in arrays), "uint32")
-        source = cuda_source(KernelSpec("cuda.gemm", params, storage), target, "product")
-        out = np.zeros(parts * m * n, np.uint32)
-        after = simulate(source.text, "product", source.launch, [a.reshape(-1), *arrays, out])
-        joined = {"m": m, "n": n, "parts": parts, "bits": True, **PLAIN}
-        source = cuda_source(KernelSpec("cuda.join", joined, ("uint32", "float32")), target, "join")
-        got = simulate(source.text, "join", source.launch, [after[-1], np.zeros(m * n, np.float32)])[-1].reshape(m, n)
-    else:
-        got = run_product("gemm", params, a, arrays, added, target, n)
-    want = activation(params["act"], params["act_params"])(want, params["act_params"])
-    assert (np.abs(got - want) <= bound(a, w, target.storage) + 2.0**-8 * np.abs(want)).all(), np.abs(got - want).max()
+    products.check(encoded, packed, m, rng, target, parts=parts, **more)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +59,7 @@ def test_split_inputs(parts: int, rng: np.random.Generator) -> None:
 def test_blocking(arch: str) -> None:
     """Few outputs are split along the inputs; all that is staged fits."""
 
-    def blocking(m: int, k: int, bits: int = 4) -> dict[str, int]:
+    def cut(m: int, k: int, bits: int = 4) -> dict[str, int]:
         weight = {
             "n": 4096,
             "k": k,
@@ -103,12 +70,12 @@ def test_blocking(arch: str) -> None:
             "scales": "none",
             "zeros": False,
         }
-        made = gemm.blocking(m, weight, arch)
+        made = blocking.blocking(m, weight, arch)
         launched = gemm.launch({"m": m, "weight": weight, **made}, resolve_target(f"cuda:{arch}"))
-        assert launched.shared_bytes <= gemm.shared_limit(arch)
+        assert launched.shared_bytes <= shared_limit(arch)
         return made
 
-    assert blocking(64, 4096)["parts"] > 1
-    assert blocking(4096, 4096)["parts"] == 1
-    assert blocking(20, 128)["parts"] == 1
-    assert blocking(64, 4096, 16)["stages"] >= 2
+    assert cut(64, 4096)["parts"] > 1
+    assert cut(4096, 4096)["parts"] == 1
+    assert cut(20, 128)["parts"] == 1
+    assert cut(64, 4096, 16)["stages"] >= 2

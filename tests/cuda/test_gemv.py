@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsec.activations import activation
 from sparsec.codegen.cuda import fragments
 from sparsec.codegen.cuda.kernels.gemv import launch
 from sparsec.formats import Scheme
-from sparsec.formats.encoded import decode, encode, unpack
+from sparsec.formats.encoded import encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, PLAIN, bound, run_product
+from tests.cuda import products
 
 SCHEMES = [
     "fp16", "int8", "int8-g64", "int4-g32", "int3-g64", "int2", "int5-c", "uint4-g64", "uint3-g16", "uint8-g128", "uint2-t",
@@ -27,22 +26,10 @@ def check(
 ) -> None:
     target = resolve_target(target_name)
     encoded = encode(rng.standard_normal((n, k)).astype(np.float32), Scheme.parse(scheme))
-    w, weight = decode(encoded), unpack(encoded)
+    weight = unpack(encoded)
     tiles = fragments.row_tiles(weight, tiles)
     assert fragments.refused(weight, 16 * tiles, target.storage) == ""
-    packed = fragments.pack(weight, tiles, target.storage)
-    a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
-    params = {"m": m, "weight": packed.params, "vector": 8 if k % 8 == 0 else 1, **PLAIN, **more}
-    added, want = [], a.astype(np.float64) @ w.astype(np.float64).T
-    if params["bias"]:
-        added.append(rng.standard_normal(n).astype(np.float32))
-        want = want + added[-1]
-    if params["residual"]:
-        added.append(rng.standard_normal((m, n)).astype(np.float32))
-        want = want + added[-1]
-    got = run_product("gemv", params, a, [array for _, array in packed.arrays], added, target, n)
-    want = activation(params["act"], params["act_params"])(want, params["act_params"])
-    assert (np.abs(got - want) <= bound(a, w, target.storage) + 2.0**-8 * np.abs(want)).all(), np.abs(got - want).max()
+    products.check(encoded, fragments.pack(weight, tiles, target.storage), m, rng, target, **more)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

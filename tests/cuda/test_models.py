@@ -9,6 +9,7 @@ import pytest
 
 import sparsec
 from bench.zoo import MissingData, ZooModel, get
+from bench.zoo.base import from_module
 from sparsec.codegen.lower import lower
 from sparsec.frontend import load_model
 from sparsec.passes import compress
@@ -55,6 +56,43 @@ def test_digits(recipe: str | None, simulated: FakeGpu) -> None:
 def test_zoo(name: str, simulated: FakeGpu) -> None:
     model = zoo(name)
     check(model.compile(None, "cuda", verify=True, inputs=model.random_inputs(1)))
+
+
+def few_tokens() -> ZooModel:
+    """all-MiniLM-L6-v2 on five tokens: 128 take the simulator too long."""
+    import torch
+
+    from examples import minilm_model
+
+    ids = torch.ones(1, 5, dtype=torch.int64)
+    return from_module(
+        "minilm_of_5_tokens",
+        minilm_model.load(minilm_model.model_folder()),
+        {"input_ids": ids, "attention_mask": ids.clone()},
+        integer_ranges={"input_ids": (0, 30522), "attention_mask": (1, 2)},
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_minilm_on_few_tokens(simulated: FakeGpu) -> None:
+    try:
+        model = few_tokens()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    check(model.compile(None, "cuda", verify=True, inputs=model.random_inputs(1)))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["s16x1@50-cb4-g32", "s2:4"])
+def test_sparse_convolutions(recipe: str, simulated: FakeGpu) -> None:
+    model = zoo("resnet8")
+    compiled = model.compile(recipe, "cuda", verify=True, inputs=model.random_inputs(1))
+    check(compiled)
+    assert not compiled.program.decisions
+    forms = {form for step in compiled.program.steps for form in step.spec.params.get("weight", {})}
+    assert {"s2:4": "pairs", "s16x1@50-cb4-g32": "scattered"}[recipe] in forms
 
 
 @pytest.mark.slow

@@ -8,26 +8,19 @@ import pytest
 from sparsec.codegen.cuda import pairs
 from sparsec.codegen.cuda.kernels import gemm
 from sparsec.formats import Scheme
-from sparsec.formats.encoded import decode, encode, unpack
+from sparsec.formats.encoded import encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, PLAIN, bound, run_product
+from tests.cuda import products
 
 
 def check(scheme: str, m: int, n: int, k: int, rng: np.random.Generator, target_name: str = "cuda") -> pairs.Packed:
     target, w = resolve_target(target_name), rng.standard_normal((n, k)).astype(np.float32)
     order = rng.random((n, k // 4, 4)).argsort(axis=2)
     encoded = encode(w, Scheme.parse(scheme), (order < 2).reshape(n, k))
-    w, weight = decode(encoded), unpack(encoded)
+    weight = unpack(encoded)
     assert pairs.refused(weight) == ""
-    many = m > 16
-    packed = pairs.pack(weight, gemm.TILES if many else 2, target.storage)
-    a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
-    params = {"m": m, "weight": packed.params, "vector": 8 if k % 8 == 0 else 1, **PLAIN}
-    if many:
-        params |= {**gemm.blocking(m, packed.params, target.gpu), "parts": 1}
-    got = run_product("gemm" if many else "gemv", params, a, [array for _, array in packed.arrays], [], target, n)
-    want = a.astype(np.float64) @ w.astype(np.float64).T
-    assert (np.abs(got - want) <= bound(a, w, target.storage) + 2.0**-8 * np.abs(want)).all(), np.abs(got - want).max()
+    packed = pairs.pack(weight, gemm.TILES if m > 16 else 2, target.storage)
+    products.check(encoded, packed, m, rng, target)
     return packed
 
 

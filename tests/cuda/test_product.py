@@ -1,67 +1,50 @@
-"""Products without tensor cores, of every kind of operand, in the simulator."""
+"""Products without tensor cores, in float32: few inputs, every order of operands, panels of constant weights; in the simulator."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from sparsec.passes import compress
-from sparsec.recipe import load_recipe
-from tests.cuda.programs import lower_and_simulate
+from sparsec.codegen.lower import lower
+from sparsec.target import resolve_target
+from tests.cuda.programs import run_gpu_program
 from tests.kernels.nodes import node_model
 from tests.kernels.programs import reference
 
 Array = np.ndarray[Any, Any]
 
 
-def normal(*shape: int) -> Array:
-    return np.random.default_rng().normal(size=shape).astype(np.float32)
-
-
-def compressed(model: ir.Model, recipe: str | None) -> ir.Model:
-    return compress(model, load_recipe(recipe)).model
-
-
 @pytest.mark.parametrize(
-    "shapes", [((3, 5, 7), (3, 7, 4)), ((2, 1, 5, 7), (3, 7, 4)), ((5, 7), (2, 7, 9)), ((7,), (7, 3))]
+    "shapes", [((3, 5, 7), (3, 7, 4)), ((2, 1, 5, 1), (3, 1, 4)), ((5, 7), (2, 7, 9)), ((7,), (7, 3)), ((2, 1), (1, 3))]
 )
-def test_two_activations(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    inputs = {"a": normal(*shapes[0]), "b": normal(*shapes[1])}
-    model = node_model("MatMul", inputs)
-    np.testing.assert_allclose(lower_and_simulate(model, inputs)[0], reference(model, inputs)[0], rtol=0, atol=4e-3)
+def test_few_inputs(shapes: tuple[tuple[int, ...], tuple[int, ...]], rng: np.random.Generator) -> None:
+    feed = {name: rng.normal(size=shape).astype(np.float32) for name, shape in zip("ab", shapes, strict=True)}
+    program = lower(node_model("MatMul", feed), resolve_target("cuda"), "test")
+    assert [step.spec.family for step in program.steps] == ["cuda.product"]
+    (found,) = run_gpu_program(program, feed).values()
+    wanted = np.matmul(feed["a"].astype(np.float64), feed["b"].astype(np.float64))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["cuda", "cuda:sm_80:bf16"])
-@pytest.mark.parametrize(
-    ("shape", "filters", "kernel", "attributes"),
-    [
-        ((2, 5, 9, 7), 6, (3, 3), {"pads": [1, 0, 1, 2], "strides": [2, 1]}),
-        ((1, 4, 8, 8), 8, (2, 3), {"dilations": [2, 1], "group": 2}),
-        ((1, 6, 11), 4, (3,), {"pads": [1, 1]}),
-        ((3, 7, 1, 1), 5, (1, 1), {}),
-    ],
-)
-def test_convolution(
-    shape: tuple[int, ...], filters: int, kernel: tuple[int, ...], attributes: dict[str, Any], target: str
-) -> None:
-    channels = shape[1] // attributes.get("group", 1)
-    inputs = {"x": normal(*shape), "w": normal(filters, channels, *kernel) / 4, "b": normal(filters)}
-    model = node_model("Conv", inputs, ("w", "b"), **attributes)
-    wanted = reference(model, inputs)[0]
-    found = lower_and_simulate(compressed(model, None), {"x": inputs["x"]}, target)[0]
-    bound = 1e-2 if "bf16" in target else 1.5e-3
-    assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
+@pytest.mark.parametrize(("trans_a", "trans_b"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_orders(trans_a: int, trans_b: int, rng: np.random.Generator) -> None:
+    shapes = {"a": (5, 6) if trans_a else (6, 5), "b": (11, 5) if trans_b else (5, 11), "c": (6, 11)}
+    feed = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    program = lower(node_model("Gemm", feed, transA=trans_a, transB=trans_b), resolve_target("cuda"), "test")
+    assert [step.spec.family for step in program.steps] == ["cuda.product"]
+    (found,) = run_gpu_program(program, feed).values()
+    left, right = feed["a"].T if trans_a else feed["a"], feed["b"].T if trans_b else feed["b"]
+    np.testing.assert_allclose(found, left.astype(np.float64) @ right + feed["c"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["cb4-g32", "int8", "vq2d4", "s2:4-nf4-g32", "s16x1@50-cb4-g32", "ternary"])
-def test_any_scheme_is_decoded(scheme: str) -> None:
-    rows, cols = 24, 64
-    inputs = {"x": normal(3, cols), "w": normal(cols, rows)}
-    graph = compressed(node_model("MatMul", inputs, ("w",)), scheme)
-    feed = {"x": inputs["x"]}
-    wanted = reference(graph, feed)[0]
-    found = lower_and_simulate(graph, feed)[0]
-    assert np.abs(found - wanted).max() <= 1.5e-3 * np.abs(wanted).max()
+def test_panels_of_a_constant(rng: np.random.Generator) -> None:
+    """The inputs of a recurrent layer."""
+    shapes = {"x": (3, 2, 5), "w": (1, 7, 5), "r": (1, 7, 7)}
+    feed = {name: rng.normal(size=shape).astype(np.float32) / 3 for name, shape in shapes.items()}
+    model = node_model("RNN", feed, ("w", "r"), hidden_size=7)
+    program = lower(model, resolve_target("cuda"), "test")
+    assert "cuda.product" in [step.spec.family for step in program.steps]
+    found = run_gpu_program(program, {"x": feed["x"]})
+    np.testing.assert_allclose(next(iter(found.values())), reference(model, feed)[0], rtol=0, atol=4e-3)

@@ -7,6 +7,12 @@ import onnx_ir as ir
 import pytest
 
 import sparsec
+from sparsec.codegen.lower import lower
+from sparsec.passes import compress
+from sparsec.readers import readers_of
+from sparsec.recipe import load_recipe
+from sparsec.report import layer_rows
+from sparsec.target import resolve_target
 from tests.cuda.compiler import needs_compiler
 from tests.cuda.driver import FakeGpu
 from tests.kernels.programs import one_node_model
@@ -62,6 +68,12 @@ def test_two_of_four(m: int, gpu: FakeGpu, rng: np.random.Generator) -> None:
     assert compiled.program.steps[0].spec.params["weight"]["pairs"]
 
 
+@pytest.mark.parametrize("scheme", ["s2:4-cb4-g64", "s2:4-uint4-g64", "s2:4-int8"])
+def test_two_of_four_does_not_spill(scheme: str, gpu: FakeGpu, rng: np.random.Generator) -> None:
+    compiled = check(scheme, 66, gpu, rng, k=256)
+    assert [kernel.meta["spills"] for kernel in compiled._compiled.kernels.values()] == [0]
+
+
 @pytest.mark.parametrize(("scheme", "m"), [("s70-int8", 2), ("s16x1@50-cb4-g64", 20)])
 def test_any_structure(scheme: str, m: int, gpu: FakeGpu, rng: np.random.Generator) -> None:
     compiled = check(scheme, m, gpu, rng)
@@ -75,3 +87,20 @@ def test_a_scheme_without_kernel_is_decoded_and_the_report_says_why(gpu: FakeGpu
     (layer,) = compiled.report.layers
     assert "int4-g8 decoded at compile time, no GPU kernel takes int4-g8: groups of 8 values" in layer.record.reason
     assert (layer.record.scheme, layer.record.nbytes) == ("fp16", 2 * 128 * 72)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shown", "bits"),
+    [(None, "{}", 16.0), ("fp16", "{}", 16.0), ("s2:4", "s2:4-{}", 9.0), ("int8", "int8", 8.25)],
+)
+@pytest.mark.parametrize("target", ["cuda", "cuda:bf16"])
+def test_the_report_says_what_is_stored(
+    scheme: str | None, shown: str, bits: float, target: str, rng: np.random.Generator
+) -> None:
+    model, _ = linear(3, 128, 72, rng)
+    compressed = compress(model, load_recipe(scheme))
+    program = lower(compressed.model, resolve_target(target), "test")
+    (row,) = layer_rows(compressed.layers, program, readers_of(compressed.model))
+    assert row.record.scheme == shown.format("fp16" if target == "cuda" else "bf16")
+    assert row.record.bits_per_weight == bits
+    assert row.record.nbytes == bits * 128 * 72 / 8

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsec.codegen.cuda import scattered
-from sparsec.codegen.cuda.kernels import gemm
+from sparsec.codegen.cuda import blocking, scattered
 from sparsec.formats import Scheme
-from sparsec.formats.encoded import decode, encode, unpack
+from sparsec.formats.encoded import encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, PLAIN, bound, run_product
+from tests.cuda import products
 
 
 def mask_of(scheme: Scheme, n: int, k: int, kept: float, rng: np.random.Generator) -> np.ndarray:
@@ -26,21 +25,25 @@ def mask_of(scheme: Scheme, n: int, k: int, kept: float, rng: np.random.Generato
 
 
 def check(
-    scheme: str, m: int, n: int, k: int, rng: np.random.Generator, target_name: str = "cuda", kept: float = 0.3
+    scheme: str,
+    m: int,
+    n: int,
+    k: int,
+    rng: np.random.Generator,
+    target_name: str = "cuda",
+    kept: float = 0.3,
+    mask: np.ndarray | None = None,
 ) -> scattered.Packed:
     target, parsed = resolve_target(target_name), Scheme.parse(scheme)
-    encoded = encode(rng.standard_normal((n, k)).astype(np.float32), parsed, mask_of(parsed, n, k, kept, rng))
-    w, weight = decode(encoded), unpack(encoded)
+    mask = mask_of(parsed, n, k, kept, rng) if mask is None else mask
+    encoded = encode(rng.standard_normal((n, k)).astype(np.float32), parsed, mask)
+    weight = unpack(encoded)
     assert scattered.refused(weight) == ""
-    many = m > 16
-    packed = scattered.pack(weight, 2 if many else 1, target.storage)
-    a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
-    params = {"m": m, "weight": packed.params, "vector": 8 if k % 8 == 0 else 1, **PLAIN}
-    if many:
-        params |= {**gemm.blocking(m, packed.params, target.gpu), "parts": 1}
-    got = run_product("gemm" if many else "gemv", params, a, [array for _, array in packed.arrays], [], target, n)
-    want = a.astype(np.float64) @ w.astype(np.float64).T
-    assert (np.abs(got - want) <= bound(a, w, target.storage) + 2.0**-8 * np.abs(want)).all(), np.abs(got - want).max()
+    tiles, together = 2 if m > 16 else 1, 1
+    if m > 16:
+        together = blocking.blocking(m, scattered.parameters(weight, tiles, target.storage), target.gpu)["warps_n"]
+    packed = scattered.pack(weight, tiles, target.storage, together=together)
+    products.check(encoded, packed, m, rng, target)
     return packed
 
 
@@ -74,6 +77,23 @@ def test_bfloat16(m: int, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(("n", "k", "kept"), [(1, 1, 1.0), (17, 130, 0.02), (50, 65, 0.95)])
 def test_sizes(n: int, k: int, kept: float, rng: np.random.Generator) -> None:
     check("s70-cb4", 2, n, k, rng, kept=kept)
+
+
+@pytest.mark.parametrize("scheme", ["s64x64@90-int8", "s16x16@90-cb4-g16"])
+def test_steps_that_no_panel_of_a_block_stores_are_left_out(scheme: str, rng: np.random.Generator) -> None:
+    (r, c), n, k = Scheme.parse(scheme).block, 150, 640
+    blocks = rng.random((-(-n // r), -(-k // c))) < 0.2
+    blocks[0] = False
+    mask = np.repeat(np.repeat(blocks, r, 0)[:n], c, 1)[:, :k]
+    packed = check(scheme, 20, n, k, rng, mask=mask)
+    steps = mask[:128].reshape(128, -1, 64).any((0, 2)).sum()  # four panels of 32 are a block
+    assert packed.stored is not None
+    assert packed.stored.tolist() == [steps] * 4 + [mask[128:].reshape(n - 128, -1, 64).any((0, 2)).sum()]
+
+
+def test_nothing_stored(rng: np.random.Generator) -> None:
+    for m in (2, 20):
+        check("s70-int8-g32", m, 40, 130, rng, mask=np.zeros((40, 130), bool))
 
 
 def test_bytes_follow_what_is_stored(rng: np.random.Generator) -> None:

@@ -106,3 +106,19 @@ def test_values_that_float16_cannot_hold_stay_float32() -> None:
     assert types.get("turned", "float32") == "float32"
     x = (np.random.default_rng().random((4, 9)) < 0.3).astype(np.float32)
     np.testing.assert_allclose(run_gpu_program(program, {"x": x})["y"], reference(source, {"x": x})[0], rtol=4e-3)
+
+
+@pytest.mark.parametrize(("target", "stored"), [("cuda", "float16"), ("cuda:bf16", "bfloat16")])
+def test_what_relax_reads_and_writes_is_float32(target: str, stored: str) -> None:
+    nodes = [
+        ("Softmax", "x", "a", {}), ("Softmax", "a", "b", {}), ("LRN", "b", "c", {"size": 3}), ("Softmax", "c", "y", {}),
+    ]  # fmt: skip
+    source = model(nodes, [1, 5, 3, 7], {})
+    program = lowered(source, target)
+    found = arena_types(program)
+    assert found.pop("a") == stored
+    assert {"b", "c"} < set(found)
+    assert set(found.values()) == {"float32"}
+    x = np.random.default_rng().normal(size=(1, 5, 3, 7)).astype(np.float32)
+    tolerance = 0.03 if stored == "bfloat16" else 4e-3
+    np.testing.assert_allclose(run_gpu_program(program, {"x": x})["y"], reference(source, {"x": x})[0], rtol=tolerance)

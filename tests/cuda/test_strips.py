@@ -7,9 +7,9 @@ import pytest
 
 from sparsec.codegen.cuda import strips
 from sparsec.formats import Scheme
-from sparsec.formats.encoded import decode, encode, unpack
+from sparsec.formats.encoded import encode, unpack
 from sparsec.target import resolve_target
-from tests.cuda.products import NUMPY, PLAIN, bound, run_product
+from tests.cuda import products
 
 
 def check(
@@ -21,14 +21,10 @@ def check(
     blocks[0] = False  # a strip of zeros
     mask = np.repeat(np.repeat(blocks, r, 0)[:n], c, 1)[:, :k]
     encoded = encode(w, parsed, mask)
-    w, weight = decode(encoded), unpack(encoded)
+    weight = unpack(encoded)
     assert strips.refused(weight) == ""
     packed = strips.pack(weight, target.storage)
-    a = rng.standard_normal((m, k)).astype(NUMPY[target.storage])
-    params = {"m": m, "weight": packed.params, "vector": 1, **PLAIN}
-    got = run_product("gemv", params, a, [array for _, array in packed.arrays], [], target, n)
-    want = a.astype(np.float64) @ w.astype(np.float64).T
-    assert (np.abs(got - want) <= bound(a, w, target.storage) + 2.0**-8 * np.abs(want)).all(), np.abs(got - want).max()
+    products.check(encoded, packed, m, rng, target)
     return packed
 
 

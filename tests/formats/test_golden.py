@@ -70,7 +70,10 @@ def arrays(scheme: Scheme, bits: int) -> dict[str, np.ndarray]:
         scales = rng.randint(1, 999, shape) / 1024
         found["scales"] = scales.astype(np.float16 if kind == "group" else np.float32)
         if "zero_points" in scheme.roles:
-            found["zero_points"] = rng.randint(0, 1 << bits, shape).astype(np.uint8)
+            zeros = rng.randint(0, 1 << bits, shape).astype(np.uint8).reshape(-1, 1)
+            width = 2 if bits <= 2 else 4 if bits <= 4 else 8
+            lanes = np.unpackbits(zeros, axis=1, bitorder="little")[:, :width]
+            found["zero_points"] = np.packbits(lanes.reshape(-1), bitorder="little")
     return {role: found[role] for role in scheme.roles}
 
 

@@ -81,7 +81,7 @@ def test_side_arrays_are_checked() -> None:
     for wrong in (
         {"scales": np.ones((4, 3))},
         {"scales": np.full((4, 2), 1e6)},
-        {"zero_points": np.full((4, 2), 300)},
+        {"zero_points": np.full((4, 2), 16)},
         {"codebook": np.ones((1, 16))},
         {"scales": np.full((4, 2), np.nan)},
     ):

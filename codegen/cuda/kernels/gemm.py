@@ -4,105 +4,58 @@ A warp multiplies a panel of W (mostly 64 outputs) with up to 64 rows of A, 64 i
 asynchronous copies, some steps ahead, in chunks of 8 inputs whose place is swizzled (chunk XOR row), so that lanes read 16
 bytes each without two of them meeting in a bank; since W's layout says which inputs a column of the first operand stands for
 (fragments.py), those 16 bytes are two second operands as they lie. Codes of W come the same way, as they are stored, and are decoded in
-registers, half a step at a time. The sums leave through shared memory, so that stores are rows of C.
+registers, half a step at a time. The sums leave through shared memory, so that stores are rows of C. Steps of which no panel of a block
+stores anything are left out (scattered.py).
 
-Where the outputs alone are too few for a GPU, the inputs are split: each part writes its sums, and join.py adds them in order.
+Where the outputs alone are too few for a GPU, the inputs are split: each part writes its sums, and join.py adds them in order. Where panels
+store unevenly much, the blocks of the same rows of A have equal shares of it instead (p["shares"] of them, shares.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
-from sparsec.codegen.cuda import epilogue, fragments
-from sparsec.codegen.cuda.decode import SUFFIX
+from sparsec.codegen.cuda import blocking, epilogue, fragments, joining, shares
+from sparsec.codegen.cuda.decode import SUFFIX, Decoder
 from sparsec.codegen.cuda.launch import Launch
 from sparsec.codegen.cuda.scattered import decoder_of
+from sparsec.codegen.cuda.units import CountingSignature
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
 TILES = 4
 """Tiles of 16 outputs in a panel, most often."""
-_STAGES = (3, 2)
-_LEAST_STEPS = 8  # of a part
-# Blocks that fill a GPU: most have 80 to 160 multiprocessors, and two blocks share one.
-_BLOCKS = 264
-_BIG_SHARED = frozenset(["sm_90", "sm_100", "sm_101", "sm_103"])
-
-
-def shared_limit(arch: str) -> int:
-    """Bytes of shared memory a block may have on all GPUs that run code for `arch`."""
-    return (227 if arch in _BIG_SHARED else 99) * 1024
-
-
-def blocking(m: int, weight: Mapping[str, Any], arch: str) -> dict[str, int]:
-    """How a product is cut. columns: tiles of 8 rows of A of a warp; warps_n, warps_m: warps of a block along outputs and along rows
-    of A; stages: steps that are in shared memory or on their way there; parts: of the inputs."""
-    n, outputs = weight["n"], 16 * weight["tiles"]
-    warps_m = 1 if m <= 64 else 2
-    p = {"columns": min(8, ceil(m / 8)), "warps_m": warps_m, "warps_n": min(4 // warps_m, ceil(n / outputs))}
-    fitting = [
-        stages for stages in _STAGES if _shared_bytes({**p, "weight": weight, "stages": stages}) <= shared_limit(arch)
-    ]
-    while not fitting and p["warps_n"] * p["warps_m"] > 1:
-        p["warps_n" if p["warps_n"] >= p["warps_m"] else "warps_m"] //= 2
-        fitting = [
-            stages
-            for stages in _STAGES
-            if _shared_bytes({**p, "weight": weight, "stages": stages}) <= shared_limit(arch)
-        ]
-    blocks = ceil(n / (outputs * p["warps_n"])) * ceil(m / (8 * p["columns"] * p["warps_m"]))
-    parts = max(1, min(_BLOCKS // blocks, fragments.steps(weight) // _LEAST_STEPS, 8))
-    return {**p, "stages": fitting[0] if fitting else _STAGES[-1], "parts": parts}
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """in: a [M, K], weight (fragments.py), bias? [N], residual? [M, N]; out: c [M, N], or with p["parts"] > 1 the sums of the parts, bits
-    of float32 [parts, M, N] (no bias, no residual)."""
+    """in: a [M, K], weight (fragments.py), pieces (shares.py) of p["shares"] blocks if it is not 0, bias? [N], residual? [M, N];
+    out: c [M, N], with shares then the sums of cut panels, bits of float32. With p["parts"] > 1 no bias and no residual, and c has the sums
+    of the parts, bits of float32 [parts, M, N]."""
     m, n, k = p["m"], p["weight"]["n"], p["weight"]["k"]
-    args = [Arg("a", "float32", m * k, "in"), *fragments.arguments(p["weight"])]
+    return signature_of(p, [Arg("a", "float32", m * k, "in"), *fragments.arguments(p["weight"])], n)
+
+
+def signature_of(p: Mapping[str, Any], ins: list[Arg], n: int) -> Signature:
+    """The same for what a family reads, of n outputs."""
+    m, k, blocks = p["m"], p["weight"]["k"], p.get("shares", 0)
+    args = [*ins, *(shares.arguments() if blocks else [])]
     if p["parts"] > 1:
         args.append(Arg("c", "uint32", p["parts"] * m * n, "out"))
     else:
         args += [*epilogue.arguments(p, n, m * n), Arg("c", "float32", m * n, "out")]
-    return Signature(tuple(args), units=1, cost=2 * m * n * k)
-
-
-def _block_rows(p: Mapping[str, Any]) -> int:
-    return int(8 * p["columns"] * p["warps_m"])
-
-
-def _block_outputs(p: Mapping[str, Any]) -> int:
-    return int(16 * p["weight"]["tiles"] * p["warps_n"])
-
-
-def _row_words(p: Mapping[str, Any]) -> int:
-    """Words of a row of A in a stage."""
-    return fragments.step_inputs(p["weight"]) // 2
-
-
-def _stage_words(p: Mapping[str, Any]) -> int:
-    """Words of a stage: 64 inputs of the rows of A, then the codes of each panel."""
-    return int(_block_rows(p) * _row_words(p) + p["warps_n"] * 32 * fragments.lane_words(p["weight"]))
-
-
-def _table(w: Mapping[str, Any], warps_n: int) -> int:
-    """Words of the tables: one for each panel where they differ."""
-    words = fragments.table_words(w) * fragments.copies(w)
-    return words * (warps_n if w.get("books", 1) > 1 else 1)
-
-
-def _shared_bytes(p: Mapping[str, Any]) -> int:
-    """The stages and the table, afterwards the sums."""
-    staged = p["stages"] * _stage_words(p) + _table(p["weight"], p["warps_n"])
-    return int(4 * max(staged, _block_rows(p) * (_block_outputs(p) + 1)))
+    places = blocking.row_blocks(p) * shares.places(blocks)
+    if blocks:
+        args.append(Arg("parts", "uint32", places * blocking.block_rows(p) * blocking.block_outputs(p), "out"))
+    return CountingSignature(tuple(args), units=1, cost=2 * m * n * k, counters=places)
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
-    """Blocks: outputs, rows of A, parts."""
-    grid = (ceil(p["weight"]["n"] / _block_outputs(p)), ceil(p["m"] / _block_rows(p)), p["parts"])
-    return Launch(grid, (32 * p["warps_n"] * p["warps_m"], 1, 1), _shared_bytes(p))
+    """Blocks: outputs (or shares), rows of A, parts."""
+    columns = p.get("shares", 0) or ceil(p["weight"]["n"] / blocking.block_outputs(p))
+    grid = (columns, blocking.row_blocks(p), p["parts"])
+    return Launch(grid, (32 * p["warps_n"] * p["warps_m"], 1, 1), blocking.shared_bytes(p))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -111,7 +64,7 @@ def build(p: Mapping[str, Any], k: Any) -> None:
 
 
 class Product:
-    """Emits the kernel; a family whose rows of A lie elsewhere overrides `_source` (conv.py)."""
+    """Emits the kernel. Families whose operands or results lie elsewhere override what finds them (conv.py, matmul.py)."""
 
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T, self.w = p, k, k.T, p["weight"]
@@ -124,20 +77,54 @@ class Product:
             k.let(self.T.truncmod(warp, p["warps_n"])),
             k.let(self.T.truncdiv(warp, p["warps_n"])),
         )
-        # the last block may have fewer panels than warps: what its last warps compute is not stored
-        panel = self.T.min(k.block[0] * p["warps_n"] + self.warp_n, self.T.int32(fragments.panels(self.w) - 1))
-        self.decoder = decoder_of(self.w)(k, self.w, k.let(panel), self.lane, scaled=True)
-        self.row0 = k.let(k.block[1] * _block_rows(p))
-        steps, count = fragments.steps(self.w), p["parts"]
-        self.first = k.let(self.T.truncdiv(k.block[2] * steps, count))
-        self.last = k.let(self.T.truncdiv((k.block[2] + 1) * steps, count))
+        self.row0 = k.let(k.block[1] * blocking.block_rows(p))
         self.shared = k.dynamic(k.launch.shared_bytes // 4, "float32")
-        self.stage_words, self.stages = _stage_words(p), p["stages"]
-        self.row_words = _row_words(p)
-        self.codes_at = _block_rows(p) * self.row_words
+        self.stage_words, self.stages = blocking.stage_words(p), p["stages"]
+        self.row_words = blocking.row_words(p)
+        self.codes_at = blocking.block_rows(p) * self.row_words
+
+    def _outputs_block(self) -> Any:
+        """Which block of outputs this is, where there are no shares."""
+        return self.k.block[0]
+
+    def _decoder(self) -> Decoder:
+        return decoder_of(self.w)(self.k, self.w, self.panel, self.lane, scaled=True)
 
     def write(self) -> None:
+        """All of the kernel."""
+        k, T, count = self.k, self.T, self.p["parts"]
+        if not self.p.get("shares"):
+            self._begin(self._outputs_block())
+            steps = self._steps()
+            first, last = (T.truncdiv(part * steps, count) for part in (k.block[2], k.block[2] + 1))
+            self._compute(first, last)
+            return
+
+        def compute(piece: joining.Piece, fresh: Any) -> None:
+            self._begin(piece["panel"])
+            self._compute(piece["first"], piece["last"], piece)
+            k.sync()  # the next piece is staged where the sums are
+
+        joining.each_piece(k, compute)
+
+    def _begin(self, group: Any) -> None:
+        """What follows is of these outputs: a panel of each warp."""
+        k, T, each = self.k, self.T, self.p["warps_n"]
+        self.group = group
+        # the last block may have fewer panels than warps: what its last warps compute is not stored
+        self.panel = k.let(T.min(group * each + self.warp_n, T.int32(fragments.panels(self.w) - 1)))
+        self.decoder = self._decoder()
+
+    def _steps(self) -> Any:
+        """Steps of the block's panels; all have the same."""
+        if not self.w.get("scattered"):
+            return fragments.steps(self.w)
+        return self.k.let(self.k.load(self.k.arg("firsts"), self.panel + 1) - self.decoder.first_step)
+
+    def _compute(self, first: Any, last: Any, piece: joining.Piece | None = None) -> None:
+        """Steps [first, last). piece: if that may be a part of them."""
         k, T, count = self.k, self.T, self.decoder.scales
+        self.first, self.last = k.let(first), k.let(last)
         now, ahead = k.local(max(1, count), "uint32"), k.local(max(1, count), "uint32")
         sums = k.local(self.tiles * self.columns * 4)
         for i in range(self.tiles * self.columns * 4):
@@ -159,7 +146,7 @@ class Product:
                 k.store(now, i, ahead[i])
         k.do("spc_copy_wait<0>")
         k.sync()
-        self._finish(sums)
+        self._finish(sums, piece)
 
     def _fill_table(self) -> None:
         """All threads fill one table, or the warps of each panel their own."""
@@ -174,36 +161,50 @@ class Product:
 
     def _stage(self, step: Any) -> None:
         """Begin to copy 64 inputs of the block's rows of A, and their codes."""
-        k, T, p = self.k, self.T, self.p
-        each = self.row_words // 4  # chunks of 8 inputs of a row, a power of two
-        chunks = _block_rows(p) * each
+        k, T = self.k, self.T
         with T.If(step < self.last), T.Then():
             slot = k.let(T.truncmod(step - self.first, self.stages) * self.stage_words)
-            with T.serial(0, ceil(chunks / self.threads)) as turn:
-                index = k.let(turn * self.threads + self.thread)
-                with T.If(index < chunks), T.Then():
-                    row, chunk = k.let(index // each), k.let(index % each)
-                    first = k.let(step * fragments.step_inputs(self.w) + chunk * 8)
-                    source, left = self._source(self.row0 + row, first)
-                    k.do(
-                        f"spc_stage_{self.suffix}<{p['vector']}>",
-                        k.at(self.shared, slot + row * self.row_words + ((chunk ^ (row & 7)) << 2)),
-                        k.at(k.arg("a"), source), left,
-                    )  # fmt: skip
-            # the warps of a panel share the copying of its codes
-            codes, threads = 8 * self.decoder.codes, 32 * p["warps_m"]
-            at = k.let(slot + self.codes_at + self.warp_n * (4 * codes))
-            source = k.let(self.decoder.codes_of(step))
-            with T.serial(0, ceil(codes / threads)) as turn:
-                index = k.let((turn * p["warps_m"] + self.warp_m) * 32 + self.lane)
-                with T.If(index < codes), T.Then():
-                    k.do(
-                        "spc_copy_async",
-                        k.at(self.shared, at + 4 * index),
-                        k.at(k.arg("codes"), source + 4 * index),
-                        16,
-                    )
+            self._stage_rows(step, slot)
+            self._stage_codes(step, slot + self.codes_at)
         k.do("spc_copy_commit")
+
+    def _each(self, count: int, body: Callable[[Any], None]) -> None:
+        """body(index) for all indices below `count`, dealt to the threads of the block."""
+        k, T = self.k, self.T
+        with T.serial(0, ceil(count / self.threads)) as turn:
+            index = k.let(turn * self.threads + self.thread)
+            with T.If(index < count), T.Then():
+                body(index)
+
+    def _stage_rows(self, step: Any, slot: Any) -> None:
+        """A's part of a stage: chunks of 8 inputs of a row."""
+        k, each = self.k, self.row_words // 4  # chunks of a row, a power of two
+        inputs = k.let(self.decoder.inputs_of(step) * fragments.step_inputs(self.w))
+
+        def chunk_of(index: Any) -> None:
+            row, chunk = k.let(index // each), k.let(index % each)
+            first = k.let(inputs + chunk * 8)
+            place = k.at(self.shared, slot + row * self.row_words + ((chunk ^ (row & 7)) << 2))
+            self._stage_chunk(place, self.row0 + row, first)
+
+        self._each(blocking.block_rows(self.p) * each, chunk_of)
+
+    def _stage_chunk(self, place: Any, row: Any, first: Any) -> None:
+        """8 inputs of a row from `first` on to shared memory."""
+        k = self.k
+        source, left = self._source(row, first)
+        k.do(f"spc_stage_{self.suffix}<{self.p['vector']}>", place, k.at(k.arg("a"), source), left)
+
+    def _stage_codes(self, step: Any, start: Any) -> None:
+        """The codes of all panels, from `start` on; the warps of a panel share the copying of its codes."""
+        k, T, p = self.k, self.T, self.p
+        codes, threads = 8 * self.decoder.codes, 32 * p["warps_m"]
+        at = k.let(start + self.warp_n * (4 * codes))
+        source = k.let(self.decoder.codes_of(step))
+        with T.serial(0, ceil(codes / threads)) as turn:
+            index = k.let((turn * p["warps_m"] + self.warp_m) * 32 + self.lane)
+            with T.If(index < codes), T.Then():
+                k.do("spc_copy_async", k.at(self.shared, at + 4 * index), k.at(k.arg("codes"), source + 4 * index), 16)
 
     def _source(self, row: Any, first: Any) -> tuple[Any, Any]:
         """Where 8 inputs of a row from `first` on lie in `a`, and how many are there."""
@@ -245,10 +246,9 @@ class Product:
                 k.do("spc_entry<4>", k.at(inputs, 4 * c), place, k.T.uint32(0))
         return range(part, part + 1) if self.w.get("pairs") else range(2 * part, 2 * part + 2)
 
-    def _finish(self, sums: Any) -> None:
+    def _finish(self, sums: Any, piece: joining.Piece | None) -> None:
         """Sums to shared memory as rows of C, and from there to C."""
-        k, T, p, w = self.k, self.T, self.p, self.w
-        outputs, rows, n = _block_outputs(p), _block_rows(p), w["n"]
+        k, outputs, rows = self.k, blocking.block_outputs(self.p), blocking.block_rows(self.p)
         g, q = self.decoder.g, self.decoder.q
         for tile in range(self.tiles):
             for c in range(self.columns):
@@ -257,19 +257,50 @@ class Product:
                     output = self.warp_n * (16 * self.tiles) + 16 * tile + 8 * (i // 2) + g
                     k.store(self.shared, row * (outputs + 1) + output, sums[(tile * self.columns + c) * 4 + i])
         k.sync()
+        if piece is None:
+            self._each_output(lambda index, local, inner: self._store(self._sum(local, inner), local, inner))
+            return
+        base = k.let(k.block[1] * shares.places(self.p["shares"]))
+        flag = k.at(self.shared, k.launch.shared_bytes // 4 - 1)
+        joining.finish(k, piece, outputs * rows, base, flag, self._each_output, self._sum, self._store)
+
+    def _each_output(self, body: Callable[..., None]) -> None:
+        """body(index, row, output) for all of the block that there are."""
+        k, T, p = self.k, self.T, self.p
+        outputs, rows = blocking.block_outputs(p), blocking.block_rows(p)
         with T.serial(0, ceil(outputs * rows / self.threads)) as turn:
             index = k.let(turn * self.threads + self.thread)
             local, inner = k.let(T.truncdiv(index, outputs)), k.let(T.truncmod(index, outputs))
-            row, output = k.let(self.row0 + local), k.let(k.block[0] * outputs + inner)
-            with T.If(T.And(T.And(local < rows, row < p["m"]), output < n)), T.Then():
-                value = k.load(self.shared, local * (outputs + 1) + inner)
-                if w["scales"] == "tensor":
-                    value = value * k.load(k.arg("scales"), 0)
-                elif w["scales"] == "channel":
-                    value = value * k.load(k.arg("scales"), fragments.place_of_row(w, output))
-                at = row * n + output
-                if p["parts"] > 1:
-                    bits = k.device("uint32", "__float_as_uint", value)
-                    k.store(k.arg("c"), k.block[2] * (p["m"] * n) + at, bits)
-                else:
-                    k.store(k.arg("c"), at, epilogue.finish(k, p, value, output, at))
+            there = T.And(self.row0 + local < p["m"], self._column(self.group * outputs + inner)[1])
+            with T.If(T.And(local < rows, there)), T.Then():
+                body(index, local, inner)
+
+    def _sum(self, local: Any, inner: Any) -> Any:
+        return self.k.load(self.shared, local * (blocking.block_outputs(self.p) + 1) + inner)
+
+    def _column(self, output: Any) -> tuple[Any, Any]:
+        """The column of C that an output of the panels is, and whether there is one."""
+        return output, output < self.w["n"]
+
+    def _place(self, row: Any, column: Any) -> Any:
+        """Where an element lies in C."""
+        return row * self.w["n"] + column
+
+    def _results(self) -> int:
+        """Elements of C."""
+        return int(self.p["m"] * self.w["n"])
+
+    def _store(self, value: Any, local: Any, inner: Any) -> None:
+        k, p, w = self.k, self.p, self.w
+        output = k.let(self.group * blocking.block_outputs(p) + inner)
+        column = self._column(output)[0]
+        at = k.let(self._place(self.row0 + local, column))
+        if w["scales"] == "tensor":
+            value = value * k.load(k.arg("scales"), 0)
+        elif w["scales"] == "channel":
+            value = value * k.load(k.arg("scales"), fragments.place_of_row(w, output))
+        if p["parts"] > 1:
+            bits = k.device("uint32", "__float_as_uint", value)
+            k.store(k.arg("c"), k.block[2] * self._results() + at, bits)
+        else:
+            k.store(k.arg("c"), at, epilogue.finish(k, p, value, column, at))

@@ -35,6 +35,8 @@ inline void spc_stream2(uint *to, const uint *from)
     to[0] = found.x, to[1] = found.y;
 }
 inline void spc_stream1(uint *to, const uint *from) { to[0] = from[0]; }
+inline void spc_hand_over(uint *to, float value) { *to = sim_bits<uint>(value); }
+inline float spc_take_over(const uint *from) { return sim_bits<float>(*from); }
 
 struct sim_operands {
     uint a[4], b[2];
@@ -115,3 +117,15 @@ inline void sim_load_matrices(int line, uint *to, const float *from)
     for (int i = 0; i < 4; i++) to[i] = reinterpret_cast<const uint *>(rows[8 * i + g])[q];
 }
 #define spc_load_matrices(...) sim_load_matrices(__LINE__, __VA_ARGS__)
+
+inline void sim_load_turned(int line, uint *to, const float *from)
+{
+    if (reinterpret_cast<uintptr_t>(from) % 16) sim::fail("ldmatrix in line %d needs addresses that are multiples of 16", line);
+    const float *const *rows = sim::gather("spc_load_turned", line, 0xffffffffu, from);
+    int g = int(sim::self->lane) / 4, q = int(sim::self->lane) % 4;
+    for (int i = 0; i < 4; i++) {
+        const float *const *pair = rows + 8 * i + 2 * q;
+        to[i] = reinterpret_cast<const ushort *>(pair[0])[g] | uint(reinterpret_cast<const ushort *>(pair[1])[g]) << 16;
+    }
+}
+#define spc_load_turned(...) sim_load_turned(__LINE__, __VA_ARGS__)
