@@ -6,7 +6,8 @@ Sparsity", 2018). Blocks are grown around large rows, or taken as they are where
 while that lowers the loss, as inputs do in Pool and Yu, "Channel Permutations for N:M Sparsity" (2021).
 
 Blocks of a weight compete: those below a limit go. With the limit held, what is lost is the sum of min(score, limit), less a constant; so a
-trade costs one addition and one comparison a score. Which trades to look at is told by what their rows would lose if no block chose anew.
+trade costs one addition and one comparison a score, and the limit of the blocks after it can only make it worse. Which trades to look at is
+told by what their rows would lose if no block chose anew; a trade stands if what is lost then does go down.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _TRIED = 64
 _LEAST = 1e-3
 """A pass over all blocks that lowers the loss by less than this share is the last."""
 _ROUNDING = 1e-6
-"""A trade that lowers the loss by a smaller share is not made."""
+"""A trade that promises to lower the loss of its two blocks by a smaller share is not made."""
 _MOST_WORK = 4e10
 """Scores that trades may touch: about a minute."""
 
@@ -105,16 +106,18 @@ class _Problem:
         """Blocks as they are, [n, R]."""
         return np.arange(len(self.values)).reshape(-1, self.size)
 
-    def limits(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of each column [L], of blocks with these sums [n, L]: what parts the scores that go from those that stay."""
-        result = np.zeros(sums.shape[1])
+    def limits(self, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Of blocks with these sums [n, L]: of each column [L], what parts the scores that go from those that stay; and what is lost."""
+        result, total = np.zeros(sums.shape[1]), 0.0
         for part, drop in self.parts:
-            flat = sums[:, part].reshape(-1)
+            flat = sums[:, part].flatten()
             if drop == flat.size:
                 result[part] = np.inf
             elif drop:
-                result[part] = np.partition(flat, (drop - 1, drop))[drop - 1 : drop + 1].mean()
-        return result
+                flat.partition((drop - 1, drop))
+                result[part] = flat[drop - 1 : drop + 1].mean()
+            total += float(flat[:drop].sum())
+        return result, total
 
     def grown(self) -> Indices:
         """Blocks [n, R]: each begins with the largest row left and grows by the rows of which the smallest share would go with its
@@ -143,16 +146,14 @@ class _Problem:
         """Rows of two blocks trade places, the best trade of a block first, until hardly anything is gained."""
         state = _State(self, blocks)
         most = int(_MOST_WORK / (2 * self.values.size))
-        before = state.loss()
+        before = state.lost
         for _ in range(_PASSES):
             for block in range(len(blocks)):
                 while state.made < most and state.trade(block):
                     pass
-            state.renew()
-            after = state.loss()
-            if after >= before * (1 - _LEAST) or state.made >= most:
+            if state.lost >= before * (1 - _LEAST) or state.made >= most:
                 break
-            before = after
+            before = state.lost
         return state.blocks
 
 
@@ -165,25 +166,26 @@ class _State:
         self.columns = np.ascontiguousarray(self.values.T)
         self.block = np.repeat(np.arange(len(blocks)), problem.size)
         self.sums = self.values[blocks].sum(1, dtype=np.float64)  # a row may be nearly all of a sum, and leave
+        self.gone = np.zeros(self.sums.shape, bool)
+        self.cost = np.zeros((len(blocks), len(self.values)), np.float32)
         self.renew()
 
     def renew(self) -> None:
         """Take the limits of the blocks as they are now."""
-        self.limit = self.problem.limits(self.sums)
+        self.limit, self.lost = self.problem.limits(self.sums)
         self.held = np.minimum(self.sums, self.limit).sum(1)
-        self.gone = self.sums < self.limit
-        # Not by BLAS, whose sums depend on the number of threads.
-        self.cost = np.einsum("gl,nl->gn", self.gone.astype(np.float32), self.values)
+        gone = self.sums < self.limit
+        for block in np.flatnonzero((gone != self.gone).any(1)).tolist():
+            self._choose(block, gone[block])
 
-    def loss(self) -> float:
-        """What all blocks lose."""
-        return sum(
-            float(np.sort(self.sums[:, part].reshape(-1))[:drop].sum(dtype=np.float64))
-            for part, drop in self.problem.parts
-        )
+    def _choose(self, block: int, gone: NDArray[np.bool_]) -> None:
+        moved = np.flatnonzero(gone != self.gone[block])
+        sign = np.where(gone[moved], np.float32(1), np.float32(-1))
+        self.cost[block] += (self.columns[moved] * sign[:, None]).sum(0)
+        self.gone[block] = gone
 
     def trade(self, a: int) -> bool:
-        """Make the best trade of a row of block `a`, if one lowers the loss."""
+        """Make the trade of a row of block `a` that promises most of those that lower the loss, if there is one."""
         rows, every = self.blocks[a], self.blocks.reshape(-1)
         gain = self.cost[a, rows, None] - np.repeat(self.cost[:, rows].T, len(rows), axis=1)
         gain += self.cost[self.block, every] - self.cost[a, every]
@@ -203,20 +205,19 @@ class _State:
         new = np.minimum(self.sums[a] + change, self.limit).sum(1)
         new += np.minimum(self.sums[b] - change, self.limit).sum(1)
         now = self.held[a] + self.held[b]
-        best = int((new - now).argmin())
-        if new[best] >= now[best] * (1 - _ROUNDING):
-            return False
-        self._swap(a, int(i[best]), int(b[best]), int(place[best]) % len(rows))
-        return True
+        promise = now - new
+        for best in np.argsort(-promise, kind="stable")[: np.count_nonzero(promise > _ROUNDING * now)].tolist():
+            trade = a, int(i[best]), int(b[best]), int(place[best]) % len(rows)
+            before = self.lost
+            self._swap(*trade)
+            if self.lost < before:
+                return True
+            self._swap(*trade)
+        return False
 
     def _swap(self, a: int, i: int, b: int, j: int) -> None:
         self.blocks[a, i], self.blocks[b, j] = self.blocks[b, j], self.blocks[a, i]
         self.made += 1
         for block in (a, b):
             self.sums[block] = self.values[self.blocks[block]].sum(0, dtype=np.float64)
-            self.held[block] = np.minimum(self.sums[block], self.limit).sum()
-            gone = self.sums[block] < self.limit
-            moved = np.flatnonzero(gone != self.gone[block])
-            sign = np.where(gone[moved], np.float32(1), np.float32(-1))
-            self.cost[block] += (self.columns[moved] * sign[:, None]).sum(0)
-            self.gone[block] = gone
+        self.renew()
