@@ -26,6 +26,7 @@ from bench.output import markdown, write_json
 from bench.results import absent_text
 from bench.scores import SAMPLES, calibration, dense_score, score
 from bench.zoo import Run, ZooModel, get
+from sparsec.codegen.machine import cpu_count
 
 HEADERS = (
     "model", "recipe", "bits/weight", "score", "dense", "sparsec", "bar", "", "data-free", "onnxruntime", "NNCF", "above all",
@@ -166,6 +167,7 @@ def runner(data: bytes, model: ZooModel) -> Run:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.intra_op_num_threads = cpu_count()
     options.log_severity_level = 3
     session = ort.InferenceSession(data, options)
     names = {value.name for value in session.get_inputs()}
@@ -178,21 +180,21 @@ def runner(data: bytes, model: ZooModel) -> Run:
 def _rivals(name: str, bars: Sequence[Bar], folder: Path, absent: dict[str, str]) -> dict[tuple[Candidate, str], Point]:
     """Scores of all rivals of these rows; who has none, and why, goes to `absent`."""
     model, wanted = get(name), list(dict.fromkeys(bar.score for bar in bars))
-    questions = Questions(model.reference_run(4))
+    questions = Questions(model.reference_run(cpu_count()))
     for what in wanted:
         score(name, what, questions.run)
     fixed = model.input_values
     save_feeds(folder / "inputs.npz", [{**feed, **fixed} for feed in questions.feeds.values()])
     save_feeds(folder / "calibration.npz", [{**feed, **fixed} for feed in calibration(name)])
     job = {
-        "kind": "outputs", "onnx": str(model.onnx_file()), "calibration": str(folder / "calibration.npz"), "threads": 4,
+        "kind": "outputs", "onnx": str(model.onnx_file()), "calibration": str(folder / "calibration.npz"), "threads": cpu_count(),
         "inputs": str(folder / "inputs.npz"), "outputs": str(folder / "outputs.npz"), "transformer": name in TRANSFORMERS,
     }  # fmt: skip
     found = {}
     for rival in dict.fromkeys(rival for bar in bars for rival in bar.rivals):
         print(f"{name}, {rival} ...", file=sys.stderr, flush=True)
         try:
-            with Worker(worker_command(rival.family, 4)) as worker:
+            with Worker(worker_command(rival.family, cpu_count())) as worker:
                 worker.prepare({**job, "variant": rival.variant})
                 stored = worker.stored
         except (NotSetUpError, CannotError) as reason:

@@ -12,6 +12,7 @@ import numpy as np
 from bench.zoo import Run, get
 from bench.zoo.base import Feed, in_order
 from bench.zoo.models import story_windows
+from sparsec.codegen.machine import cpu_count
 
 SAMPLES = 256
 """The most inputs that anyone calibrates on; no labels."""
@@ -47,7 +48,7 @@ def score(name: str, what: str, runner: Run) -> float:
 @cache
 def dense_score(name: str, what: str) -> float:
     """The uncompressed model's."""
-    return score(name, what, get(name).reference_run(4))
+    return score(name, what, get(name).reference_run(cpu_count()))
 
 
 def _cosine(name: str, runner: Run) -> float:
@@ -62,5 +63,5 @@ def _cosine(name: str, runner: Run) -> float:
 
 @cache
 def _reference_outputs(name: str) -> list[Any]:
-    runner: Callable[[Mapping[str, Any]], Any] = get(name).reference_run(4)
+    runner: Callable[[Mapping[str, Any]], Any] = get(name).reference_run(cpu_count())
     return [in_order(runner(feed))[0].ravel() for feed in islice(inputs(name), examples(name))]
