@@ -28,6 +28,7 @@ _CPU = {
     "avxvnni": "SPC_CPU_AVX_VNNI",
     "avx512": "SPC_CPU_AVX512",
     "avx512vnni": "SPC_CPU_AVX512_VNNI",
+    "avx512vbmi2": "SPC_CPU_AVX512_VBMI2",
     "dotprod": "SPC_CPU_DOTPROD",
     "i8mm": "SPC_CPU_I8MM",
 }

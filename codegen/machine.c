@@ -70,6 +70,20 @@ __attribute__((target("avx2"))) static double int8_256(double seconds)
     return rate;
 }
 
+__attribute__((target("avx2,avxvnni"))) static double int8_256_vnni(double seconds)
+{
+    __m256i acc[ACCUMULATORS], a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(1);
+    for (int i = 0; i < ACCUMULATORS; i++)
+        acc[i] = _mm256_setzero_si256();
+    MEASURE(2 * 32 * ACCUMULATORS, {
+        TOUCH(a);
+        _Pragma("unroll") for (int i = 0; i < ACCUMULATORS; i++) acc[i] = _mm256_dpbusd_avx_epi32(acc[i], a, b);
+    })
+    for (int i = 0; i < ACCUMULATORS; i++)
+        TOUCH(acc[i]);
+    return rate;
+}
+
 __attribute__((target("avx2"))) static int64_t read_256(const uint8_t *data, int64_t bytes)
 {
     __m256i sum[8];
@@ -84,7 +98,8 @@ __attribute__((target("avx2"))) static int64_t read_256(const uint8_t *data, int
     return _mm256_extract_epi64(sum[0], 0);
 }
 
-#define WIDE __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#define WIDE __attribute__((target(AVX512)))
 #undef REGISTER
 #define REGISTER "v"
 
@@ -119,6 +134,20 @@ WIDE static double int8_512(double seconds)
     return rate;
 }
 
+__attribute__((target(AVX512 ",avx512vnni"))) static double int8_512_vnni(double seconds)
+{
+    __m512i acc[ACCUMULATORS], a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(1);
+    for (int i = 0; i < ACCUMULATORS; i++)
+        acc[i] = _mm512_setzero_si512();
+    MEASURE(2 * 64 * ACCUMULATORS, {
+        TOUCH(a);
+        _Pragma("unroll") for (int i = 0; i < ACCUMULATORS; i++) acc[i] = _mm512_dpbusd_epi32(acc[i], a, b);
+    })
+    for (int i = 0; i < ACCUMULATORS; i++)
+        TOUCH(acc[i]);
+    return rate;
+}
+
 WIDE static int64_t read_512(const uint8_t *data, int64_t bytes)
 {
     __m512i sum[8];
@@ -134,7 +163,8 @@ WIDE static int64_t read_512(const uint8_t *data, int64_t bytes)
 }
 
 #define FMA(wide, seconds) ((wide) ? fma_512(seconds) : fma_256(seconds))
-#define INT8(wide, seconds) ((wide) ? int8_512(seconds) : int8_256(seconds))
+#define INT8(wide, dot, seconds) \
+    ((wide) ? (dot) ? int8_512_vnni(seconds) : int8_512(seconds) : (dot) ? int8_256_vnni(seconds) : int8_256(seconds))
 #define READ(wide, data, bytes) ((wide) ? read_512(data, bytes) : read_256(data, bytes))
 
 #elif defined(__aarch64__)
@@ -216,17 +246,18 @@ static int64_t read_128(const uint8_t *data, int64_t bytes)
 }
 
 #define FMA(wide, seconds) ((void)(wide), fma_128(seconds))
-#define INT8(wide, seconds) ((wide) == 2 ? int8_matrix(seconds) : (wide) ? int8_dot(seconds) : int8_128(seconds))
+#define INT8(wide, dot, seconds) ((wide) ? int8_matrix(seconds) : (dot) ? int8_dot(seconds) : int8_128(seconds))
 #define READ(wide, data, bytes) ((void)(wide), read_128(data, bytes))
 #endif
 
 /* Floating-point operations a second (a multiply-add is two). `wide`: AVX-512 on x86-64. */
 EXPORT double spc_machine_fma(int wide, double seconds) { return FMA(wide, seconds); }
 
-/* Operations on bytes a second, summed into 32 bits. `wide`: 1 for AVX-512 on x86-64, for the dot product on aarch64, 2 for its matrix product. */
-EXPORT double spc_machine_int8(int wide, double seconds) { return INT8(wide, seconds); }
+/* Operations on bytes a second, summed into 32 bits. `wide`: AVX-512 on x86-64, the matrix product on aarch64. `dot`: by the
+   instruction that adds four products at once (VNNI, the dot product). */
+EXPORT double spc_machine_int8(int wide, int dot, double seconds) { return INT8(wide, dot, seconds); }
 
-/* Bytes read a second, over and over from `data`; `bytes` is a multiple of 512. */
+/* Bytes read a second, over and over from `data`; `bytes` is a multiple of 512. `wide`: AVX-512 on x86-64. */
 EXPORT double spc_machine_read(int wide, const uint8_t *data, int64_t bytes, double seconds)
 {
     volatile int64_t keep = 0;

@@ -139,7 +139,8 @@ def measure(seconds: float = _SECONDS, rounds: int = _ROUNDS) -> Machine:
     """Measure this machine: the best of `rounds` runs of `seconds` each, since what disturbs can only slow down."""
     target, threads = host_target(), cpu_count()
     library = _library(target)
-    wide = 2 if "i8mm" in target.features else int(target.vector_bits == 512 or "dotprod" in target.features)
+    wide, dot = int(target.vector_bits == 512), int(target.vnni or "dotprod" in target.features)
+    matrix = int("i8mm" in target.features)
 
     def best(work: Callable[[int], float]) -> Rate:
         one = max(work(0) for _ in range(rounds))
@@ -164,8 +165,8 @@ def measure(seconds: float = _SECONDS, rounds: int = _ROUNDS) -> Machine:
         threads,
         target.vector_bits,
         tuple(levels),
-        best(lambda _: float(library.spc_machine_fma(int(target.vector_bits == 512), seconds))),
-        best(lambda _: float(library.spc_machine_int8(wide, seconds))),
+        best(lambda _: float(library.spc_machine_fma(wide, seconds))),
+        best(lambda _: float(library.spc_machine_int8(wide or matrix, dot, seconds))),
     )
 
 
@@ -173,7 +174,7 @@ def nominal(target: Target) -> Machine:
     """Rates of a typical core for a target that is not this machine: only their ratios mean anything."""
     clock = 2.5e9
     fma = clock * 2 * 2 * target.lanes
-    int8 = fma * (8 if "i8mm" in target.features else 4 if "dotprod" in target.features else 4 / 3)
+    int8 = fma * (8 if "i8mm" in target.features else 4 if target.vnni or "dotprod" in target.features else 4 / 3)
     widths = (("L1", 32 << 10, 2.0), ("L2", 1 << 20, 0.8), ("L3", 16 << 20, 0.25), ("memory", 0, 0.15))
     levels = tuple(
         Level(name, size, Rate(clock * target.vector_bits / 8 * share, 4 * clock * target.vector_bits / 8 * share))
@@ -225,5 +226,6 @@ def _library(target: Target) -> ctypes.CDLL:
         library = ctypes.CDLL(str(made / "machine.so"))
     for name in _EXPORTS:
         getattr(library, name).restype = ctypes.c_double
-    library.spc_machine_fma.argtypes = library.spc_machine_int8.argtypes = [ctypes.c_int, ctypes.c_double]
+    library.spc_machine_fma.argtypes = [ctypes.c_int, ctypes.c_double]
+    library.spc_machine_int8.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
     return library

@@ -9,15 +9,36 @@ import atexit
 import gc
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sparsec.cli_options import (
+    BudgetOption,
+    CalibrationOption,
+    CandidatesOption,
+    Dump,
+    ExecutorOption,
+    Force,
+    FrontOption,
+    Inputs,
+    Jobs,
+    Json,
+    Keep,
+    Model,
+    NoCache,
+    NoVerify,
+    RecipeOption,
+    Shapes,
+    TargetOption,
+    Threads,
+    Tune,
+    Values,
+    Verbose,
+)
+from sparsec.console import fail, note, print_result, progress_bar, settings
 from sparsec.errors import SparsecError, TargetError, VerificationError
 from sparsec.options import parse_shapes, parse_values
 
@@ -29,90 +50,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make trained neural networks small and fast. `sparsec in.onnx out.onnx` compresses with the default preset.",
 )
-
-
-@dataclass
-class _Settings:
-    verbose: bool = False
-    json: bool = False
-
-
-_settings = _Settings()
-
-
-def _set_verbose(value: bool) -> None:
-    _settings.verbose = _settings.verbose or value
-
-
-def _set_json(value: bool) -> None:
-    _settings.json = _settings.json or value
-
-
-def _set_no_cache(value: bool) -> None:
-    if value:
-        from sparsec import cache
-
-        cache.use_scratch()
-
-
-Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Show stack traces of errors.")]
-Json = Annotated[bool, typer.Option("--json", callback=_set_json, help="Print JSON on standard output.")]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        help="Scheme (int8, cb4-g32 ...), preset (safe, balanced, small, fast) or YAML file; compress: balanced if not given.",
-    ),
-]
-Shapes = Annotated[
-    str | None,
-    typer.Option("--input-shapes", metavar="NAME=SHAPE,...", help="Bind inputs or dimensions: x=1x3x224x224,batch=1."),
-]
-Values = Annotated[
-    str | None, typer.Option("--input-values", metavar="NAME=VALUE,...", help="Make inputs constants: sr=16000.")
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option("--calibration", metavar="X.NPZ", help="Inputs by name, all samples side by side, to calibrate on."),
-]
-BudgetOption = Annotated[
-    str | None,
-    typer.Option("--budget", metavar="1.2MB,25ms,0.5%", help="Choose schemes so that size, time or error stay below."),
-]
-CandidatesOption = Annotated[
-    str | None, typer.Option("--candidates", metavar="SCHEME,...", help="Schemes a budget may choose, besides fp32.")
-]
-FrontOption = Annotated[
-    Path | None, typer.Option("--front", metavar="FILE.png", help="Draw error against size and time of the choices.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="Write the graph after each pass.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of the program and of onnxruntime.")]
-Jobs = Annotated[
-    int | None,
-    typer.Option("--jobs", min=1, help="Kernel compilers, and threads that calibrate, at once [default: all cores]."),
-]
-ExecutorOption = Annotated[
-    str | None,
-    typer.Option("--executor", metavar="dask://HOST:PORT", help="Calibrate on the workers of a Dask scheduler."),
-]
-TargetOption = Annotated[str, typer.Option("--target", help="See `sparsec targets`.")]
-Keep = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        metavar="size|speed",
-        help="speed: decode weights now where the dense product is faster [recipe's: size].",
-    ),
-]
-Tune = Annotated[bool, typer.Option("--tune", help="Measure the kernels that can compute a product; take the fastest.")]
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the result with onnxruntime.")]
-NoCache = Annotated[
-    bool,
-    typer.Option("--no-cache", callback=_set_no_cache, help="Neither read nor fill the cache."),
-]
-Inputs = Annotated[Path | None, typer.Option("--inputs", metavar="X.NPZ", help="Inputs by name [default: random].")]
 
 
 def _version(value: bool) -> None:
@@ -157,7 +94,7 @@ def compress(
 
     _refuse_existing(output, force)
     _check_front(front, budget, force)
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = api.compress(
             model,
             api.DEFAULT_RECIPE if recipe is None else recipe,
@@ -176,8 +113,8 @@ def compress(
         )
         result.save(output, force=force)
         _draw(result.report, front, force)
-    _print(result.report.to_json(), result.report.show)
-    _note(f"wrote {output}")
+    print_result(result.report.to_json(), result.report.show)
+    note(f"wrote {output}")
 
 
 @app.command()
@@ -215,7 +152,7 @@ def compile(
     folder = output or Path("build") / called
     _refuse_existing(folder, force)
     _check_front(front, budget, force)
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = api.compile(
             model,
             target,
@@ -238,8 +175,8 @@ def compile(
         )
         result.save(folder, force=force)
         _draw(result.report, front, force)
-    _print(result.report.to_json(), result.report.show)
-    _note(f"wrote {folder}{_verdict(result.report)}")
+    print_result(result.report.to_json(), result.report.show)
+    note(f"wrote {folder}{_verdict(result.report)}")
 
 
 @app.command()
@@ -269,7 +206,7 @@ def inspect(
         tune=tune,
         threads=threads,
     )
-    _print(found.to_json(), lambda: found.show(why=why))
+    print_result(found.to_json(), lambda: found.show(why=why))
 
 
 @app.command()
@@ -315,7 +252,7 @@ def verify(
         input_values=parse_values(input_values),
         threads=threads,
     )
-    _print(result.to_json(), lambda: typer.echo(f"{result.summary()}\n{result.table()}"))
+    print_result(result.to_json(), lambda: typer.echo(f"{result.summary()}\n{result.table()}"))
     result.check()
 
 
@@ -333,7 +270,7 @@ def _validate(
 ) -> None:
     from sparsec.validation import validate
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = validate(
             model,
             candidate,
@@ -346,7 +283,7 @@ def _validate(
             threads=threads,
             progress=progress,
         )
-    _print(found.to_json(), lambda: typer.echo(found.summary()), *(table.show for table in found.tables(worst)))
+    print_result(found.to_json(), lambda: typer.echo(found.summary()), *(table.show for table in found.tables(worst)))
 
 
 @app.command()
@@ -372,7 +309,7 @@ def bench(
 
     if against != "ort":
         raise typer.BadParameter(f"unknown rival '{against}'; known: ort", param_hint="--against")
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = api.compile(
             model,
             target,
@@ -392,7 +329,7 @@ def bench(
         "ratio": timing.ratio("sparsec", "onnxruntime"),
         "report": result.report.to_json(measured=True),
     }
-    _print(data, result.report.summary().show, timing.table().show)
+    print_result(data, result.report.summary().show, timing.table().show)
 
 
 @app.command()
@@ -403,7 +340,7 @@ def targets(as_json: Json = False, verbose: Verbose = False) -> None:
 
     known = available_targets()
     table = Table("", ("target", "what it is"), tuple(known.items()), frozenset({0, 1}))
-    _print(known, table.show)
+    print_result(known, table.show)
 
 
 def _refuse_existing(output: Path, force: bool) -> None:
@@ -431,57 +368,13 @@ def _verdict(report: Any) -> str:
     return f"; verified: error {check.error:.2g} against {check.reference}" if check else "; not verified"
 
 
-def _note(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _print(data: Any, *shows: Callable[[], object]) -> None:
-    """With --json the data, else what `shows` print, with an empty line between."""
-    if _settings.json:
-        from sparsec.report import dumps
-
-        typer.echo(dumps(data), nl=False)
-        return
-    for index, show in enumerate(shows):
-        if index:
-            typer.echo()
-        show()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None] | None]:
-    """A progress bar with stage and layer on standard error; None unless that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int, detail: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, detail="")
-            bar.update(tasks[stage], completed=done, total=total, detail=detail[:60])
-
-        yield report
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     # Imports and graphs make hundreds of thousands of objects that stay: looking through them again and again for
     # cycles costs a fifth of a compile.
     gc.set_threshold(200_000, 50, 50)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _settings.verbose = _settings.json = False
+    settings.verbose = settings.json = False
     # `sparsec in.onnx out.onnx`: a first word that is a file and no command means compress.
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     first = arguments[0] if arguments else ""
@@ -492,14 +385,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except SparsecError as error:
-        return _fail(error, 3 if isinstance(error, VerificationError) else 2 if isinstance(error, TargetError) else 1)
+        return fail(error, 3 if isinstance(error, VerificationError) else 2 if isinstance(error, TargetError) else 1)
     except MemoryError as error:
-        return _fail(MemoryError(f"out of memory: {error or 'no more of it'}; bind smaller input shapes"), 1)
+        return fail(MemoryError(f"out of memory: {error or 'no more of it'}; bind smaller input shapes"), 1)
     except OSError as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except Exception as error:
-        code = _fail(error, 1)
-        _note("this is a bug in sparsec; -v shows where")
+        code = fail(error, 1)
+        note("this is a bug in sparsec; -v shows where")
         return code
     return 0
 
@@ -514,17 +407,6 @@ def command() -> None:
         sys.exit(code)
     atexit._run_exitfuncs()
     os._exit(code)
-
-
-def _fail(error: BaseException, code: int) -> int:
-    if _settings.verbose:
-        traceback.print_exc()
-    if _settings.json:
-        from sparsec.report import dumps
-
-        typer.echo(dumps({"error": {"type": type(error).__name__, "message": str(error)}}), nl=False)
-    _note(f"error: {error or type(error).__name__}")
-    return code
 
 
 if __name__ == "__main__":

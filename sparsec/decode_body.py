@@ -68,12 +68,15 @@ def _values(
 
     def shared(role: str) -> ir.Value | None:
         value = arrays.get(role)
-        if value is not None and role == "zero_points":
-            value = _zero_points(body, value, arrays["scales"], scheme)
-        if value is None or scheme.scales.kind == "tensor":
+        if value is None:
+            return None
+        of_rows = None if scheme.scales.kind == "tensor" else row_ids
+        if role == "zero_points":
+            value = _zero_points(body, value, arrays["scales"], scheme, cols, of_rows)
+        elif of_rows is not None:
+            value = body.op("Gather", value, of_rows, axis=0)
+        if scheme.scales.kind == "tensor":
             return value
-        if row_ids is not None:
-            value = body.op("Gather", value, row_ids, axis=0)
         if scheme.scales.kind == "channel":
             return value
         if group is not None:
@@ -96,11 +99,17 @@ def _values(
     return meaning.onnx_decode(body, codes, Side(scale, shared("zero_points"), arrays.get("codebook"), scope))
 
 
-def _zero_points(body: Body, stream: ir.Value, scales: ir.Value, scheme: Scheme) -> ir.Value:
-    """uint8 in the shape of the scales."""
+def _zero_points(
+    body: Body, stream: ir.Value, scales: ir.Value, scheme: Scheme, cols: int, row_ids: ir.Value | None
+) -> ir.Value:
+    """uint8 in the shape of the scales, or of their rows `row_ids`; `cols` as codes count."""
+    width = zero_point_bits(scheme.codec.code_bits)
+    if row_ids is not None:
+        groups = -(-cols * scheme.codec.dim // scheme.scales.group) if scheme.scales.kind == "group" else 1
+        return _lanes_at(body, stream, width, _elements_of_rows(body, row_ids, groups))
     shape = body.op("Shape", scales)
     size = body.op("Reshape", body.op("Size", scales), body.ints_const([1]))
-    lanes = _lanes(body, stream, zero_point_bits(scheme.codec.code_bits))
+    lanes = _lanes(body, stream, width)
     return body.op("Reshape", body.op("Slice", lanes, body.ints_const([0]), size), shape)
 
 
@@ -111,6 +120,16 @@ def _lanes(body: Body, plane: ir.Value, width: int) -> ir.Value:
     shifts = body.const((np.arange(8 // width) * width).astype(np.uint8))
     spread = body.op("BitShift", body.op("Unsqueeze", plane, body.ints_const([1])), shifts, direction="RIGHT")
     return body.op("Reshape", _masked(body, spread, width), body.ints_const([-1]))
+
+
+def _lanes_at(body: Body, plane: ir.Value, width: int, element: ir.Value) -> ir.Value:
+    """uint8: values of a bit stream at some places, reading only the bytes that hold them."""
+    per_byte = body.int_const(8 // width)
+    value = body.op("Gather", plane, body.op("Div", element, per_byte), axis=0)
+    if width == 8:
+        return value
+    lane = body.op("Mul", body.op("Mod", element, per_byte), body.int_const(width))
+    return _masked(body, body.op("BitShift", value, body.cast(lane, "UINT8"), direction="RIGHT"), width)
 
 
 def _masked(body: Body, value: ir.Value, width: int) -> ir.Value:
@@ -153,17 +172,15 @@ def _codes_of_rows(
     if not scheme.codec.code_bits:
         table = body.op("Reshape", arrays["codes"], body.ints_const([rows, cols]))
         return body.op("Gather", table, row_ids, axis=0)
-    first = body.op("Mul", body.op("Unsqueeze", row_ids, body.ints_const([1])), body.int_const(cols))
-    element = body.op("Add", first, body.arange(cols))
-    parts = []
-    for plane, width in _planes(arrays, scheme):
-        per_byte = body.int_const(8 // width)
-        value = body.op("Gather", plane, body.op("Div", element, per_byte), axis=0)
-        if width < 8:
-            lane = body.op("Mul", body.op("Mod", element, per_byte), body.int_const(width))
-            value = _masked(body, body.op("BitShift", value, body.cast(lane, "UINT8"), direction="RIGHT"), width)
-        parts.append(value)
+    element = _elements_of_rows(body, row_ids, cols)
+    parts = [_lanes_at(body, plane, width, element) for plane, width in _planes(arrays, scheme)]
     return _joined(body, parts, scheme.codec.code_bits)
+
+
+def _elements_of_rows(body: Body, row_ids: ir.Value, each: int) -> ir.Value:
+    """int64 [n, each]: where the elements of some rows of `each` stand in a stream."""
+    first = body.op("Mul", body.op("Unsqueeze", row_ids, body.ints_const([1])), body.int_const(each))
+    return body.op("Add", first, body.arange(each))
 
 
 def _codes_at(body: Body, arrays: Mapping[str, ir.Value], scheme: Scheme, index: ir.Value) -> ir.Value:

@@ -84,11 +84,17 @@ def _arm(name: str, mcpu: str, mattr: tuple[str, ...], features: tuple[str, ...]
     )
 
 
+_VBMI2 = ("+avx512vbmi", "+avx512vbmi2")
+
 NAMED: dict[str, Target] = {
     "x86-avx2": _x86("x86-avx2", "haswell", 256, 16, ("avx2", "fma")),
     "x86-avxvnni": _x86("x86-avxvnni", "haswell", 256, 16, ("avx2", "fma", "avxvnni"), ("+avxvnni",)),
     "x86-avx512": _x86("x86-avx512", "skylake-avx512", 512, 32, ("avx2", "fma", "avx512")),
     "x86-avx512vnni": _x86("x86-avx512vnni", "cascadelake", 512, 32, ("avx2", "fma", "avx512", "avx512vnni")),
+    # Ice Lake, Zen 4 and later: bytes are brought together by a mask.
+    "x86-avx512vbmi2": _x86(
+        "x86-avx512vbmi2", "cascadelake", 512, 32, ("avx2", "fma", "avx512", "avx512vnni", "avx512vbmi2"), _VBMI2
+    ),
     # Neoverse N1 is Cortex-A76 to a compiler; LLVM's schedule for the one spills less.
     "arm": _arm("arm", "neoverse-n1", ("+neon", "+dotprod"), ("neon", "dotprod")),
     # Server cores with i8mm have SVE in LLVM's eyes, Apple's lack it: so the last one without SVE, and i8mm.
@@ -151,7 +157,12 @@ def host_target() -> Target:
     if machine == "x86_64" and {"avx2", "fma"} <= flags:
         wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"} <= flags
         if wide:
-            return replace(NAMED["x86-avx512vnni" if "avx512_vnni" in flags else "x86-avx512"], name="cpu")
+            later = (
+                ("x86-avx512vnni", {"avx512_vnni"}),
+                ("x86-avx512vbmi2", {"avx512_vnni", "avx512vbmi", "avx512_vbmi2"}),
+            )
+            name = next((name for name, needed in reversed(later) if needed <= flags), "x86-avx512")
+            return replace(NAMED[name], name="cpu")
         return replace(NAMED["x86-avxvnni" if "avx_vnni" in flags else "x86-avx2"], name="cpu")
     if machine in ("aarch64", "arm64"):
         if "asimddp" not in flags:

@@ -21,6 +21,11 @@ from sparsec.target import NAMED, available_targets, host_target, resolve_target
         ("x86_64", "fma avx2 avx_vnni", "x86-avxvnni"),
         ("x86_64", "fma avx2 avx512f avx512bw avx512dq avx512vl avx512cd", "x86-avx512"),
         ("x86_64", "fma avx2 avx512f avx512bw avx512dq avx512vl avx512cd avx512_vnni", "x86-avx512vnni"),
+        (
+            "x86_64",
+            "fma avx2 avx512f avx512bw avx512dq avx512vl avx512cd avx512_vnni avx512vbmi avx512_vbmi2",
+            "x86-avx512vbmi2",
+        ),
     ],
 )
 def test_host(machine: str, flags: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,16 @@ class ByteDot:
         return self._as("uint8x16", both)
 
 
+def packs_by_mask(target: Target, *, lanes: bool = False) -> bool:
+    """Whether one instruction brings the chosen bytes (lanes of 32 bits) of a vector together: no table is looked up."""
+    return ("avx512" if lanes else "avx512vbmi2") in target.features
+
+
+def packed_at_once(target: Target, *, lanes: bool = False) -> int:
+    """How many bytes (lanes) `pack_bytes` (`pack_lanes`) chooses from."""
+    return (16 if lanes else 64) if packs_by_mask(target, lanes=lanes) else 8
+
+
 def pack_table(target: Target, *, lanes: bool = False) -> np.ndarray[Any, Any]:
     """uint8 [256, 8]: for each byte of mask bits what `pack_bytes` (or `pack_lanes`) needs to bring the chosen ones of 8
     together."""
@@ -187,19 +197,32 @@ def pack_table(target: Target, *, lanes: bool = False) -> np.ndarray[Any, Any]:
     return table
 
 
-def pack_bytes(k: Any, eight: Any, control: Any) -> Any:
-    """The chosen bytes of `eight` (int8x8) side by side, the rest unspecified; `control` is a row of `pack_table`."""
+def pack_bytes(k: Any, values: Any, control: Any) -> Any:
+    """The chosen bytes of `values` (int8, `packed_at_once`) side by side, the rest unspecified; `control`: their mask as an
+    unsigned integer, or without such an instruction its row of `pack_table`."""
     T = k.T
+    if packs_by_mask(k.target):
+        return _compress(k, values, control, "int8x64")
     if k.target.arch == "x86_64":
         packed = T.call_llvm_pure_intrin(
-            "int64", "llvm.x86.bmi.pext.64", T.reinterpret("int64", eight), T.reinterpret("int64", control)
+            "int64", "llvm.x86.bmi.pext.64", T.reinterpret("int64", values), T.reinterpret("int64", control)
         )
         return T.reinterpret("int8x8", packed)
-    wide = T.Shuffle([eight, eight], [T.int32(i) for i in range(16)])
+    wide = T.Shuffle([values, values], [T.int32(i) for i in range(16)])
     return T.call_llvm_pure_intrin("int8x8", "llvm.aarch64.neon.tbl1", wide, T.reinterpret("int8x8", control))
 
 
-def pack_lanes(k: Any, eight: Any, control: Any) -> Any:
-    """The chosen lanes of `eight` (int32x8) side by side, the rest unspecified (x86); `control`: a row of `pack_table`."""
+def pack_lanes(k: Any, values: Any, control: Any) -> Any:
+    """The chosen lanes of `values` (int32, `packed_at_once`) side by side, the rest unspecified (x86); `control` as in `pack_bytes`."""
+    if packs_by_mask(k.target, lanes=True):
+        return _compress(k, values, control, "int32x16")
     places = k.T.Cast("int32x8", control)
-    return k.T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.permd", eight, places)
+    return k.T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.permd", values, places)
+
+
+def _compress(k: Any, values: Any, mask: Any, dtype: str) -> Any:
+    T, n = k.T, int(dtype.partition("x")[2])
+    chosen = T.reinterpret(f"uint1x{n}", T.Cast(f"uint{n}", mask))
+    return T.call_llvm_pure_intrin(
+        dtype, "llvm.experimental.vector.compress", values, chosen, T.Cast(dtype, k.i32(0, n))
+    )

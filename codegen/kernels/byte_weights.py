@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.isa.dot import multiplies_pairs, pair_quads, supported, table_offset
+from sparsec.codegen.isa.dot import multiplies_pairs, packed_at_once, pair_quads, supported, table_offset
 from sparsec.codegen.kernels import vector_codes
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
@@ -44,7 +44,7 @@ from sparsec.target import Target
 Array = np.ndarray[Any, Any]
 # Vectors of rows a dense tile has: two accumulators hide the latency of the additions.
 TILE_VECTORS = 2
-# Share of stored inputs below which strips list them: a byte that is copied alone against eight bits of the bitmap.
+# Share of stored inputs below which strips list them: a byte that is copied alone against so many eights of inputs packed at once.
 _LISTED = 0.18
 # Quads one unrolled step of a block covers: all bit fields of a plane of single bits.
 _STEP = 8
@@ -155,7 +155,9 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
         place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
-        params |= {"block": size, "one_block": not block, "paired": paired(size), "listed": bool(mask.mean() < _LISTED)}
+        eights = packed_at_once(target, lanes=target.arch == "x86_64" and m > 1) // 8
+        listed = bool(mask.mean() < _LISTED / eights)
+        params |= {"block": size, "one_block": not block, "paired": paired(size), "listed": listed}
         # a power of two: strips of about the same density share their kernel
         words = ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))
         params["words_a_block"] = 0 if params["listed"] else 1 << max(0, round(log2(words)))

@@ -55,7 +55,7 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
     label = op.node.name or "weight"
     packed = byte_weights.pack(weight, low.target, x_group, label, m)
     ins = [low.get(op.x), *(low.const(array, name) for name, array in packed.arrays)]
-    if gemv_inputs.reads_bitmap(packed.params):
+    if gemv_inputs.looks_up_bits({"m": m, "w": packed.params}, low.target):
         table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
         ins.append(low.const(table, "pack_bytes"))
     rows = packed.params["tiles"] * packed.params["tile"]
@@ -81,7 +81,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: x, the weight's arrays, pack table?, bias?, residual?; out: y; work: quantised activations, scales, sums."""
     w, m = p["w"], p["m"]
     args = [Arg("x", "float32", m * w["k"], "in"), *byte_weights.arguments(w, target)]
-    if gemv_inputs.reads_bitmap(w):
+    if gemv_inputs.looks_up_bits(p, target):
         args.append(Arg("pack", "uint8", 256 * 8, "in"))
     if p["bias"]:
         args.append(Arg("bias", "float32", w["tiles"] * w["tile"], "in"))

@@ -6,12 +6,14 @@ Rounded rows lie side by side in `xq`. What products read then depends on the we
 * strips, one row: `packed` holds the stored inputs of two strips, which take turns: the next strip is packed meanwhile.
 * strips, x86, more rows: four rows are interleaved, `mixed[four rows][k][4]`, so that one permutation of 32-bit lanes packs all
   four; then every 4 x 4 bytes are transposed: `packed[stored quad][4 rows][4]`.
+  Eight inputs are packed at once, with AVX-512 16 of four rows, with VBMI2 64 of one.
 * strips, elsewhere: each row is packed for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -53,9 +55,10 @@ def interleaves(p: Mapping[str, Any], target: Target) -> bool:
     return bool(p["w"]["sparse"]) and target.arch == "x86_64" and rows_of_block(p["m"]) > 1
 
 
-def reads_bitmap(w: Mapping[str, Any]) -> bool:
-    """Whether packing looks up the bits of a strip."""
-    return bool(w["sparse"]) and not w["listed"]
+def looks_up_bits(p: Mapping[str, Any], target: Target) -> bool:
+    """Whether packing reads a table of bitmaps (`pack_table`)."""
+    bitmap = bool(p["w"]["sparse"]) and not p["w"]["listed"]
+    return bitmap and not dot.packs_by_mask(target, lanes=interleaves(p, target))
 
 
 def pairs_rows(w: Mapping[str, Any]) -> bool:
@@ -71,7 +74,7 @@ def pack_table(p: Mapping[str, Any], target: Target) -> Array:
 def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
     """Scratch: rounded activations, their scales and sums, packed ones."""
     w, rows = p["w"], rows_of_block(p["m"])
-    width = padded_width(w)
+    width, stride = padded_width(w), _packed_stride(p, target)
     fours = ceil(rows / ROWS_AT_ONCE) * ROWS_AT_ONCE
     args = [
         Arg("xq", "int8", fours * width + 64, "work"),
@@ -82,10 +85,16 @@ def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
         args.append(Arg("paired", "int8", (rows + rows % 2) * width, "work"))
     if interleaves(p, target):
         args.append(Arg("mixed", "int32", fours // ROWS_AT_ONCE * width + 16, "work"))
-        args.append(Arg("packed", "int8", ROWS_AT_ONCE * (width + w["block"]) + 128, "work"))
+        args.append(Arg("packed", "int8", ROWS_AT_ONCE * stride + 128, "work"))
     elif w["sparse"]:
-        args.append(Arg("packed", "int8", max(rows, 2) * (width + w["block"]) + 64, "work"))
+        args.append(Arg("packed", "int8", max(rows, 2) * stride + 64, "work"))
     return args
+
+
+def _packed_stride(p: Mapping[str, Any], target: Target) -> int:
+    """Bytes from one packed row or strip to the next: what is written behind the last stored input is not the next one's."""
+    spare = dot.packed_at_once(target, lanes=interleaves(p, target))
+    return padded_width(p["w"]) + max(int(p["w"]["block"]), spare)
 
 
 class Inputs:
@@ -105,6 +114,9 @@ class Inputs:
         self.ahead = self.w["sparse"] and rows_of_block(p["m"]) == 1
         # strips: signed weights, so that x86 needs the inputs as unsigned bytes
         self.offset = self.w["sparse"] and self.dot.x86
+        self.packed_stride = _packed_stride(p, k.target)
+        self.by_mask = dot.packs_by_mask(k.target, lanes=self.interleaved)
+        self.at_once = dot.packed_at_once(k.target, lanes=self.interleaved) // 8  # words
 
     # --- where products read ---
 
@@ -124,7 +136,7 @@ class Inputs:
             return block * (self.block * ROWS_AT_ONCE) + row * 4
         if self.ahead:
             return block * self.block + self._half(tile)
-        stride = self.width + self.block if self.w["sparse"] else self.width
+        stride = self.packed_stride if self.w["sparse"] else self.width
         return (row0 + row) * stride + block * (2 * self.block if self.paired else self.block)
 
     # --- rounding ---
@@ -229,29 +241,45 @@ class Inputs:
             self._pack_four(tile, row0, count)
         elif self.w["sparse"] and not self.ahead:
             with T.serial(row0, row0 + rows) as row:
-                base = bind(k, row * (self.width + self.block))
+                base = bind(k, row * self.packed_stride)
                 if self.listed:
                     with T.serial(0, count) as b:
                         self._pack_listed(tile, row, b, base)
                     return
                 filled = k.local(1, "int32")
                 k.store(filled, 0, base)
-                with T.serial(0, self.words) as i:
-                    self._pack_word(tile, row, i, filled)
+                self._each_words(0, self.words, partial(self._pack_words, tile, row, filled=filled))
                 self._fill_up(filled, base + count * self.block)
 
-    def _bits(self, tile: Any, i: Any) -> Any:
-        k = self.k
-        return bind(k, self.T.Cast("int32", k.load(k.arg("positions"), tile * self.words + i)))
-
-    def _pack_word(self, tile: Any, row: Any, i: Any, filled: Any) -> None:
-        """Eight inputs of one row: those that the strip stores go to `packed` from `filled` on."""
+    def _chosen(self, tile: Any, i: Any, words: int) -> tuple[Any, Any]:
+        """Of some words of the tile's bitmap from the i-th on: what packing wants to know of them, and how many inputs they choose."""
         T, k = self.T, self.k
-        bits = self._bits(tile, i)
-        control = k.load(k.arg("pack"), bits * 8, 8)
-        eight = k.load(k.arg("xq"), row * self.width + i * 8, 8)
-        k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, eight, control), 8)
-        k.store(filled, 0, k.load(filled, 0) + T.popcount(bits))
+        word = k.load(k.arg("positions"), tile * self.words + i, words)
+        if self.by_mask:
+            bits = bind(k, word if words == 1 else T.reinterpret(f"uint{8 * words}", word))
+            return bits, T.Cast("int32", T.popcount(bits))
+        bits = bind(k, T.Cast("int32", word))
+        return k.load(k.arg("pack"), bits * 8, 8), T.popcount(bits)
+
+    def _each_words(self, first: Any, last: Any, pack: Callable[[Any, int], None]) -> None:
+        """`pack` for the words [first, last), as many as are packed at once."""
+        T, k, n = self.T, self.k, self.at_once
+        done = first
+        if n > 1:
+            steps = bind(k, T.truncdiv(last - first, n))
+            with T.serial(0, steps) as i:
+                pack(bind(k, first + i * n), n)
+            done = bind(k, first + steps * n)
+        with T.serial(done, last) as i:
+            pack(i, 1)
+
+    def _pack_words(self, tile: Any, row: Any, i: Any, words: int, filled: Any) -> None:
+        """Inputs of one row, eight a word: those that the strip stores go to `packed` from `filled` on."""
+        k = self.k
+        control, count = self._chosen(tile, i, words)
+        values = k.load(k.arg("xq"), row * self.width + i * 8, 8 * self.at_once)
+        k.store(k.arg("packed"), k.load(filled, 0), dot.pack_bytes(k, values, control), 8 * self.at_once)
+        k.store(filled, 0, k.load(filled, 0) + count)
 
     def _pack_listed(self, tile: Any, row: Any, b: Any, start: Any) -> None:
         """Block `b` of what the strip stores, one input after the other, to `packed` behind `start`."""
@@ -315,12 +343,15 @@ class Inputs:
         T, k = self.T, self.k
         packed, filled = k.arg("packed"), k.local(1, "int32")
         k.store(filled, 0, T.int32(0))
-        with T.serial(0, self.words) as i:
-            bits = self._bits(tile, i)
-            control = k.load(k.arg("pack"), bits * 8, 8)
-            eight = dot.pack_lanes(k, k.load(k.arg("mixed"), base + i * 8, 8), control)
-            k.store(packed, k.load(filled, 0), T.reinterpret("int8x32", eight), 32)
-            k.store(filled, 0, k.load(filled, 0) + T.popcount(bits) * 4)
+        n = 8 * self.at_once
+
+        def pack(i: Any, words: int) -> None:
+            control, count = self._chosen(tile, i, words)
+            lanes = dot.pack_lanes(k, k.load(k.arg("mixed"), base + i * 8, n), control)
+            k.store(packed, k.load(filled, 0), T.reinterpret(f"int8x{4 * n}", lanes), 4 * n)
+            k.store(filled, 0, k.load(filled, 0) + count * 4)
+
+        self._each_words(0, self.words, pack)
         end = bind(k, count * (self.block * ROWS_AT_ONCE))
         with T.serial(0, T.truncdiv(end - k.load(filled, 0), 4)) as i:
             k.store(packed, k.load(filled, 0) + i * 4, T.Cast("int8x4", k.i32(0, 4)), 4)
@@ -337,8 +368,7 @@ class Inputs:
             return
         filled, start = k.local(1, "int32"), bind(k, self._half(k.lo))
         k.store(filled, 0, start)
-        with T.serial(0, self.words) as i:
-            self._pack_word(k.lo, T.int32(0), i, filled)
+        self._each_words(0, self.words, partial(self._pack_words, k.lo, T.int32(0), filled=filled))
         self._fill_up(filled, start + self._stored_blocks(k.lo) * self.block)
 
     def each_block(self, tile: Any, count: Any, body: Callable[[Any], None]) -> None:
@@ -365,15 +395,15 @@ class Inputs:
         each = w["words_a_block"]
         filled = k.local(1, "int32")
         k.store(filled, 0, start)
-        both = bind(k, T.min(count, T.int32(self.words // each)))
+        pack = partial(self._pack_words, following, T.int32(0), filled=filled)
+        both, step = bind(k, T.min(count, T.int32(self.words // each))), min(each, self.at_once)
         with T.serial(0, both) as b:
             body(b)
-            for i in range(each):
-                self._pack_word(following, T.int32(0), b * each + i, filled)
+            for i in range(0, each, step):
+                pack(bind(k, b * each + i), step)
         with T.serial(both, count) as b:
             body(b)
-        with T.serial(bind(k, both * each), self.words) as i:
-            self._pack_word(following, T.int32(0), i, filled)
+        self._each_words(bind(k, both * each), self.words, pack)
         self._fill_up(filled, start + self._stored_blocks(following) * self.block)
 
     def _stored_blocks(self, tile: Any) -> Any:
@@ -382,4 +412,4 @@ class Inputs:
 
     def _half(self, tile: Any) -> Any:
         """Where the packed inputs of a tile start: two tiles take turns."""
-        return (tile % 2) * (self.width + self.block)
+        return (tile % 2) * self.packed_stride

@@ -18,6 +18,7 @@ static uint32_t present(void)
     const uint32_t osxsave = 1u << 27, fma = 1u << 12, avx2 = 1u << 5;
     const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 28) | (1u << 30) | (1u << 31); /* F DQ CD BW VL */
     const uint32_t avx512_vnni = 1u << 11, avx_vnni = 1u << 4;
+    const uint32_t avx512_vbmi2 = (1u << 1) | (1u << 6); /* VBMI too */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return 0;
     uint64_t state = enabled_state();
     if ((state & 0x6u) != 0x6u) return 0; /* xmm and ymm */
@@ -27,6 +28,7 @@ static uint32_t present(void)
     if ((b & avx512) == avx512 && (state & 0xe6u) == 0xe6u) {
         found |= SPC_CPU_AVX512;
         if (c & avx512_vnni) found |= SPC_CPU_AVX512_VNNI;
+        if ((c & avx512_vbmi2) == avx512_vbmi2) found |= SPC_CPU_AVX512_VBMI2;
     }
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx_vnni)) found |= SPC_CPU_AVX_VNNI;
     return found;

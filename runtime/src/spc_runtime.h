@@ -78,7 +78,8 @@ enum {
 /* What the kernels were compiled to use (spc_model.cpu). */
 enum {
     SPC_CPU_AVX2 = 1, SPC_CPU_FMA = 2, SPC_CPU_AVX512 = 4, /* F, BW, DQ, VL and CD */
-    SPC_CPU_DOTPROD = 8, SPC_CPU_AVX_VNNI = 16, SPC_CPU_AVX512_VNNI = 32, SPC_CPU_I8MM = 64
+    SPC_CPU_DOTPROD = 8, SPC_CPU_AVX_VNNI = 16, SPC_CPU_AVX512_VNNI = 32, SPC_CPU_I8MM = 64,
+    SPC_CPU_AVX512_VBMI2 = 128
 };
 
 typedef struct {

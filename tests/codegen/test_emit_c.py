@@ -101,7 +101,8 @@ def test_every_target_says_what_the_processor_needs(name: str) -> None:
     text = _emit(transpose_program(NAMED[name])).model_c
     assert ("SPC_CPU_AVX2" in text) == name.startswith("x86")
     assert bool(re.search(r"SPC_CPU_AVX512\b", text)) == name.startswith("x86-avx512")
-    assert ("SPC_CPU_AVX512_VNNI" in text) == (name == "x86-avx512vnni")
+    assert ("SPC_CPU_AVX512_VNNI" in text) == (name in ("x86-avx512vnni", "x86-avx512vbmi2"))
+    assert ("SPC_CPU_AVX512_VBMI2" in text) == (name == "x86-avx512vbmi2")
     assert ("SPC_CPU_AVX_VNNI" in text) == (name == "x86-avxvnni")
     assert ("SPC_CPU_DOTPROD" in text) == (name in ("arm", "arm-i8mm"))
     assert ("SPC_CPU_I8MM" in text) == (name == "arm-i8mm")

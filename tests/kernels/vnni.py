@@ -1,4 +1,5 @@
-"""Kernels for VNNI on machines without it: the instruction is replaced by its definition, the rest is as it was compiled."""
+"""Kernels for VNNI on machines without it: the instruction is replaced by its definition, the rest is as it was compiled (for VBMI2: what
+LLVM makes of the same code without it)."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def replaced(text: str, target: Target) -> str:
             f"  %r{i + 1} = add <{n} x i32> {total}, %q{i}",
         ]
     plain = _without(target)
-    text = text.replace(f'"target-cpu"="{target.mcpu}"', f'"target-cpu"="{plain.mcpu}"').replace("+avxvnni", "+avx2")
+    text = text.replace(f'"target-cpu"="{target.mcpu}"', f'"target-cpu"="{plain.mcpu}"')
+    for extra in sorted(set(target.mattr) - set(plain.mattr), reverse=True):  # "+avx512vbmi" begins "+avx512vbmi2"
+        text = text.replace(extra, "+avx2")
     return text + _DEFINITION.format(n=n, b=4 * n, adds="\n".join(adds))
 
 
