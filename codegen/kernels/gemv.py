@@ -32,6 +32,9 @@ from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
+# Sums that vpdpbusd joins in turns: its latency of four or five cycles, twice a cycle.
+_CHAINS = 8
+
 
 def lower_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     """sparsec::MatMul with int8 activations whose weight can be laid out as bytes."""
@@ -210,8 +213,9 @@ class _Gemv:
         T, k, n, w = self.T, self.k, self.lanes, self.w
         self.inputs.pack(tile, row0, rows, count)
         slots = rows * self.vectors
+        self.chains = self._chains_of(slots)
         total = k.local(slots * n)
-        acc = k.local(slots * n, "int32") if self.paired is None else self.paired.sums(rows)
+        acc = k.local(slots * self.chains * n, "int32") if self.paired is None else self.paired.sums(rows)
         for i in range(slots):
             k.store(total, i * n, k.f32(0.0, n), n)
         self.weights.set_table(tile)
@@ -221,6 +225,7 @@ class _Gemv:
             self.inputs.each_block(
                 tile, count, lambda b: self._products(first, b, self._starts(tile, b, row0, rows), acc)
             )
+            self._join_chains(acc, slots)
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
             self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=True)
         else:
@@ -259,6 +264,20 @@ class _Gemv:
         for row, start in enumerate(starts):
             for v in range(self.vectors):
                 k.store(acc, (row * self.vectors + v) * n, k.splat(start, n), n)
+        slots = len(starts) * self.vectors
+        for i in range(slots, slots * self.chains):
+            k.store(acc, i * n, k.i32(0, n), n)
+
+    def _chains_of(self, slots: int) -> int:
+        """Sums that the products of a slot of a long row join in turns: one would wait for each vpdpbusd to end."""
+        return max(1, _CHAINS // slots) if self.dot.vnni and self.w["one_block"] else 1
+
+    def _join_chains(self, acc: Any, slots: int) -> None:
+        k, n = self.k, self.lanes
+        for chain in range(1, self.chains):
+            for slot in range(slots):
+                more = k.load(acc, (chain * slots + slot) * n, n)
+                k.store(acc, slot * n, k.load(acc, slot * n, n) + more, n)
 
     def _by_row(self, acc: Any, rows: int) -> Any:
         """Sums by row of activations, then vector, as results are finished."""
@@ -344,10 +363,11 @@ class _Gemv:
                     if self.split:
                         self._wide(acc, slot, weights, source, x0[r] + quad * stride)
                     elif pairs is None:
+                        place = (quad % self.chains * (len(x0) * self.vectors) + slot) * n
                         sums = self.dot.dot(
-                            k.load(acc, slot * n, n), weights, xs[r](quad), signed_weights=self.w["sparse"]
+                            k.load(acc, place, n), weights, xs[r](quad), signed_weights=self.w["sparse"]
                         )
-                        k.store(acc, slot * n, sums, n)
+                        k.store(acc, place, sums, n)
                     else:
                         product = self.dot.pairs(weights, xs[r](quad))
                         place = slot * nb // 2
