@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparsec.codegen.isa import vecmath
+from sparsec.codegen.isa import gelu, vecmath
 
 # Cost of an activation in floating-point operations an element, for the estimate of a kernel's work.
 ACTIVATIONS: dict[str, int] = {
@@ -92,6 +92,8 @@ def _tanh(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
 def _gelu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
     # 0.5 x (1 + erf(x / sqrt 2)), Hendrycks and Gimpel 2016
     x = k.T.bind(x)
+    if gelu.supported(k, lanes):
+        return gelu.gelu(k, vecmath.bind(k, x), lanes)
     half = x * k.f32(0.5, lanes)
     return half + half * vecmath.erf(k, x * k.f32(math.sqrt(0.5), lanes), lanes)
 

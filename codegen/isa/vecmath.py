@@ -90,12 +90,32 @@ def _power_of_two(k: Any, n: Expr, lanes: int) -> Expr:
 
 
 def _at_most(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
-    """min(x, bound); NaN stays NaN, which T.min does not promise."""
-    return select(k, x > k.f32(bound, lanes), k.f32(bound, lanes), x, lanes)
+    """min(x, bound); NaN stays NaN: T.min(a, b) is a < b ? a : b, one instruction with the bound first."""
+    return opaque(k, k.T.min(k.f32(bound, lanes), x), lanes)
 
 
 def _at_least(k: Any, x: Expr, bound: float, lanes: int) -> Expr:
-    return select(k, x < k.f32(bound, lanes), k.f32(bound, lanes), x, lanes)
+    return opaque(k, k.T.max(k.f32(bound, lanes), x), lanes)
+
+
+def nearest(k: Any, x: Expr, lanes: int) -> Expr:
+    """x rounded to int32, halves to even."""
+    dtype = typed(k, "int32", lanes)
+    if k.target.arch == "x86_64":  # one instruction instead of two
+        return k.T.call_llvm_pure_intrin(dtype, "llvm.lrint", x)
+    return k.T.Cast(dtype, k.T.nearbyint(x))
+
+
+def _quotient(k: Any, a: Expr, b: Expr, lanes: int) -> Expr:
+    """a / b within 2 ulp, for a bound b that is no denormal and whose reciprocal is none: AVX-512 divides a vector in the time of ten
+    multiplications, so there an estimate of 14 bits and a step of Newton's method stand in."""
+    if "avx512" not in k.target.features or lanes != 16:
+        return a / b
+    estimate = k.T.call_llvm_pure_intrin(
+        "float32x16", "llvm.x86.avx512.rcp14.ps.512", b, k.f32(0.0, lanes), k.T.reinterpret("int16", k.T.uint16(65535))
+    )
+    r = bind(k, estimate)
+    return a * bind(k, r * (k.f32(2.0, lanes) - b * r))
 
 
 def exp(k: Any, x: Expr, lanes: int) -> Expr:
@@ -181,7 +201,7 @@ def tanh(k: Any, x: Expr, lanes: int) -> Expr:
     alpha = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
              1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
     beta = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-    y = c * _horner(k, z, alpha, lanes) / _horner(k, z, beta, lanes)
+    y = _quotient(k, c * _horner(k, z, alpha, lanes), bind(k, _horner(k, z, beta, lanes)), lanes)
     return select(k, k.T.fabs(x) < k.f32(0.0004, lanes), x, y, lanes)
 
 
@@ -193,7 +213,7 @@ def erf(k: Any, x: Expr, lanes: int) -> Expr:
              -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
     beta = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
             -1.42647390514189e-02)  # fmt: skip
-    return bind(k, c * _horner(k, z, alpha, lanes) / _horner(k, z, beta, lanes))
+    return bind(k, _quotient(k, c * _horner(k, z, alpha, lanes), bind(k, _horner(k, z, beta, lanes)), lanes))
 
 
 def sigmoid(k: Any, x: Expr, lanes: int) -> Expr:

@@ -16,6 +16,9 @@ from sparsec.int8 import ACTIVATION_MAX, activation_group
 from sparsec.op_view import SparsecNode
 from sparsec.target import Target
 
+# Maxima that are taken side by side: each waits for the one before.
+_CHAINS = 4
+
 
 def product_input(op: SparsecNode, low: Lowering) -> Tensor:
     """x of a sparsec::MatMul, rounded to int8 and back where the node says so: for kernels that multiply floats."""
@@ -74,11 +77,25 @@ def partial_vector(k: Any, x: Any, at: Any, count: int) -> Any:
 def largest_of_run(k: Any, x: Any, start: Any, count: int) -> Any:
     """max |x| of `count` floats."""
     T, n = k.T, k.lanes
-    best = k.local(n)
-    k.store(best, 0, k.f32(0.0, n), n)
-    if count >= n:
-        with T.serial(0, count // n) as i:
-            k.store(best, 0, T.max(k.load(best, 0, n), T.fabs(k.load(x, start + i * n, n))), n)
+    chains = max(1, min(_CHAINS, count // n))
+    held = [k.local(n) for _ in range(chains)]
+    for best in held:
+        k.store(best, 0, k.f32(0.0, n), n)
+
+    def take(best: Any, at: Any) -> None:
+        k.store(best, 0, T.max(k.load(best, 0, n), T.fabs(k.load(x, at, n))), n)
+
+    together, rest = divmod(count // n, chains)
+    if together:
+        with T.serial(0, together) as i:
+            at = bind(k, start + i * (chains * n))
+            for chain, best in enumerate(held):
+                take(best, at + chain * n)
+    for i, best in zip(range(rest), held, strict=False):
+        take(best, start + (together * chains + i) * n)
+    best = held[0]
+    for other in held[1:]:
+        k.store(best, 0, T.max(k.load(best, 0, n), k.load(other, 0, n)), n)
     if count % n:
         rest = partial_vector(k, x, start + count // n * n, count % n)
         k.store(best, 0, T.max(k.load(best, 0, n), T.fabs(rest)), n)

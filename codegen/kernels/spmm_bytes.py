@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run
 from sparsec.codegen.kernels.spmm_plan import TileKind
 from sparsec.codegen.kernels.spmm_weights import Entries
@@ -119,12 +119,12 @@ class Rounding:
 
     def four(self, floats: list[Any], token: Any, dest: Any) -> None:
         """Four inputs of a vector of tokens (from `token` of the tile on) to the slots at `dest` of the panel."""
-        T, k, n, panel = self.T, self.k, self.lanes, self.k.arg("panel")
+        k, n, panel = self.k, self.lanes, self.k.arg("panel")
         inverse = bind(k, k.load(k.arg("inverse"), token, n))
         whole = []
         for value in floats:
             held = k.local(n, "int32")
-            rounded = T.Cast(f"int32x{n}", T.nearbyint(value * inverse))
+            rounded = nearest(k, value * inverse, n)
             if self.quads:
                 rounded = rounded + k.i32(dot.X_OFFSET, n) if self.origins else rounded & k.i32(255, n)
             k.store(held, 0, rounded, n)

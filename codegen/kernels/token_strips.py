@@ -4,14 +4,16 @@ Vectors run over tokens, so that what a strip does not store costs nothing and n
 blocks of as many as a vector has bytes and transposed to a panel [input][token] of unsigned bytes, x + 128. The stored inputs of a
 block of a strip are interleaved four at a time, once for all rows: 32-bit lanes hold four inputs of a token. Every row
 multiplies them by its four weights in every lane and adds in int32, from -128 times the sum of its weights on (small weights: in int16,
-widened block by block). A block is scaled and added in float32; at the end a tile is transposed back.
+widened block by block). A block is scaled and added in float32. With VNNI and 32 registers those sums stay in registers over a run of
+blocks, which is decoded and interleaved first. At the end a tile is transposed back; a few tiles are stored together, because rows of y
+that are written one cache line at a time take three times as long.
 
 A unit is a strip and a block of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from math import ceil, prod
 from operator import mul
@@ -25,7 +27,7 @@ from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.codegen.kernels import token_weights
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
@@ -37,10 +39,15 @@ from sparsec.target import Target
 
 # Fewer tokens than this share of their blocks leave the work to gemv.py (measured).
 _LEAST_FILLED = 0.85
-# Rows of x that are transposed together.
-_ROWS = 16
 # Vectors of tokens that are multiplied together.
 _VECTORS = 2
+# Where float32 sums stay in registers: rows that are multiplied by inputs that have just been interleaved, and those that follow (24
+# of 32 registers have both kinds of sums).
+_FIRST_ROWS, _HELD_ROWS = 2, 5
+# Inputs of a run of blocks: interleaved they take a third of a level-1 cache.
+_RUN = 256
+# Rows of the weight that are stored together.
+_STORED = 64
 
 
 def lower_token_strips(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -76,7 +83,7 @@ def lower_token_strips(node: ir.Node, low: Lowering) -> Refusal | None:
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: x, the weight's arrays, bias?, residual?; out: y; work: the panel of tokens, a block's inputs and weights, sums."""
     w, m, tokens = p["w"], p["m"], 4 * target.lanes
-    inputs = token_weights.padded_inputs(w["k"])
+    inputs, run = token_weights.padded_inputs(w["k"]), _blocks_of_run(w, target)
     args = [Arg("x", "float32", m * w["k"], "in"), *token_weights.arguments(w, target)]
     if p["bias"]:
         args.append(Arg("bias", "float32", w["tiles"] * w["tile"], "in"))
@@ -84,17 +91,32 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("residual", "float32", m * w["rows"], "in"))
     args.append(Arg("y", "float32", m * w["rows"], "out"))
     args += [
-        Arg("xq", "int8", _ROWS * inputs, "work"),
+        Arg("xq", "int8", tokens * inputs, "work"),
         Arg("panel", "uint8", (inputs + 1) * tokens, "work"),
         Arg("xscale", "float32", tokens, "work"),
-        Arg("mixed", "uint8", w["block"] * tokens, "work"),
-        Arg("decoded", "int32", w["block"] // 4 * w["tile"], "work"),
-        Arg("origins", "int32", w["tile"], "work"),
-        Arg("factors", "float32", w["tile"], "work"),
+        Arg("mixed", "uint8", run * w["block"] * tokens, "work"),
+        Arg("decoded", "int32", run * w["block"] // 4 * w["tile"], "work"),
+        Arg("origins", "int32", run * w["tile"], "work"),
+        Arg("factors", "float32", run * w["tile"], "work"),
         Arg("sums", "float32", w["tile"] * tokens, "work"),
-        Arg("results", "float32", w["tile"] * tokens, "work"),
+        Arg("results", "float32", _tiles_stored(w) * w["tile"] * tokens, "work"),
     ]
     return Signature(tuple(args), ceil(m / tokens) * w["tiles"])
+
+
+def _holds_sums(w: Mapping[str, Any], target: Target) -> bool:
+    """Whether float32 sums stay in registers over a run of blocks."""
+    return target.vnni and target.vector_registers >= 32 and not w["narrow"]
+
+
+def _blocks_of_run(w: Mapping[str, Any], target: Target) -> int:
+    """Blocks that are decoded and interleaved before their products."""
+    return max(1, _RUN // w["block"]) if _holds_sums(w, target) else 1
+
+
+def _tiles_stored(w: Mapping[str, Any]) -> int:
+    """Tiles that are stored together."""
+    return max(1, _STORED // w["tile"])
 
 
 def cost(p: Mapping[str, Any], blocks: int) -> int:
@@ -115,9 +137,10 @@ class _TokenStrips:
         self.lanes: int = k.lanes
         self.tokens = 4 * k.lanes  # of a block: bytes of a vector
         self.width = token_weights.padded_inputs(self.w["k"])
-        self.rows = k.lanes // 2  # that are multiplied together
         self.tile: int = self.w["tile"]
         self.quads = self.w["block"] // 4
+        self.holds, self.run = _holds_sums(self.w, k.target), _blocks_of_run(self.w, k.target)
+        self.stored = _tiles_stored(self.w)
 
     def write(self) -> None:
         T, k, tiles = self.T, self.k, self.w["tiles"]
@@ -127,32 +150,40 @@ class _TokenStrips:
                 first = bind(k, block * self.tokens)
                 count = bind(k, T.min(T.int32(self.tokens), self.p["m"] - first))
                 self._panel(first, count)
-                lo, hi = T.max(k.lo - block * tiles, 0), T.min(k.hi - block * tiles, tiles)
-                with T.serial(bind(k, lo), bind(k, hi)) as tile:
-                    self._tile(tile, first, count)
+                lo, hi = bind(k, T.max(k.lo - block * tiles, 0)), bind(k, T.min(k.hi - block * tiles, tiles))
+                with T.serial(lo, hi) as tile:
+                    self._tile(tile)
+                    place = bind(k, T.truncmod(tile, self.stored))
+                    self._turn(place)
+                    done = bind(k, tile + 1)
+                    with T.If(T.Or(place == self.stored - 1, done >= hi)), T.Then():
+                        self._store(bind(k, T.max(tile - place, lo)), done, first, count)
 
     # --- activations ---
 
     def _panel(self, first: Any, count: Any) -> None:
         """`panel` and `xscale` of `count` tokens from `first` on; what is left of the block holds any numbers."""
-        T, k, panel = self.T, self.k, self.k.arg("panel")
-        k.store(panel, self.width * self.tokens, k.splat(T.uint8(dot.X_OFFSET), self.tokens), self.tokens)
-        with T.serial(0, T.truncdiv(count + (_ROWS - 1), _ROWS)) as some:
-            row0 = bind(k, some * _ROWS)
-            with T.serial(0, T.min(T.int32(_ROWS), count - row0)) as row:
-                self._quantise(first + row0 + row, row, row0 + row)
-            with T.serial(0, self.width // 16) as part:
-                rows = [
-                    T.reinterpret("uint8x16", k.load(k.arg("xq"), part * 16 + row * self.width, 16))
-                    for row in range(_ROWS)
-                ]
-                for column, value in enumerate(self._interleaved(rows)):
-                    k.store(panel, (part * 16 + column) * self.tokens + row0, value, 16)
+        T, k, nb, panel = self.T, self.k, self.tokens, self.k.arg("panel")
+        k.store(panel, self.width * nb, k.splat(T.uint8(dot.X_OFFSET), nb), nb)
+        with T.serial(0, count) as row:
+            self._quantise(first + row, row)
+        # 16 inputs of all tokens at a time: whole cache lines are stored
+        every = [T.int32(i) for i in range(nb)]
+        with T.serial(0, self.width // 16) as part:
+            rows = []
+            for row in range(16):
+                quarters = [k.load(k.arg("xq"), part * 16 + (row + i) * self.width, 16) for i in range(0, nb, 16)]
+                rows.append(self._kept(T.Shuffle(quarters, every)))
+            for column, value in enumerate(self._interleaved(rows)):
+                k.store(panel, (part * 16 + column) * nb, value, nb)
 
     def _interleaved(self, rows: list[Any]) -> list[Any]:
-        """Columns of 16 x 16 bytes: four rounds of interleaving row i with row i + 8."""
-        k = self.k
-        low, high = ([at // 2 + 16 * (at % 2) for at in range(first, first + 16)] for first in (0, 16))
+        """Columns of 16 x 16 bytes, in every 128 bits: four rounds of interleaving row i with row i + 8."""
+        k, nb = self.k, self.tokens
+        low, high = (
+            [part + at // 2 + nb * (at % 2) for part in range(0, nb, 16) for at in range(first, first + 16)]
+            for first in (0, 16)
+        )
         for _ in range(4):
             mixed = []
             for a, b in zip(rows[:8], rows[8:], strict=True):
@@ -160,16 +191,16 @@ class _TokenStrips:
             rows = mixed
         return rows
 
-    def _quantise(self, row: Any, local: Any, token: Any) -> None:
+    def _quantise(self, row: Any, local: Any) -> None:
         """Row `row` of x to row `local` of xq, as unsigned bytes."""
         T, k, n, size = self.T, self.k, self.lanes, self.w["k"]
         x, start, to = k.arg("x"), bind(k, row * size), bind(k, local * self.width)
         largest = bind(k, largest_of_run(k, x, start, size))
-        k.store(k.arg("xscale"), token, largest * T.float32(1.0 / ACTIVATION_MAX))
+        k.store(k.arg("xscale"), local, largest * T.float32(1.0 / ACTIVATION_MAX))
         inverse = bind(k, inverse_scale(k, largest))
 
         def one(value: Any, at: Any) -> None:
-            whole = T.Cast(f"int32x{n}", T.nearbyint(value * k.splat(inverse, n))) + k.i32(dot.X_OFFSET, n)
+            whole = nearest(k, value * k.splat(inverse, n), n) + k.i32(dot.X_OFFSET, n)
             k.store(k.arg("xq"), to + at, T.Cast(f"int8x{n}", whole), n)
 
         if size >= n:
@@ -181,42 +212,70 @@ class _TokenStrips:
 
     # --- a strip ---
 
-    def _tile(self, tile: Any, first: Any, count: Any) -> None:
+    def _tile(self, tile: Any) -> None:
+        """`sums` of a tile."""
         T, k, n = self.T, self.k, self.lanes
         with T.serial(0, self.tile * 4) as i:
             k.store(k.arg("sums"), i * n, k.f32(0.0, n), n)
         self.weights.set_table(tile)
         begin = bind(k, k.load(k.arg("starts"), tile))
         blocks = bind(k, k.load(k.arg("starts"), tile + 1) - begin)
-        with T.serial(0, blocks) as i:
-            block = bind(k, begin + i)
-            self._decode(block)
-            self._interleave(block)
-            each = 4 // _VECTORS
-            with T.serial(0, self.tile // self.rows * each) as part:
-                row0 = bind(k, T.truncdiv(part, each) * self.rows)
-                self._products(row0, bind(k, T.truncmod(part, each) * _VECTORS))
-        self._finish(tile, first, count)
+        with T.serial(0, T.truncdiv(blocks + (self.run - 1), self.run)) as run:
+            first = bind(k, begin + run * self.run)
+            count = bind(k, T.min(T.int32(self.run), blocks - run * self.run))
+            with T.serial(0, count) as i:
+                block = bind(k, first + i)
+                self._decode(block, i)
+                if self.holds:
+                    self._first_products(block, i)
+                else:
+                    with T.serial(0, self._pairs_of_quads(block) * 2) as quad:
+                        self._interleave(block, i, quad)
+            with T.serial(0, 4 // _VECTORS) as part:
+                self._rows(part * _VECTORS, first, count)
 
-    def _decode(self, block: Any) -> None:
-        """`decoded` of a block: of every quad and row the four weights; `origins` and `factors` of its rows."""
+    def _rows(self, vector0: Any, first: Any, count: Any) -> None:
+        """The products of a run of blocks for some vectors of tokens: all rows of the tile, some at a time."""
+        T, k = self.T, self.k
+        done = _FIRST_ROWS if self.holds else 0
+        parts = ceil((self.tile - done) / _HELD_ROWS) if self.holds else self.tile // (self.lanes // 2)
+        fewer, more = divmod(self.tile - done, parts)
+        for rows, row0, times in ((fewer + 1, done, more), (fewer, done + more * (fewer + 1), parts - more)):
+            if times == 1:
+                self._products(T.int32(row0), rows, vector0, first, count)
+            elif times:
+                with T.serial(0, times) as part:
+                    self._products(bind(k, part * rows + row0), rows, vector0, first, count)
+
+    def _pairs_of_quads(self, block: Any) -> Any:
+        """How many pairs of quads a block stores. A number that the compiler knew would make it unroll them all, and run out of
+        registers."""
+        return self.T.Cast("int32", self.k.load(self.k.arg("steps"), block))
+
+    def _decode(self, block: Any, local: Any) -> None:
+        """`decoded` number `local` of a run: of every quad and row the four weights; `origins` and `factors` of its rows."""
         T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
         reader = self.weights.reader(self.weights.code_offsets(block, T.int32(0)))
-        unsigned = k.splat(T.uint8(dot.X_OFFSET), nb)
+        to, row0 = bind(k, local * (self.quads * self.tile)), bind(k, local * self.tile)
+        # what follows the last pair of quads is not multiplied
+        pairs = bind(k, self._pairs_of_quads(block))
+        offsets = [T.Select(pairs > i, T.uint8(dot.X_OFFSET), T.uint8(0)) for i in range(self.quads // 2)]
+        unsigned = [self._kept(k.splat(T.uint8(dot.X_OFFSET) if i == 0 else x, nb)) for i, x in enumerate(offsets)]
         total = k.local(n, "int32")
         for v in range(self.tile // n):
             k.store(total, 0, k.i32(0, n), n)
             for quad in range(self.quads):
                 four = reader(quad, v)
-                k.store(k.arg("decoded"), quad * self.tile + v * n, T.reinterpret(f"int32x{n}", four), n)
-                k.store(total, 0, self.dot.dot(k.load(total, 0, n), unsigned, four), n)
-            k.store(k.arg("origins"), v * n, k.i32(0, n) - k.load(total, 0, n), n)
+                k.store(k.arg("decoded"), to + quad * self.tile + v * n, T.reinterpret(f"int32x{n}", four), n)
+                k.store(total, 0, self.dot.dot(k.load(total, 0, n), unsigned[quad // 2], four), n)
+            k.store(k.arg("origins"), row0 + v * n, k.i32(0, n) - k.load(total, 0, n), n)
             if self.w["scales"] == "group":
                 scale = T.Cast(f"float32x{n}", k.load(k.arg("scales"), block * self.tile + v * n, n))
-                k.store(k.arg("factors"), v * n, scale, n)
+                k.store(k.arg("factors"), row0 + v * n, scale, n)
 
-    def _interleave(self, block: Any) -> None:
-        """`mixed` of a block: [quad][4 vectors], 32-bit lane i of vector q has token 16 * (i // 4) + 4 * q + i % 4."""
+    def _interleave(self, block: Any, local: Any, quad: Any) -> list[Any]:
+        """A quad of `mixed` number `local` of a run: [quad][4 vectors], 32-bit lane i of vector q has token
+        16 * (i // 4) + 4 * q + i % 4."""
         T, k, nb = self.T, self.k, self.dot.bytes
         orders = {}
         for size in (1, 2):  # bytes that stay together
@@ -225,98 +284,145 @@ class _TokenStrips:
                 [part * 16 + 8 * half + pair * size + byte + nb * second for part in range(nb // 16) for pair, second, byte in at]
                 for half in range(2)
             ]  # fmt: skip
-        with T.serial(0, self.quads) as quad:
-            places = bind(k, block * self.w["block"] + quad * 4)
-            x = []
-            for i in range(4):
-                at = bind(k, T.Cast("int32", k.load(k.arg("inputs"), places + i)) * self.tokens)
-                x.append(self._kept(k.load(k.arg("panel"), at, nb)))
-            pairs = [[self._kept(k.shuffle(*two, order)) for order in orders[1]] for two in (x[:2], x[2:])]
-            fours = [k.shuffle(a, b, order) for a, b in zip(*pairs, strict=True) for order in orders[2]]
-            for q, value in enumerate(fours):
-                k.store(k.arg("mixed"), (quad * 4 + q) * nb, value, nb)
+        to, places = bind(k, (local * self.quads + quad) * (4 * nb)), bind(k, block * self.w["block"] + quad * 4)
+        x = []
+        for i in range(4):
+            at = bind(k, T.Cast("int32", k.load(k.arg("inputs"), places + i)) * self.tokens)
+            x.append(self._kept(k.load(k.arg("panel"), at, nb)))
+        pairs = [[self._kept(k.shuffle(*two, order)) for order in orders[1]] for two in (x[:2], x[2:])]
+        fours = [self._kept(k.shuffle(a, b, order)) for a, b in zip(*pairs, strict=True) for order in orders[2]]
+        for q, value in enumerate(fours):
+            k.store(k.arg("mixed"), to + q * nb, value, nb)
+        return fours
 
     def _kept(self, value: Any) -> Any:
         held = self.k.local(self.dot.bytes, "uint8")
         self.k.store(held, 0, self.T.reinterpret(f"uint8x{self.dot.bytes}", value), self.dot.bytes)
         return self.k.load(held, 0, self.dot.bytes)
 
-    def _products(self, row0: Any, vector0: Any) -> None:
-        """sums += scale * the products of a block, for some rows and vectors of tokens."""
+    def _first_products(self, block: Any, local: Any) -> None:
+        """sums += scale * the products of one block, for the first rows and all vectors of tokens, which are interleaved meanwhile."""
+        sums = self.k.arg("sums")
+        self._block(
+            local, block, self.T.int32(0), _FIRST_ROWS, 4,
+            lambda quad: self._interleave(block, local, quad), lambda slot: (sums, slot * self.lanes),
+        )  # fmt: skip
+
+    def _products(self, row0: Any, rows: int, vector0: Any, first: Any, count: Any) -> None:
+        """sums += scale * the products of `count` blocks from `first` on, for some rows and vectors of tokens."""
         T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
-        slots = [(row, v, row * _VECTORS + v) for row in range(self.rows) for v in range(_VECTORS)]
+        slots = range(rows * _VECTORS)
+        sums, total = k.arg("sums"), k.local(len(slots) * n)
+        places = [bind(k, ((row0 + slot // _VECTORS) * 4 + vector0 + slot % _VECTORS) * n) for slot in slots]
+
+        def block(local: Any, place: Callable[[int], tuple[Any, Any]]) -> None:
+            x0 = bind(k, (local * (self.quads * 4) + vector0) * nb)
+
+            def inputs(quad: Any) -> list[Any]:
+                return [self._kept(k.load(k.arg("mixed"), x0 + (quad * 4 + v) * nb, nb)) for v in range(_VECTORS)]
+
+            self._block(local, first + local, row0, rows, _VECTORS, inputs, place)
+
+        if not self.holds:
+            block(T.int32(0), lambda slot: (sums, places[slot]))
+            return
+        for slot in slots:
+            k.store(total, slot * n, k.load(sums, places[slot], n), n)
+        with T.serial(0, count) as i:
+            block(i, lambda slot: (total, slot * n))
+        for slot in slots:
+            k.store(sums, places[slot], k.load(total, slot * n, n), n)
+
+    def _block(
+        self, local: Any, block: Any, row0: Any, rows: int, vectors: int, inputs: Callable[[Any], list[Any]],
+        place: Callable[[int], tuple[Any, Any]],
+    ) -> None:  # fmt: skip
+        """The products of one block, number `local` of its run. inputs: the vectors of a quad; place: (buffer, index) of the sum
+        of a row and a vector."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        slots = [(slot // vectors, slot) for slot in range(rows * vectors)]
         narrow, half = self.w["narrow"], nb // 2
         width = half if narrow else n
+        of_row, weights0 = bind(k, local * self.tile + row0), bind(k, local * (self.quads * self.tile) + row0)
         acc = k.local(len(slots) * width, "int16" if narrow else "int32")
-        for row, _, slot in slots:
-            start = T.int16(0) if narrow else k.load(k.arg("origins"), row0 + row)
+        for row, slot in slots:
+            start = T.int16(0) if narrow else k.load(k.arg("origins"), of_row + row)
             k.store(acc, slot * width, k.splat(start, width), width)
 
         def one(quad: Any) -> None:
-            x = [self._kept(k.load(k.arg("mixed"), (quad * 4 + vector0 + v) * nb, nb)) for v in range(_VECTORS)]
-            for row in range(self.rows):
-                weights = self._kept(self.dot.broadcast(k.load(k.arg("decoded"), quad * self.tile + row0 + row)))
-                for v in range(_VECTORS):
-                    slot = (row * _VECTORS + v) * width
+            x = inputs(quad)
+            for row in range(rows):
+                weights = self._kept(self.dot.broadcast(k.load(k.arg("decoded"), weights0 + quad * self.tile + row)))
+                for v in range(vectors):
+                    slot = (row * vectors + v) * width
                     total = k.load(acc, slot, width)
                     total = total + self.dot.pairs(x[v], weights) if narrow else self.dot.dot(total, x[v], weights)
                     k.store(acc, slot, total, width)
 
-        # where the compiler knew their number it would unroll them all and run out of registers
-        with T.serial(0, k.load(k.arg("steps"), 0)) as two:
+        with T.serial(0, self._pairs_of_quads(block)) as two:
             for i in range(2):
                 one(bind(k, two * 2 + i))
-        for row, v, slot in slots:
+        for row, slot in slots:
             whole = k.load(acc, slot * width, width)
             if narrow:
-                whole = k.splat(k.load(k.arg("origins"), row0 + row), n) + self.dot.widen(whole)
+                whole = k.splat(k.load(k.arg("origins"), of_row + row), n) + self.dot.widen(whole)
             value = T.Cast(f"float32x{n}", whole)
             if self.w["scales"] == "group":
-                value = value * k.splat(k.load(k.arg("factors"), row0 + row), n)
-            at = bind(k, ((row0 + row) * 4 + vector0 + v) * n)
-            k.store(k.arg("sums"), at, k.load(k.arg("sums"), at, n) + value, n)
+                value = value * k.splat(k.load(k.arg("factors"), of_row + row), n)
+            buffer, at = place(slot)
+            k.store(buffer, at, k.load(buffer, at, n) + value, n)
 
-    def _finish(self, tile: Any, first: Any, count: Any) -> None:
-        """The sums of a tile, by token; then scales, bias, residual, activation, and the stores."""
-        T, k, p, w, n = self.T, self.k, self.p, self.w, self.lanes
-        results = k.arg("results")
+    # --- results ---
+
+    def _turn(self, place: Any) -> None:
+        """The sums of a tile, by token, into `results` as tile number `place`."""
+        T, k, n = self.T, self.k, self.lanes
+        pitch, column = self.stored * self.tile, bind(k, place * self.tile)
         for v in range(self.tile // n):
             with T.serial(0, 4) as q:
                 rows = [self._row(((v * n + row) * 4 + q) * n) for row in range(n)]
                 for lane, value in enumerate(transpose(k, rows)):
                     token = q * 4 + (lane // 4 * 16 + lane % 4)
-                    k.store(results, token * self.tile + v * n, value, n)
-        common = [self.weights.table_scale]
+                    k.store(k.arg("results"), token * pitch + column + v * n, value, n)
+
+    def _store(self, lo: Any, hi: Any, first: Any, count: Any) -> None:
+        """Scales, bias, residual, activation of tiles [lo, hi), and the stores."""
+        T, k, p, w, n = self.T, self.k, self.p, self.w, self.lanes
+        pitch = self.stored * self.tile
+        by_rows = w["scope"] == "rows"  # tiles may have tables of their own
+        common = [] if by_rows else [k.load(k.arg("table_scale"), 0)]
         if w["scales"] == "tensor":
             common.append(k.load(k.arg("scales"), 0))
-        constant = bind(k, reduce(mul, common))
+        constant = bind(k, reduce(mul, common, T.float32(1.0)))
 
-        def store(columns: int) -> None:
-            with T.serial(0, count) as token:
-                factor = bind(k, constant * k.load(k.arg("xscale"), token))
-                for v in range(ceil(columns / n)):
-                    for offset, width in pieces(min(columns - v * n, n), n):
-                        at = v * n + offset
-                        value = k.load(results, token * self.tile + at, width)
-                        if w["scales"] == "channel":
-                            value = value * k.load(k.arg("scales"), tile * self.tile + at, width)
-                        value = value * k.splat(factor, width)
-                        if p["bias"]:
-                            value = value + k.load(k.arg("bias"), tile * self.tile + at, width)
-                        to = bind(k, (first + token) * w["rows"] + tile * self.tile + at)
-                        if p["residual"]:
-                            value = value + k.load(k.arg("residual"), to, width)
-                        k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
+        def store(tile: Any, columns: int, token: Any, factor: Any) -> None:
+            source = bind(k, token * pitch + T.truncmod(tile, self.stored) * self.tile)
+            if by_rows:
+                factor = bind(k, factor * k.load(k.arg("table_scale"), T.truncdiv(tile, w["span"])))
+            for v in range(ceil(columns / n)):
+                for offset, width in pieces(min(columns - v * n, n), n):
+                    at = v * n + offset
+                    value = k.load(k.arg("results"), source + at, width)
+                    if w["scales"] == "channel":
+                        value = value * k.load(k.arg("scales"), tile * self.tile + at, width)
+                    value = value * k.splat(factor, width)
+                    if p["bias"]:
+                        value = value + k.load(k.arg("bias"), tile * self.tile + at, width)
+                    to = bind(k, (first + token) * w["rows"] + tile * self.tile + at)
+                    if p["residual"]:
+                        value = value + k.load(k.arg("residual"), to, width)
+                    k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
 
         last = w["rows"] - (w["tiles"] - 1) * self.tile
-        if last == self.tile or w["tiles"] == 1:
-            store(last)
-            return
-        with T.If(tile < w["tiles"] - 1):
-            with T.Then():
-                store(self.tile)
-            with T.Else():
-                store(last)
+        whole = w["tiles"] if last == self.tile else w["tiles"] - 1
+        with T.serial(0, count) as token:
+            factor = bind(k, constant * k.load(k.arg("xscale"), token))
+            if whole:
+                with T.serial(lo, T.min(hi, whole)) as tile:
+                    store(tile, self.tile, token, factor)
+            if last != self.tile:
+                with T.If(hi == w["tiles"]), T.Then():
+                    store(T.int32(whole), last, token, factor)
 
     def _row(self, at: Any) -> Any:
         held = self.k.local(self.lanes)

@@ -3,7 +3,7 @@
 A tile is one strip of R rows. What it stores comes in blocks of B inputs with one scale a row, whose inputs are numbered. Numbers are
 signed bytes. Free places at the end of a group or strip read an input that is always zero.
 
-Arrays: `steps` int32 [1] pairs of quads of a block; `starts` int32 [tiles + 1] first block of every tile; `inputs` uint16
+Arrays: `steps` uint8 [blocks] pairs of quads that a block stores; `starts` int32 [tiles + 1] first block of every tile; `inputs` uint16
 [blocks][B]; `codes` as in byte_weights.py; `scales`; `table` and `table_scale`.
 """
 
@@ -72,7 +72,7 @@ def pack(weight: Unpacked, target: Target, label: str) -> Packed:
     largest = int(np.abs(byte_weights.signed_table(weight)[0].astype(np.int32)).max(initial=0))
     params["narrow"] = not target.vnni and size // 2 * largest * 255 <= 32767
     arrays: list[tuple[str, Array]] = [
-        ("steps", np.array([size // 8], np.int32)),
+        ("steps", ((np.bincount(index, minlength=len(names)) + 7) // 8).astype(np.uint8)),
         ("starts", starts),
         ("inputs", inputs.reshape(-1)),
     ]
@@ -101,7 +101,7 @@ def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -
         return FROM_DATA if blocks is None else blocks * each
 
     args = [
-        Arg("steps", "int32", 1, "in"),
+        Arg("steps", "uint8", sized(1), "in"),
         Arg("starts", "int32", p["tiles"] + 1, "in"),
         Arg("inputs", "uint16", sized(p["block"]), "in"),
     ]

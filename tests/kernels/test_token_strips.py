@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,17 @@ def check(
     (out,) = run_kernel("token_strips", p, [x, *(array for _, array in packed.arrays), bias, residual], target=target)
     wanted = int8.quantised(x, 0).astype(np.float64) @ rounded(weight).T.astype(np.float64) + bias[:n] + residual
     wanted = np.maximum(wanted, 0) if act == "relu" else wanted
+    if act == "gelu":
+        wanted = 0.5 * wanted * (1 + np.vectorize(math.erf)(wanted * math.sqrt(0.5)))
     assert np.abs(out.reshape(m, n) - wanted).max() <= 2e-6 * np.abs(wanted).max(initial=1.0)
 
 
 def _targets() -> list[Target]:
-    return [host_target(), *([NAMED["x86-avx2"]] if host_target().lanes == 16 else [])]
+    host = host_target()
+    narrower = ["x86-avx2"] if host.lanes == 16 else []
+    if host.lanes == 16 and host.vnni:  # 16-bit sums, and 32-bit ones with few registers
+        narrower += ["x86-avx512", "x86-avxvnni"]
+    return [host, *(NAMED[name] for name in narrower)]
 
 
 TARGETS = pytest.mark.parametrize("target", _targets(), ids=lambda t: t.name)
@@ -88,7 +95,18 @@ def test_node(target: Target) -> None:
     assert np.abs(got - wanted).max() <= 3e-6 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512"])
+@TARGETS
+def test_tables_of_tiles_that_are_stored_together(target: Target) -> None:
+    check("s16x1@50-cb4.r16-g32", 33, 256, 64, target)
+
+
+@TARGETS
+def test_gelu_of_runs_of_blocks(target: Target) -> None:
+    """More blocks than a run has, tiles of 32 rows, and tiles that are stored together."""
+    check("s32x1@60-ternary", 40, 150, 900, target, share=0.9, act="gelu")
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "x86-avxvnni", "x86-avx512vnni"])
 @pytest.mark.parametrize("text", ["s16x1@50-cb4-g32", "s16x1@50-int4-g32"])
 def test_loop_of_products_stays_in_registers(name: str, text: str, tmp_path: Path) -> None:
     weight = encode(np.random.default_rng(0).normal(size=(32, 96)).astype(np.float32), Scheme.parse(text), mask=None)
@@ -97,7 +115,7 @@ def test_loop_of_products_stays_in_registers(name: str, text: str, tmp_path: Pat
     loops = [
         loop
         for loop in innermost_loops(assembly("token_strips", p, NAMED[name], tmp_path))
-        if sum("vpmaddubsw" in line for line in loop) >= 16
+        if sum(line.startswith(("vpmaddubsw", "vpdpbusd", "{vex}")) for line in loop) >= 16
     ]
     assert loops
     assert not any(uses_stack(loop) for loop in loops)
