@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_PAGE = 4096
+_LINE, _PAGE = 64, 4096
 """Bytes."""
 
 
@@ -13,6 +13,12 @@ def prefetch(k: Any, buffer: Any, index: Any) -> None:
     T = k.T
     read, soon, data = T.int32(0), T.int32(3), T.int32(1)
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), read, soon, data))
+
+
+def prefetch_vector(k: Any, buffer: Any, index: Any) -> None:
+    """Ask for the vector of 32-bit numbers at `buffer[index]` where one is a whole cache line (AVX-512)."""
+    if 4 * k.lanes == _LINE:
+        prefetch(k, buffer, index)
 
 
 def prefetch_stream(k: Any, buffer: Any, index: Any, itemsize: int) -> None:

@@ -6,7 +6,7 @@ block are spread over the bits of each plane's bytes, so that one load feeds 8 /
 
     codes[plane][tile][block][byte of the plane][vector of rows][lane][4 inputs]
 
-* dense: every input, tiles of `TILE_VECTORS` vectors.
+* dense: every input, tiles of `TILE_VECTORS` vectors (many rows of activations, VNNI: `WIDE_TILE_VECTORS`).
 * strip: blocks of R rows x 1 input (R a multiple of the lanes): only stored inputs, in order; the kernel packs the
   activations by the strip's bitmap (`positions`) and then runs the dense loop. Each strip is padded to whole blocks. Where little
   is stored, `listed`, the numbers of the stored inputs take the bitmap's place (`places`, uint16 [blocks][block]): packing by a
@@ -42,8 +42,11 @@ from sparsec.int8 import rounded_table
 from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
-# Vectors of rows a dense tile has: two accumulators hide the latency of the additions.
-TILE_VECTORS = 2
+# Vectors of rows a dense tile has: two accumulators hide the latency of the additions. With VNNI and 32 registers three of them and
+# four rows of activations fit, with their sums in float32: less is loaded for a product.
+TILE_VECTORS, WIDE_TILE_VECTORS = 2, 3
+# Rows of activations from which on tiles are wide.
+_WIDE_FROM = 8
 # Share of stored inputs below which strips list them: a byte that is copied alone against so many eights of inputs packed at once.
 _LISTED = 0.18
 # Quads one unrolled step of a block covers: all bit fields of a plane of single bits.
@@ -113,10 +116,17 @@ def refusal(weight: Unpacked, target: Target, x_group: int) -> str:
     return ""
 
 
-def _tile_rows(weight: Unpacked, target: Target) -> int:
-    if isinstance(weight.scheme.structure, Dense):
-        return target.lanes * min(TILE_VECTORS, ceil(weight.rows / target.lanes))
-    return weight.scheme.block[0]
+def _tile_rows(weight: Unpacked, target: Target, m: int = 1) -> int:
+    """Rows of a tile for `m` rows of activations."""
+    if not isinstance(weight.scheme.structure, Dense):
+        return weight.scheme.block[0]
+    usual = target.lanes * min(TILE_VECTORS, ceil(weight.rows / target.lanes))
+    wide, meaning = target.lanes * WIDE_TILE_VECTORS, weight.scheme.codec.meaning
+    if m < _WIDE_FROM or not target.vnni or target.vector_registers < 32 or isinstance(meaning, VectorValue):
+        return usual
+    if isinstance(meaning, TableValue) and meaning.scope.kind == "rows" and meaning.scope.span % wide:
+        return usual
+    return wide if ceil(weight.rows / wide) * wide <= ceil(weight.rows / usual) * usual else usual
 
 
 def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1) -> Packed:
@@ -124,7 +134,7 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
     be empty."""
     scheme = weight.scheme
     meaning, scales = scheme.codec.meaning, scheme.scales
-    tile = _tile_rows(weight, target)
+    tile = _tile_rows(weight, target, m)
     tiles = ceil(weight.rows / tile)
     sparse = not isinstance(scheme.structure, Dense)
     bits = scheme.codec.code_bits

@@ -115,7 +115,9 @@ def build(p: Mapping[str, Any], k: Any) -> None:
 class _Gemv:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.w, self.k, self.T = p, p["w"], k, k.T
-        self.dot, self.inputs = dot.ByteDot(k), Inputs(p, k)
+        # blocks with an offset alone: xsum says where their sums of products begin
+        self.begins = bool(self.w["offset"]) and not (self.w["sparse"] or self.w["one_block"] or self.w["zero_points"])
+        self.dot, self.inputs = dot.ByteDot(k), Inputs(p, k, times=-self.w["offset"] if self.begins else 1)
         self.lanes: int = k.lanes
         self.vectors = self.w["tile"] // k.lanes
         self.block, self.blocks = self.inputs.block, self.inputs.blocks
@@ -232,7 +234,7 @@ class _Gemv:
 
             def slow(b: Any) -> None:
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
-                self._begin(acc, [x * T.int32(-w["offset"]) if w["offset"] else T.int32(0) for x in sums])
+                self._begin(acc, [self._start_of(x) for x in sums])
                 self._products(first, b, self._starts(tile, b, row0, rows), acc)
                 scales = None
                 if self.grouped:
@@ -254,6 +256,12 @@ class _Gemv:
 
             self.inputs.each_block(tile, count, block)
         self.results.finish(tile, self.row_base, row0, rows, total)
+
+    def _start_of(self, total: Any) -> Any:
+        """Where the sums of products of a block begin, whose number in xsum is `total`."""
+        if self.begins or not self.w["offset"]:
+            return total if self.begins else self.T.int32(0)
+        return total * self.T.int32(-self.w["offset"])
 
     def _begin(self, acc: Any, starts: list[Any]) -> None:
         """Accumulators of every row of activations from its number of `starts` on."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.codegen.kernels import round_groups
 from sparsec.codegen.kernels.byte_weights import zero_input
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
@@ -34,12 +34,12 @@ ROWS_AT_ONCE = 4
 # Inputs of one unrolled step of the products.
 STEP = 32
 # Rows of a block that a thread rounds for itself.
-_MOST_ROWS = 32
+_MOST_ROWS = 64
 
 
 def rows_of_block(m: int) -> int:
     """Rows that are rounded together; more rows make several blocks, shared out among the threads."""
-    return m if m <= 8 else min(_MOST_ROWS, max(8, ceil(m / 16) * ROWS_AT_ONCE))
+    return m if m <= 8 else min(_MOST_ROWS, max(8, ceil(m / 8) * ROWS_AT_ONCE))
 
 
 def padded_width(w: Mapping[str, Any]) -> int:
@@ -98,10 +98,10 @@ def _packed_stride(p: Mapping[str, Any], target: Target) -> int:
 
 
 class Inputs:
-    """Writes the code that rounds and packs (`k`: KernelBuilder)."""
+    """Writes the code that rounds and packs (`k`: KernelBuilder). times: what sums of rounded inputs are multiplied with in xsum."""
 
-    def __init__(self, p: Mapping[str, Any], k: Any) -> None:
-        self.w, self.k, self.T = p["w"], k, k.T
+    def __init__(self, p: Mapping[str, Any], k: Any, times: int = 1) -> None:
+        self.w, self.k, self.T, self.times = p["w"], k, k.T, times
         self.dot = dot.ByteDot(k)
         self.lanes: int = k.lanes
         self.width = padded_width(self.w)
@@ -152,7 +152,7 @@ class Inputs:
         if groups >= n:
             with T.serial(0, groups // n) as i:
                 at = bind(k, i * n)
-                round_groups.round_groups(k, k.arg("x"), start + at * size, size, at * size, at)
+                round_groups.round_groups(k, k.arg("x"), start + at * size, size, at * size, at, self.times)
         if groups % n:
             with T.serial(groups // n * n, groups) as g:
                 self._group(k.arg("x"), start + g * size, size, bind(k, g * size), g)
@@ -195,14 +195,14 @@ class Inputs:
         k.store(k.arg("xsum"), at, self._convert(x, source, count, inverse, dest, self.block))
 
     def _convert(self, x: Any, start: Any, count: int, inverse: Any, dest: Any, fill: int = 0) -> Any:
-        """xq[dest:] = round(x[start : start + count] * inverse), zeros up to `fill`; returns the sum of what was written."""
+        """xq[dest:] = round(x[start : start + count] * inverse), zeros up to `fill`; returns `times` the sum of what was written."""
         T, k, n, xq = self.T, self.k, self.lanes, self.k.arg("xq")
         total = k.local(n, "int32")
         k.store(total, 0, k.i32(0, n), n)
 
         def one(value: Any, to: Any) -> None:
             held = k.local(n, "int32")
-            k.store(held, 0, T.Cast(f"int32x{n}", T.nearbyint(value * k.splat(inverse, n))), n)
+            k.store(held, 0, nearest(k, value * k.splat(inverse, n), n), n)
             if self.offset:
                 k.store(held, 0, k.load(held, 0, n) + k.i32(dot.X_OFFSET, n), n)
             k.store(total, 0, k.load(total, 0, n) + k.load(held, 0, n), n)
@@ -219,7 +219,7 @@ class Inputs:
             zero = T.Cast(f"int8x{n}", k.i32(0, n))
             with T.serial(0, ceil((fill - done) / n)) as i:
                 k.store(xq, dest + done + i * n, zero, n)
-        return bind(k, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", k.load(total, 0, n)))
+        return bind(k, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", k.load(total, 0, n)) * self.times)
 
     # --- packing ---
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from sparsec.codegen.isa.horizontal import reduce_each
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.memory import prefetch_vector
+from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.int8 import ACTIVATION_MAX
 
 
@@ -18,9 +19,9 @@ def several(k: Any, size: int) -> bool:
     return bool(size % k.lanes == 0)
 
 
-def round_groups(k: Any, x: Any, start: Any, size: int, dest: Any, at: Any) -> None:
-    """Round `k.lanes` groups of `size` floats from x[start] on: bytes to xq[dest:], one scale and one sum each to xscale[at:]
-    and xsum[at:]."""
+def round_groups(k: Any, x: Any, start: Any, size: int, dest: Any, at: Any, times: int = 1) -> None:
+    """Round `k.lanes` groups of `size` floats from x[start] on: bytes to xq[dest:], one scale and `times` the sum of each to
+    xscale[at:] and xsum[at:]."""
     T, n = k.T, k.lanes
     vectors = range(0, size, n)
     peaks = []
@@ -40,11 +41,13 @@ def round_groups(k: Any, x: Any, start: Any, size: int, dest: Any, at: Any) -> N
         total = None
         for i in vectors:
             whole = k.local(n, "int32")
+            prefetch_vector(k, x, start + ((n + group) * size + i))  # the next groups
             value = k.load(x, start + (group * size + i), n) * factor
-            k.store(whole, 0, T.Cast(f"int32x{n}", T.nearbyint(value)), n)
+            k.store(whole, 0, nearest(k, value, n), n)
             k.store(k.arg("xq"), dest + (group * size + i), T.Cast(f"int8x{n}", k.load(whole, 0, n)), n)
             total = k.load(whole, 0, n) if total is None else total + k.load(whole, 0, n)
         held = k.local(n, "int32")
         k.store(held, 0, total, n)
         sums.append(k.load(held, 0, n))
-    k.store(k.arg("xsum"), at, reduce_each(k, sums, lambda a, b: a + b), n)
+    total = reduce_each(k, sums, lambda a, b: a + b)
+    k.store(k.arg("xsum"), at, total if times == 1 else total * k.i32(times, n), n)

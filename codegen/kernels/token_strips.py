@@ -25,6 +25,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.memory import prefetch_vector
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
 from sparsec.codegen.isa.vecmath import bind, nearest
@@ -205,6 +206,7 @@ class _TokenStrips:
 
         if size >= n:
             with T.serial(0, size // n) as i:
+                prefetch_vector(k, x, start + i * n + size)  # the next row
                 one(k.load(x, start + i * n, n), i * n)
         if size % n:
             done = size // n * n
