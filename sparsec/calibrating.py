@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sparsec.calibration import calibration_labels, calibration_samples
+from sparsec.codegen.machine import cpu_count
 from sparsec.errors import RecipeError
 from sparsec.executors import open_workers
 from sparsec.passes import Calibration
@@ -60,7 +60,7 @@ def opened_calibration(
     found = calibration_labels(source, labels, model, len(samples))
     with open_workers(executor, jobs) as workers:
         yield Calibration(
-            samples[:few], workers.executor, workers.count, os.cpu_count() or 1 if executor else workers.count,
+            samples[:few], workers.executor, workers.count, cpu_count() if executor else workers.count,
             [] if recover is None else samples[: recover.samples],
             found, loss,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from sparsec.codegen.machine import cpu_count
 from sparsec.errors import CalibrationError
 
 __all__ = ["Workers", "open_workers"]
@@ -40,7 +40,7 @@ def open_workers(where: Executor | str | None = None, jobs: int | None = None) -
     Raises:
         CalibrationError: the address is none, `distributed` is not installed, no scheduler answers or it has no workers.
     """
-    cores = jobs or os.cpu_count() or 1
+    cores = jobs or cpu_count()
     if where is None:
         with ThreadPoolExecutor(cores) as threads:
             yield Workers(threads, cores)

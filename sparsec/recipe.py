@@ -89,9 +89,10 @@ class Calibrate(_Strict):
     """How calibration inputs are used.
 
     sequential: layers see the activations of the model as compressed so far; else the uncompressed model's. correction: 0 to 1,
-    how much of the difference between the two a layer makes up for. samples: the most that are read. mask: an input of the model
-    that is 0 where another input is padding; what products read there does not count (models without such an input: no matter).
-    biases: biases take up what compression does to the mean of a layer's outputs; a layer without a bias gets one.
+    how much of the difference between the two a layer makes up for: in its inputs, and two thirds as far in what is added to its
+    outputs. samples: the most that are read. mask: an input of the model that is 0 where another input is padding; what products
+    read there does not count (models without such an input: no matter). biases: biases take up what compression does to the mean
+    of a layer's outputs; a layer without a bias gets one.
     """
 
     sequential: bool = True

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.passes.calibrate.inputs import layer_rows
+from sparsec.passes.calibrate.inputs import layer_rows, output_rows
+from sparsec.passes.calibrate.residual import Residual
 from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.statistics import Moments, Statistics
 from sparsec.passes.weights import Use
@@ -27,10 +28,12 @@ def statistics_of(
     masks: Sequence[np.ndarray[Any, Any] | None],
     *,
     centred: bool = True,
+    residual: Residual | None = None,
 ) -> list[Statistics]:
     """Of the `cols` inputs of a layer, one for each group of a convolution; `dense`: the uncompressed model at the same cut.
 
-    masks: for each sample, where it is padding (0), or None.
+    masks: for each sample, where it is padding (0), or None. residual: what another branch adds to the outputs,
+    at the same cut; counts with `dense`.
     """
     x = use.node.inputs[0]
     assert x is not None
@@ -39,10 +42,15 @@ def statistics_of(
     for sample, mask in enumerate(masks):
         rows = layer_rows(use, stream.value(name, sample), limit, sample, mask)
         before = layer_rows(use, dense.value(name, sample), limit, sample, mask) if dense is not None else None
+        ahead: list[Any] = [None] * len(rows)
+        if dense is not None and residual is not None:
+            off = dense.value(residual.name, sample) - stream.value(residual.name, sample)
+            outputs = output_rows(use, off, limit, sample, mask)
+            ahead = np.split(outputs if residual.order is None else outputs[:, residual.order], len(rows), axis=1)
         if not moments:
             moments = [Moments(part.shape[1], with_dense=dense is not None) for part in rows]
         for number, part in enumerate(rows):
-            moments[number].add(part, None if before is None else before[number])
+            moments[number].add(part, None if before is None else before[number], ahead[number])
     return [m.statistics(centred=centred) for m in moments]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.passes.calibrate.gather import geometry, statistics_of
+from sparsec.passes.calibrate.residual import Residual, added_to
 from sparsec.passes.calibrate.segments import Segment, segments
 from sparsec.passes.calibrate.shared import why_not_shared
 from sparsec.passes.calibrate.stream import Stream
@@ -29,6 +30,8 @@ class Group:
     node: int
     x: str
     members: list[int]
+    residuals: dict[int, Residual] = field(default_factory=dict)
+    """What other branches add to the outputs of members, where it is at hand when their turn comes."""
 
 
 def why_not(choice: Choice) -> str:
@@ -63,8 +66,17 @@ def groups_of(choices: Sequence[Choice], members: Sequence[int]) -> list[Group]:
 def planned(model: ir.Model, groups: Sequence[Group], choices: Sequence[Choice]) -> list[tuple[Group, Segment]]:
     """Groups in order of execution, each with the segment of the graph that leads to it."""
     numbers = {node: number for number, node in enumerate(model.graph)}
+
+    def made_at(residual: Residual) -> int:
+        producer = residual.value.producer()
+        return -1 if producer is None else numbers[producer]
+
     for group in groups:
         group.node = min(numbers[choices[i].weight.uses[0].node] for i in group.members)
+        added = {i: added_to(choices[i].weight.uses[0]) for i in group.members}
+        group.residuals = {
+            i: residual for i, residual in added.items() if residual is not None and made_at(residual) < group.node
+        }
     ordered = sorted(groups, key=lambda group: group.node)
     plan = segments(model.graph, [group.node for group in ordered], [[group.x] for group in ordered])
     return list(zip(ordered, plan, strict=True))
@@ -82,11 +94,14 @@ def gather(
     """Statistics of each member's inputs, one for each group of its convolution; equal geometries are looked at once."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for index in group.members:
-        alike.setdefault(geometry(choices[index].weight.uses[0]), []).append(index)
+        key = (geometry(choices[index].weight.uses[0]), group.residuals.get(index))
+        alike.setdefault(key, []).append(index)
     found = []
-    for members in alike.values():
+    for (_, residual), members in alike.items():
         weight = choices[members[0]].weight
-        statistics = statistics_of(weight.uses[0], weight.cols, stream, dense, masks, centred=centred)
+        statistics = statistics_of(
+            weight.uses[0], weight.cols, stream, dense, masks, centred=centred, residual=residual
+        )
         found += [(index, statistics) for index in members]
     return found
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsec.passes.weights import Use
 
-__all__ = ["layer_rows"]
+__all__ = ["layer_rows", "output_rows"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -27,10 +27,21 @@ def layer_rows(
     """
     if use.node.op_type == "Conv":
         return _patches(use.node, x, limit, seed)
-    rows = x.reshape(-1, x.shape[-1])
-    if mask is not None and mask.size == len(rows):
-        rows = rows[mask.reshape(-1) != 0]
+    rows = _unpadded(x, mask)
     return [np.ascontiguousarray(rows[_chosen(len(rows), limit, seed)], np.float32)]
+
+
+def output_rows(use: Use, y: Floats, limit: int, seed: int, mask: NDArray[Any] | None = None) -> NDArray[np.float32]:
+    """What lies at the positions of `layer_rows` in a value with the shape of the layer's outputs, float32 [T, N]."""
+    channels_last = np.moveaxis(y, 1, -1) if use.node.op_type == "Conv" else y
+    rows = _unpadded(channels_last, None if use.node.op_type == "Conv" else mask)
+    return np.ascontiguousarray(rows[_chosen(len(rows), limit, seed)], np.float32)
+
+
+def _unpadded(x: Floats, mask: NDArray[Any] | None) -> Floats:
+    """Rows [positions, K] of [..., K], without those of padding."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[mask.reshape(-1) != 0] if mask is not None and mask.size == len(rows) else rows
 
 
 def _chosen(count: int, limit: int, seed: int) -> NDArray[np.intp] | slice:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from sparsec.passes.calibrate.inputs import layer_rows
+from sparsec.passes.calibrate.inputs import layer_rows, output_rows
 from sparsec.passes.weights import Use
 from sparsec.reference import Reference
 
@@ -80,3 +80,25 @@ def test_padding_does_not_count() -> None:
     assert np.array_equal(rows, x[0, [0, 1, 3]])
     (rows,) = layer_rows(Use(node, 1, "MatMul", True), x[:, 0], 100, 0, mask)  # one row a sample: pooled
     assert np.array_equal(rows, x[0, :1])
+
+
+@pytest.mark.parametrize(("channels", "out", "kernel", "size", "attributes"), CASES)
+def test_output_rows_lie_where_the_inputs_do(
+    channels: int, out: int, kernel: tuple[int, ...], size: tuple[int, ...], attributes: dict[str, object]
+) -> None:
+    model = convolution(channels, out, kernel, size, **attributes)
+    use = Use(next(iter(model.graph)), 1, "Conv", False)
+    x = np.random.default_rng(0).standard_normal((2, channels, *size)).astype(np.float32)
+    y = Reference(model).run({"x": x})["y"]
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    parts = layer_rows(use, x, 5, 3)
+    split = np.split(weight.numpy().reshape(out, -1), len(parts))
+    expected = np.concatenate([part @ w.T for part, w in zip(parts, split, strict=True)], 1)
+    np.testing.assert_allclose(output_rows(use, y, 5, 3), expected, atol=1e-4)
+
+
+def test_output_rows_without_padding() -> None:
+    node = ir.node("MatMul", [ir.Value(name="x"), ir.Value(name="w")])
+    y, mask = np.arange(24, dtype=np.float32).reshape(1, 6, 4), np.array([[1, 1, 0, 1, 0, 0]])
+    assert np.array_equal(output_rows(Use(node, 1, "MatMul", True), y, 10, 0, mask), y[0, [0, 1, 3]])
