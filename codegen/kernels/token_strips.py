@@ -142,6 +142,7 @@ class _TokenStrips:
         self.quads = self.w["block"] // 4
         self.holds, self.run = _holds_sums(self.w, k.target), _blocks_of_run(self.w, k.target)
         self.stored = _tiles_stored(self.w)
+        self.own_tables = self.w["scope"] == "rows"  # of tiles that are stored together
 
     def write(self) -> None:
         T, k, tiles = self.T, self.k, self.w["tiles"]
@@ -383,6 +384,8 @@ class _TokenStrips:
         for v in range(self.tile // n):
             with T.serial(0, 4) as q:
                 rows = [self._row(((v * n + row) * 4 + q) * n) for row in range(n)]
+                if self.own_tables:
+                    rows = [bind(k, row * k.splat(self.weights.table_scale, n)) for row in rows]
                 for lane, value in enumerate(transpose(k, rows)):
                     token = q * 4 + (lane // 4 * 16 + lane % 4)
                     k.store(k.arg("results"), token * pitch + column + v * n, value, n)
@@ -391,16 +394,13 @@ class _TokenStrips:
         """Scales, bias, residual, activation of tiles [lo, hi), and the stores."""
         T, k, p, w, n = self.T, self.k, self.p, self.w, self.lanes
         pitch = self.stored * self.tile
-        by_rows = w["scope"] == "rows"  # tiles may have tables of their own
-        common = [] if by_rows else [k.load(k.arg("table_scale"), 0)]
+        common = [] if self.own_tables else [k.load(k.arg("table_scale"), 0)]
         if w["scales"] == "tensor":
             common.append(k.load(k.arg("scales"), 0))
         constant = bind(k, reduce(mul, common, T.float32(1.0)))
 
         def store(tile: Any, columns: int, token: Any, factor: Any) -> None:
             source = bind(k, token * pitch + T.truncmod(tile, self.stored) * self.tile)
-            if by_rows:
-                factor = bind(k, factor * k.load(k.arg("table_scale"), T.truncdiv(tile, w["span"])))
             for v in range(ceil(columns / n)):
                 for offset, width in pieces(min(columns - v * n, n), n):
                     at = v * n + offset
