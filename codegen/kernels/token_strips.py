@@ -134,7 +134,7 @@ def build(p: Mapping[str, Any], k: Any) -> None:
 class _TokenStrips:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.w, self.k, self.T = p, p["w"], k, k.T
-        self.dot, self.weights = dot.ByteDot(k), Weights(self.w, k, once=False)
+        self.dot, self.weights = dot.ByteDot(k), Weights(self.w, k, once=True)
         self.lanes: int = k.lanes
         self.tokens = 4 * k.lanes  # of a block: bytes of a vector
         self.width = token_weights.padded_inputs(self.w["k"])
