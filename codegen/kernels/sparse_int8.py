@@ -3,8 +3,8 @@
 Two ways to multiply, each taken where it is predicted to be the fastest, float32 kernels included:
 
 * whole numbers: vectors over tokens and stored entries only (spmm.py in the words of spmm_bytes.py).
-* filled: a few tokens and weights that store about half or more: with its zeros written out the weight is dense bytes, which
-  gemv.py multiplies four at a time, where the float32 kernel would load its inputs one by one.
+* filled: a few tokens (VNNI: any number) and weights that store about half or more: with its zeros written out the weight is dense
+  bytes, which gemv.py multiplies four at a time, where the float32 kernel would load its inputs one by one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
 # Measured, in vector multiplications of the dense float32 kernel (as in spmm_rules.py): a vector of tokens by an entry of a single
-# row, and by one row of an entry of several; then bringing four inputs in. (VNNI and aarch64: by counting instructions.)
+# row, and by one row of an entry of several; then bringing four inputs in. (VNNI: on Zen 5; aarch64: by counting instructions.)
 _ENTRY = {
     "x86-512": {"pairs": (2.0, 1.6), "quads": (2.75, 2.5)},
     "x86-256": {"pairs": (1.75, 1.5), "quads": (2.35, 2.2)},
@@ -46,11 +46,12 @@ _ENTRY = {
 }
 _AS_FLOATS = {"pairs": 1.2, "quads": 1.65}  # an entry, in those of float32
 _RUN_END = 10.0  # a row of a run of one group joins the sums of a vector of tokens
-_VNNI_QUADS = (1.8, 1.5)
+_VNNI_QUADS = {"x86-512": (1.4, 0.75), "x86-256": (1.0, 0.5)}
 _MOVED = {"x86-512": 20.0, "x86-256": 13.0, "aarch64": 10.0}
 # gemv.py on n * k / lanes bytes: once, and for every row of activations; codes of 8 bits and of less.
 _FILLED = {8: (0.9, 1.0), 4: (0.4, 0.65), 2: (0.4, 0.65)}
-_MOST_FILLED = 64  # tokens: more are faster by stored entries
+_FILLED_VNNI = {8: (0.25, 0.24), 4: (0.2, 0.27), 2: (0.2, 0.27)}
+_MOST_FILLED = 64  # tokens: more are faster by stored entries without VNNI
 # Bytes of a filled weight over those of what spmv.py stores (a column and a code for every weight), at most.
 _MOST_GROWTH = 1.5
 
@@ -106,7 +107,8 @@ def whole_work(weight: Unpacked, chosen: Chosen, tokens: int, target: Target) ->
     strip = spmm_weights.strip_height(weight.scheme.block[0], spmm_plan.max_strip(target))
     entries, runs = spmm_words.entries(weight, chosen, strip)
     costs = _ENTRY[isa(target)]
-    alone, shared = _VNNI_QUADS if target.vnni and _kind(chosen) == "quads" else costs[_kind(chosen)]
+    joined = target.vnni and _kind(chosen) == "quads"
+    alone, shared = _VNNI_QUADS[isa(target)] if joined else costs[_kind(chosen)]
     vectors = -(-tokens // target.lanes)
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     each = entries * (alone if strip == 1 else shared) + runs * _RUN_END
@@ -116,7 +118,7 @@ def whole_work(weight: Unpacked, chosen: Chosen, tokens: int, target: Target) ->
 
 def filled_work(weight: Unpacked, dense: Unpacked, tokens: int, target: Target) -> float:
     """Of gemv.py on a weight with its zeros, in the same unit."""
-    once, each = _FILLED[dense.scheme.codec.code_bits]
+    once, each = (_FILLED_VNNI if target.vnni else _FILLED)[dense.scheme.codec.code_bits]
     return weight.rows * weight.cols / target.lanes * (once + each * tokens)
 
 
@@ -139,7 +141,7 @@ def _plans(
     if chosen is not None:
         found["whole"] = whole_work(weight, chosen, tokens, target)
     # numbers may take fewer bits than codes
-    dense = filled(weight) if tokens <= _MOST_FILLED else None
+    dense = filled(weight) if tokens <= _MOST_FILLED or target.vnni else None
     if dense is not None and not byte_weights.refusal(dense, target, x_group):
         stored = spmm_weights.stored(weight) * (16 + max(weight.scheme.codec.code_bits, 1))
         if weight.rows * weight.cols * dense.scheme.codec.code_bits <= _MOST_GROWTH * stored:
