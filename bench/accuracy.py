@@ -168,6 +168,7 @@ def runner(data: bytes, model: ZooModel) -> Run:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = cpu_count()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside others it stands still
     options.log_severity_level = 3
     session = ort.InferenceSession(data, options)
     names = {value.name for value in session.get_inputs()}
