@@ -112,12 +112,12 @@ def _holds_sums(w: Mapping[str, Any], target: Target) -> bool:
 
 def _blocks_of_run(w: Mapping[str, Any], target: Target) -> int:
     """Blocks that are decoded and interleaved before their products."""
-    return max(1, _RUN // w["block"]) if _holds_sums(w, target) else 1
+    return max(1, _RUN // int(w["block"])) if _holds_sums(w, target) else 1
 
 
 def _tiles_stored(w: Mapping[str, Any]) -> int:
     """Tiles that are stored together."""
-    return max(1, _STORED // w["tile"])
+    return max(1, _STORED // int(w["tile"]))
 
 
 def cost(p: Mapping[str, Any], blocks: int) -> int:
