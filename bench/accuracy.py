@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,19 @@ def _compressed(bar: Bar, calibrated: bool) -> _Made | None:
         return None
     if bar.budget:
         return _within(bar.model, bar.budget, bar.program, calibrated)
-    return _compressed_as(bar.model, bar.scheme, bar.targets, bar.activations, bar.scope, bar.reorder, calibrated)
+    return _compressed_as(replace(bar, score="", how="", limit=0.0), calibrated)
 
 
 @cache
-def _compressed_as(
-    name: str, scheme: str, targets: str, activations: str, scope: str, reorder: bool, calibrated: bool
-) -> _Made:
+def _compressed_as(asked: Bar, calibrated: bool) -> _Made:
+    """A model as a bar asks, whatever score it is for."""
     import sparsec
 
-    model = get(name)
-    rule: dict[str, Any] = {"targets": targets, "ignore": "Gather", "scheme": scheme, "activations": activations}
-    rule |= {"sparsify": {"scope": scope, "reorder": reorder}, "optional": True}
-    recipe = {"version": 1, "rules": [rule]}  # tied tables too stay as they are
+    name, model = asked.model, get(asked.model)
+    rule: dict[str, Any] = {"targets": asked.targets, "ignore": "Gather", "scheme": asked.scheme}
+    rule |= {"activations": asked.activations, "sparsify": {"scope": asked.scope, "reorder": asked.reorder}}
+    own = [{"targets": "DepthwiseConv", "scheme": asked.depthwise}] if asked.depthwise else []
+    recipe = {"version": 1, "rules": [rule | {"optional": True}, *own]}  # tied tables too stay as they are
     start = time.perf_counter()
     made = sparsec.compress(
         model.onnx_file(), recipe, input_shapes=model.input_shapes, input_values=model.input_values, verify=False,

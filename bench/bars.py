@@ -27,6 +27,8 @@ class Bar:
     """Who gets the zeros (`sparsify.scope`); their share of all weights is the scheme's either way."""
     reorder: bool = False
     """Rows in an order in which blocks lose less (`sparsify.reorder`)."""
+    depthwise: str = ""
+    """Scheme of depthwise convolutions, where they have their own."""
     budget: str = ""
     """In place of a scheme: what the whole model may cost."""
     program: bool = False
@@ -41,8 +43,9 @@ class Bar:
         """Scheme of weights, and of activations where they are rounded; what else was asked of the zeros."""
         if self.budget:
             return f"{self.budget} of {'weights.bin' if self.program else 'ONNX'}"
-        if self.scope != "layer" or self.reorder:
-            asked = [f"scope {self.scope}"] * (self.scope != "layer") + ["rows reordered"] * self.reorder
+        asked = [f"scope {self.scope}"] * (self.scope != "layer") + ["rows reordered"] * self.reorder
+        asked += [f"depthwise {self.depthwise}"] * bool(self.depthwise)
+        if asked:
             return ", ".join([self.scheme, *asked])
         return self.scheme if self.activations == "auto" else f"{self.scheme} x {self.activations}"
 
@@ -121,6 +124,7 @@ BARS = [
     *_top1("resnet20", "s2:4", 1.9),
     *_top1("resnet20", "s16x1@50-cb4-g32", 5.0),
     *_top1("mobilenet_v2", "cb4", 1.0),
+    Bar("mobilenet_v2", "cb4", "top-1 %", "lose at most", 1.0, depthwise="int8"),
     Bar("mobilenet_v2", "int8", "top-1 %", "lose at most", 0.7, activations="int8-static"),
     Bar("mobilenet_v2", "", "top-1 %", "lose at most", 2.5, budget="1.45MB"),
     Bar("minilm", "", "cosine", "at least", 0.985, budget="11.5MB"),
