@@ -39,7 +39,7 @@ _PART_BYTES = 512 * 1024
 # Smallest unit, in multiplications, that is worth waking a thread for.
 _UNIT_MACS = 250_000
 # Steps of K that are unrolled, and how many steps ahead B is fetched.
-_UNROLL, _AHEAD = 4, 12
+_UNROLL, _AHEAD = 2, 12
 # A costlier activation is applied in a pass of its own over the tile in cache: the accumulators would not stay in registers.
 _CHEAP_ACTIVATION = 5
 

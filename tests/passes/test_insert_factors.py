@@ -119,17 +119,18 @@ def test_outputs_are_those_of_the_decoded_sums(network: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("network", [image_network, text_network])
 def test_branches_pay_and_calibrated_ones_more(network: Any) -> None:
-    feeds, others = samples(network(), 12), samples(network(), 8, seed=9)
-    wanted = [Reference(network()).run(feed)["y"] for feed in others]
-
-    def lost(rule: dict[str, Any], calibration: Any) -> float:
-        run = Reference(made(network, rule, calibration).model).run
-        return float(sum(np.square(run(feed)["y"] - y).sum() for feed, y in zip(others, wanted, strict=True)))
-
-    plain = {"scheme": "int2"}
-    assert lost(BRANCH, None) < 0.8 * lost(plain, None)
-    assert lost(BRANCH, feeds) < 0.8 * lost(plain, feeds)
-    assert lost(BRANCH, feeds) < 0.8 * lost(BRANCH, None)
+    """On average over three draws of samples, enough for the 252 inputs of the image network's last layer."""
+    lost: dict[str, float] = dict.fromkeys(("plain", "branch", "plain, calibrated", "branch, calibrated"), 0.0)
+    for draw in (1, 2, 3):
+        feeds, others = samples(network(), 128, seed=draw), samples(network(), 8, seed=draw + 8)
+        wanted = [Reference(network()).run(feed)["y"] for feed in others]
+        for name in lost:
+            rule = BRANCH if name.startswith("branch") else {"scheme": "int2"}
+            run = Reference(made(network, rule, feeds if "calibrated" in name else None).model).run
+            lost[name] += sum(float(np.square(run(x)["y"] - y).sum()) for x, y in zip(others, wanted, strict=True))
+    assert lost["branch"] < 0.8 * lost["plain"]
+    assert lost["branch, calibrated"] < 0.8 * lost["plain, calibrated"]
+    assert lost["branch, calibrated"] < 0.8 * lost["branch"]
 
 
 @pytest.mark.parametrize("rule", list(RULES))
