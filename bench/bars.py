@@ -145,16 +145,15 @@ def _nncf(*variants: str) -> tuple[Candidate, ...]:
 RIVALS = {
     ("int4-g32", "MatMul"): (
         *_ort("rtn4-g32", "rtn4_asym-g32", "kquant4-g32", "hqq4-g32", "gptq4-g32"),
-        *_nncf("int4_sym-g32", "int4_asym-g32", "nf4-g32", "cb4-g32"),
-        *_nncf("int4_sym-g32-awq", "int4_sym-g32-tuned", "int4_sym-g32-gptq"),
+        *_nncf("int4_sym-g32", "int4_asym-g32", "nf4-g32", "cb4-g32", "int4_sym-g32-tuned", "int4_sym-g32-gptq"),
     ),
-    ("int3-g32", "MatMul"): _nncf("int3_sym-g32", "int3_sym-g32-awq", "int3_sym-g32-tuned", "int3_sym-g32-gptq"),
-    ("cb3-c", "MatMul"): _nncf("int3_sym-row", "int3_sym-row-awq", "int3_sym-row-tuned"),
+    ("int3-g32", "MatMul"): _nncf("int3_sym-g32", "int3_sym-g32-tuned", "int3_sym-g32-gptq"),
+    ("cb3-c", "MatMul"): _nncf("int3_sym-row", "int3_sym-row-tuned"),
     ("int2-g32", "MatMul"): (
         *_ort("rtn2-g32", "rtn2_asym-g32"),
-        *_nncf("int2_sym-g32", "int2_sym-g32-awq", "int2_sym-g32-tuned"),
+        *_nncf("int2_sym-g32", "int2_sym-g32-tuned"),
     ),
-    ("vq2d4-c", "MatMul"): (*_ort("rtn2_asym-g128"), *_nncf("int2_sym-row", "int2_sym-row-awq", "int2_sym-row-tuned")),
+    ("vq2d4-c", "MatMul"): (*_ort("rtn2_asym-g128"), *_nncf("int2_sym-row", "int2_sym-row-tuned")),
     ("int4", "*"): _ort("static4"),
     ("cb4", "*"): _ort("static4"),
     ("int8 x int8-static", "*"): (*_ort("static", "static-percentile", "static-entropy", "dynamic"), *_nncf("ptq")),

@@ -14,7 +14,7 @@ from bench.rivals.protocol import CannotError, Job, Prepared
 
 
 def outputs(job: Job) -> Prepared:
-    """variant: ptq, or <mode>-g<group> or <mode>-row with -awq, -tuned (AWQ, scale estimation) or -gptq; modes are NNCF's words."""
+    """variant: ptq, or <mode>-g<group> or <mode>-row with -tuned (AWQ, scale estimation) or -gptq; modes are NNCF's words."""
     core = ov.Core()
     model = core.read_model(job["onnx"])
     names = {name for port in model.inputs for name in port.get_names()}
@@ -59,7 +59,7 @@ def _weights(model: Any, variant: str, dataset: Any, count: int) -> Any:
         ignored_scope=nncf.IgnoredScope(types=["Gather"], validate=False),
         dataset=dataset if how else None,
         subset_size=count,
-        awq=True if how in (["awq"], ["tuned"]) else None,
+        awq=True if how == ["tuned"] else None,
         scale_estimation=True if how == ["tuned"] else None,
         gptq=True if how == ["gptq"] else None,
         advanced_parameters=nncf.AdvancedCompressionParameters(
