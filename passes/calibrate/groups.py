@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from sparsec.passes.calibrate.gather import geometry, statistics_of
 from sparsec.passes.calibrate.residual import Residual, added_to
@@ -123,7 +124,8 @@ def survey(
     try:
         for group, segment in planned(model, groups_of(choices, members), choices):
             stream.advance(segment)
-            for index, statistics in gather(group, choices, stream, None, masks, centred=settings.biases):
-                visit(choices[index], statistics)
+            with threadpool_limits(1, user_api="blas"):  # as in layers.py
+                for index, statistics in gather(group, choices, stream, None, masks, centred=settings.biases):
+                    visit(choices[index], statistics)
     finally:
         stream.close()

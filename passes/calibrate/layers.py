@@ -54,7 +54,7 @@ def calibrate(
     masks = [sample.get(settings.mask) for sample in samples]
     work = _Work(choices, settings, executor, tasks, progress, gradients)
     if shared:
-        with threadpool_limits(threads, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"):
             weights = [choices[i].weight for i in shared]
             for index, statistics in zip(
                 shared, shared_statistics(model, weights, samples, masks, threads), strict=True
@@ -77,8 +77,8 @@ def calibrate(
                 _replace(stream.model, choices[index], work.found[index], None)
         for group, segment in plan:
             _advance((stream, dense), segment)
-            # More threads than cores make BLAS many times slower.
-            with threadpool_limits(max(1, threads // len(group.members)) if sequential else 1, user_api="blas"):
+            # The last bits of BLAS's sums depend on its threads; files must not depend on how many there are.
+            with threadpool_limits(1, user_api="blas"):
                 for index, found in gather(group, choices, stream, dense, masks, centred=settings.biases):
                     work.submit(index, found)
                 if sequential:

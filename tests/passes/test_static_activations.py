@@ -69,8 +69,11 @@ def test_equal_runs_give_equal_bytes_and_the_recipe_reproduces_them() -> None:
     samples = images(4)
     first, second = (sparsec.compress(DIGITS, RECIPE, input_shapes={"N": 1}, calibration=samples) for _ in range(2))
     assert first.to_bytes() == second.to_bytes()
-    again = sparsec.compress(DIGITS, load_recipe(first.recipe), input_shapes={"N": 1}, calibration=samples, jobs=2)
-    assert again.to_bytes() == first.to_bytes()
+    for jobs in (1, 2, 3):
+        again = sparsec.compress(
+            DIGITS, load_recipe(first.recipe), input_shapes={"N": 1}, calibration=samples, jobs=jobs
+        )
+        assert again.to_bytes() == first.to_bytes()
 
 
 @pytest.mark.parametrize("ties", [False, True])
