@@ -21,13 +21,12 @@ from sparsec.op_view import view
 from sparsec.target import NAMED, host_target
 from tests.kernels.programs import reference, run_program
 
-RNG = np.random.default_rng()
-
 
 def test_cut_is_minimal() -> None:
+    rng = np.random.default_rng()
     for _ in range(30):
-        n = int(RNG.integers(2, 8))
-        edges = [(*RNG.integers(0, n, 2).tolist(), int(RNG.integers(0, 20))) for _ in range(3 * n)]
+        n = int(rng.integers(2, 8))
+        edges = [(*rng.integers(0, n, 2).tolist(), int(rng.integers(0, 20))) for _ in range(3 * n)]
 
         def cost(side: set[int], edges: list[tuple[int, int, int]] = edges) -> int:
             return sum(c for a, b, c in edges if a not in side and b in side)
@@ -46,9 +45,10 @@ def test_cut_is_minimal() -> None:
 
 def _elementwise_graph(nodes: int) -> ir.Model:
     """A random graph of binary nodes on (1, 4, 3, 3)."""
+    rng = np.random.default_rng()
     names, built = ["x0", "x1"], []
     for index in range(nodes):
-        left, right = RNG.choice(names, 2)
+        left, right = rng.choice(names, 2)
         built.append(helper.make_node("Add", [left, right], [f"v{index}"], name=f"n{index}"))
         names.append(f"v{index}")
     kind = 1
@@ -60,12 +60,13 @@ def _elementwise_graph(nodes: int) -> ir.Model:
 def _is_cheapest(model: ir.Model) -> bool:
     """Whether the plan for random costs is as cheap as the best of all labellings."""
     low = Lowering(model, host_target(), "test")
+    rng = np.random.default_rng()
     nodes = list(model.graph)
     table: dict[str | None, Choice] = {}
     for node in nodes:
-        cost = {"row": float(RNG.integers(0, 900)), "cl": float(RNG.integers(0, 900))}
-        if RNG.random() < 0.3:
-            del cost["cl" if RNG.random() < 0.5 else "row"]
+        cost = {"row": float(rng.integers(0, 900)), "cl": float(rng.integers(0, 900))}
+        if rng.random() < 0.3:
+            del cost["cl" if rng.random() < 0.5 else "row"]
         table[node.name] = Choice(cost)  # type: ignore[arg-type]
 
     def total(labels: dict[str | None, str]) -> float:
@@ -96,7 +97,7 @@ def _network(blocks: int = 3) -> tuple[ir.Model, dict[str, np.ndarray]]:
         assert x.shape is not None
         columns = int(x.shape[1]) // group * kernel * kernel  # type: ignore[arg-type]
         name = f"conv{len(graph)}"
-        weight = (RNG.normal(size=(filters, columns)) / np.sqrt(columns)).astype(np.float32)
+        weight = (np.random.default_rng().normal(size=(filters, columns)) / np.sqrt(columns)).astype(np.float32)
         built = ops.conv(
             x, ops.weight_inputs(weight, f"{name}.w"), kernel_shape=(kernel, kernel), name=name, group=group,
             strides=(stride, stride), pads=[kernel // 2] * 4, activation="relu",
@@ -122,7 +123,7 @@ def _network(blocks: int = 3) -> tuple[ir.Model, dict[str, np.ndarray]]:
     pool.outputs[0].shape = ir.Shape((1, 8, 1, 1))
     graph.append(pool)
     graph.outputs.append(pool.outputs[0])
-    return model, {"x": RNG.normal(size=(1, 3, 33, 33)).astype(np.float32)}
+    return model, {"x": np.random.default_rng().normal(size=(1, 3, 33, 33)).astype(np.float32)}
 
 
 def _pointwise_in_row(which: Callable[[str], bool]) -> Callable[[ir.Node, Lowering], Choice | None]:

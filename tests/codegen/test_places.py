@@ -16,7 +16,6 @@ from sparsec.formats import Scheme, encode
 from sparsec.target import host_target
 from tests.kernels.programs import reference, run_program
 
-RNG = np.random.default_rng()
 Array = np.ndarray
 
 
@@ -28,12 +27,12 @@ class Net:
         self.model = ir.Model(self.graph, ir_version=10)
         self.x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
         self.graph.inputs.append(self.x)
-        self.feed = {"x": RNG.normal(size=shape).astype(np.float32)}
+        self.feed = {"x": np.random.default_rng().normal(size=shape).astype(np.float32)}
 
     def conv(self, x: ir.Value, filters: int, kernel: int = 1, scheme: str = "fp32") -> ir.Value:
         assert x.shape is not None
         name, columns = f"conv{len(self.graph)}", int(x.shape[1]) * kernel * kernel  # type: ignore[arg-type]
-        weight: Array = RNG.normal(size=(filters, columns)).astype(np.float32)
+        weight: Array = np.random.default_rng().normal(size=(filters, columns)).astype(np.float32)
         data = weight if scheme == "fp32" else encode(weight, Scheme.parse(scheme))
         built = ops.conv(
             x, ops.weight_inputs(data, f"{name}.w"), kernel_shape=(kernel, kernel), pads=[kernel // 2] * 4, name=name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from tests.cuda.driver import FakeGpu, fake_driver
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Fresh random numbers for every test; the seed is printed, so that a failure shows it."""
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
+    """Fresh random numbers for every test."""
+    return np.random.default_rng()
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from tests.kernels.nodes import node_model
 from tests.kernels.programs import reference
 
 Array = np.ndarray[Any, Any]
-GENERATOR = np.random.default_rng()
 
 
 def values(shape: tuple[int, ...], dtype: str) -> Array:
-    return GENERATOR.integers(0, 2 if dtype == "bool" else 100, shape).astype(dtype)
+    return np.random.default_rng().integers(0, 2 if dtype == "bool" else 100, shape).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool", "float16"])
@@ -63,7 +62,7 @@ def params(shape: list[int], src_strides: list[int], dst_strides: list[int], **m
 )
 def test_places_and_storage(case: dict[str, Any], storage: tuple[str, ...]) -> None:
     types = storage or ("float32", "float32")
-    source = GENERATOR.integers(0, 200, 1000).astype(np.float32)
+    source = np.random.default_rng().integers(0, 200, 1000).astype(np.float32)
     (found,) = run_kernel(KernelSpec("cuda.copy", case, storage), [source], types)
     wanted = np.zeros(1000, np.float32)
     for index in np.ndindex(*case["shape"]):

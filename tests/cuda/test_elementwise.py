@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,33 @@ from tests.kernels.nodes import node_model
 from tests.kernels.programs import reference
 
 Array = np.ndarray[Any, Any]
-GENERATOR = np.random.default_rng()
 
 
 def normal(*shape: int) -> Array:
-    return GENERATOR.normal(size=shape).astype(np.float32)
+    return np.random.default_rng().normal(size=shape).astype(np.float32)
+
+
+def integers(*shape: int) -> Array:
+    return np.random.default_rng().integers(0, 2**40, shape)
 
 
 @pytest.mark.parametrize(
-    ("op", "inputs"),
+    ("op", "made"),
     [
-        ("Add", {"a": normal(3, 5, 16), "b": normal(16)}),
-        ("Add", {"a": normal(3, 5, 7), "b": normal(3, 1, 7)}),
-        ("Mul", {"a": normal(2, 3, 8), "b": normal(2, 3, 1)}),
-        ("Sub", {"a": normal(37), "b": normal(1)}),
-        ("Greater", {"a": normal(5, 8), "b": normal(5, 8)}),
-        ("Where", {"c": normal(3, 24) > 0, "a": normal(3, 24), "b": normal(24)}),
-        ("Add", {"a": GENERATOR.integers(0, 2**40, 29), "b": GENERATOR.integers(0, 2**40, 29)}),
-        ("Gelu", {"a": 3 * normal(1003)}),
-        ("Sigmoid", {"a": 20 * normal(9)}),
+        ("Add", lambda: {"a": normal(3, 5, 16), "b": normal(16)}),
+        ("Add", lambda: {"a": normal(3, 5, 7), "b": normal(3, 1, 7)}),
+        ("Mul", lambda: {"a": normal(2, 3, 8), "b": normal(2, 3, 1)}),
+        ("Sub", lambda: {"a": normal(37), "b": normal(1)}),
+        ("Greater", lambda: {"a": normal(5, 8), "b": normal(5, 8)}),
+        ("Where", lambda: {"c": normal(3, 24) > 0, "a": normal(3, 24), "b": normal(24)}),
+        ("Add", lambda: {"a": integers(29), "b": integers(29)}),
+        ("Gelu", lambda: {"a": 3 * normal(1003)}),
+        ("Sigmoid", lambda: {"a": 20 * normal(9)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_operators(op: str, inputs: dict[str, Array]) -> None:
+def test_operators(op: str, made: Callable[[], dict[str, Array]]) -> None:
+    inputs = made()
     model = node_model(op, inputs)
     (wanted,), (found,) = reference(model, inputs), lower_and_simulate(model, inputs)
     assert found.dtype == wanted.dtype

@@ -17,11 +17,10 @@ from tests.kernels.nodes import node_model
 from tests.kernels.programs import reference
 
 Array = np.ndarray[Any, Any]
-GENERATOR = np.random.default_rng()
 
 
 def normal(*shape: int) -> Array:
-    return GENERATOR.normal(size=shape).astype(np.float32)
+    return np.random.default_rng().normal(size=shape).astype(np.float32)
 
 
 def depthwise(

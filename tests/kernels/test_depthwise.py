@@ -17,11 +17,9 @@ from sparsec.formats import NM, Scheme, encode
 from sparsec.target import NAMED
 from tests.kernels.programs import lower_and_run, one_node_model, reference, refusals
 
-RNG = np.random.default_rng()
-
 
 def _normal(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape).astype(np.float32)
+    return np.random.default_rng().normal(size=shape).astype(np.float32)
 
 
 def _conv(
@@ -141,7 +139,7 @@ def _prune(weight: np.ndarray, scheme: Scheme) -> None:
     r, c = scheme.block
     for row in range(0, matrix.shape[0], r):
         for col in range(0, matrix.shape[1], c):
-            if RNG.random() < 0.5:
+            if np.random.default_rng().random() < 0.5:
                 matrix[row : row + r, col : col + c] = 0
 
 

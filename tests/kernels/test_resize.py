@@ -7,12 +7,11 @@ import pytest
 
 from tests.kernels.programs import lower_and_run, one_node_model, reference, refusals
 
-RNG = np.random.default_rng()
 TRANSFORMS = ["align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel"]
 
 
 def _check(shape: tuple[int, ...], spatial: tuple[float, ...], by_size: bool = False, **attributes: str) -> None:
-    feed = {"x": RNG.normal(size=shape).astype(np.float32), "roi": np.zeros(0, np.float32)}
+    feed = {"x": np.random.default_rng().normal(size=shape).astype(np.float32), "roi": np.zeros(0, np.float32)}
     if by_size:
         feed |= {"scales": np.zeros(0, np.float32), "sizes": np.array([*shape[:2], *spatial], np.int64)}
     else:

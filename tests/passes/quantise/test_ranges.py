@@ -55,7 +55,7 @@ def test_outliers_are_clipped_where_that_pays() -> None:
     x[:2] = (9, -9)
     found = best_range(histogram(x))
     assert loss(x, found) < 0.8 * loss(x, whole(x))
-    flat = rng.uniform(-1, 1, 5000).astype(np.float32)
+    flat = rng.uniform(-1, 1, 500_000).astype(np.float32)  # of 5000 samples, losses differ by 2 % by chance
     assert loss(flat, best_range(histogram(flat))) <= 1.02 * loss(flat, whole(flat))
 
 

@@ -30,7 +30,7 @@ def test_a_planted_support_is_found(blocks: int, size: int, columns: int, noise:
     gone = [blocks * (columns - columns // 2)]
     order = block_order([score], gone, size)
     assert all(len(set(part)) == 1 for part in block[order].reshape(-1, size).tolist())
-    assert noise or lost([score[order]], gone, size) == 0 < lost([score], gone, size)
+    assert noise or lost([score[order]], gone, size) == 0
 
 
 @pytest.mark.parametrize("most", [0, 4e10])
