@@ -60,9 +60,10 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 #define SPIN_ROUNDS 1500
 /* Now and then a spinning thread lets another one have its core: on a crowded machine that may be the one it waits for. */
 #define SPIN_YIELD 64
-/* Most pieces of a thread's share, and fewest units of a piece of a share that is cut. */
+/* Most pieces of a thread's share, and the smallest share that is cut: units side by side often prepare the same inputs, which
+ * counts where there are few. */
 #define PIECES 4
-#define PIECE_UNITS 1
+#define CUT_SHARE 3
 
 /* Pieces of a share as one word: bits 32..63 the job, 16..31 the number of pieces, 0..15 the next one. */
 typedef _Atomic uint64_t claim_word;
@@ -290,8 +291,7 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
     if (n > units) n = units;
     if (n <= 1) return fn(context, 0, 0, units);
 
-    int32_t pieces = units / n / PIECE_UNITS;
-    pieces = pieces < 1 ? 1 : pieces > PIECES ? PIECES : pieces;
+    int32_t share = units / n, pieces = share < CUT_SHARE ? 1 : share > PIECES ? PIECES : share;
     pool->fn = fn;
     pool->context = context;
     pool->units = units;
