@@ -31,6 +31,8 @@ _BLOCK_BYTES = 384 * 1024
 _WANTED_UNITS = 16
 # Units smaller than this many multiplications are not worth cutting further.
 _UNIT_MACS = 250_000
+# Rows that are worth decoding coded weights for once more: decoding takes about 5 % then.
+_DECODED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def tiling(p: Mapping[str, Any], target: Target) -> Tiling:
     fit = max(1, _BLOCK_BYTES // (mr * k * 4))
     block_tiles = max(1, min(fit, tiles))
     wanted = max(1, min(_WANTED_UNITS, batch * m * n * k // _UNIT_MACS))
-    if batch < wanted and p["b"]["kind"] != "coded":
-        block_tiles = max(1, min(block_tiles, ceil(tiles * batch / wanted)))
+    if batch < wanted:
+        least = ceil(_DECODED_ROWS / mr) if p["b"]["kind"] == "coded" else 1
+        block_tiles = min(block_tiles, max(least, ceil(tiles * batch / wanted)))
     blocks = ceil(tiles / block_tiles)
     block_tiles = ceil(tiles / blocks)
     blocks = ceil(tiles / block_tiles)

@@ -26,6 +26,13 @@ _BAND_ELEMENTS = 1 << 18
 # Pieces a product is cut into, so that up to 8 threads share it, if they are at least _UNIT_MACS multiplications.
 _WANTED_UNITS = 8
 _UNIT_MACS = 40_000
+# Planes are also cut for these many threads: into as many tiles of at least so many vectors, if that is faster.
+_THREADS, _LEAST_TILE = 4, 3
+# In vector multiplications: packing a vector of pixels that the same core wrote, one that another core wrote, and reading a stored
+# weight beside its multiplications. (AVX-512; elsewhere not measured.)
+_PACKED, _PACKED_FAR, _WEIGHT = 3.0, 7.0, 1.2
+# Pieces that the pool cuts a share into, and the smallest share it cuts (runtime/src/spc_pool.c).
+_PIECES, _CUT_SHARE = 4, 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,45 @@ def rounded_share(share: float) -> float:
     return min(steps, key=lambda step: abs(step - share))
 
 
+def _planes(
+    k: int,
+    weights: float,
+    strip: int,
+    pixels: int,
+    images: int,
+    bands: int,
+    widest: int,
+    wanted: int,
+    most_ranges: int,
+    lanes: int,
+) -> tuple[int, int]:
+    """(vectors of a tile, ranges): the least sum of the times of one thread and of _THREADS, each over the least there is.
+
+    Wide tiles read weights less often. Several ranges of a tile leave something for every thread, but each thread packs the
+    tile's k columns then, and once more for every piece of its share. `weights`: entries of a band.
+    """
+    vectors = ceil(pixels / lanes)
+    widths = [widest]
+    if _LEAST_TILE <= (width := ceil(vectors / _THREADS)) < widest:
+        widths.append(width)
+    found = []
+    for width in widths:
+        count = tiles({"pixels": pixels, "vectors": width}, lanes) * images * bands
+        mean = vectors * images * bands / count
+        products = weights * (strip * mean + _WEIGHT)
+        for ranges in range(1, max(1, min(ceil(wanted / count), most_ranges)) + 1):
+            share = ceil(count * ranges / _THREADS)
+            packed = ceil(share / ranges) if share < _CUT_SHARE else max(ceil(share / ranges), min(share, _PIECES))
+            one = count * (k * mean * _PACKED + products)
+            several = packed * k * mean * _PACKED_FAR + share * products / ranges
+            found.append((one, several, -ranges, width))
+    least = [min(times) for times in zip(*found, strict=True)]
+    _, ranges, width = min(
+        (one / least[0] + several / least[1], ranges, width) for one, several, ranges, width in found
+    )
+    return width, -ranges
+
+
 def choose(
     n: int,
     k: int,
@@ -116,21 +162,26 @@ def choose(
     packed first and ranges of rows then finished one by one, because the sums of all rows would not stay in the cache.
     """
     lanes, stored = target.lanes, int(n * k * rounded_share(share))
+    bands = 1 if plain else max(1, ceil(stored / _BAND_ELEMENTS))
+    strips = ceil(n / strip)
+    bands = min(bands, strips)
+    most_ranges = strips // bands
+    wanted = min(_WANTED_UNITS, max(1, stored * pixels * images // _UNIT_MACS))
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     if strip == 1 and lanes == 16 and (tokens or k < _FEW_COLUMNS):
         p["vectors"] = min(p["vectors"], _NARROW_TILE)
+    if tokens:
+        ranges = max(1, min(ceil(wanted / (tiles(p, lanes) * images * bands)), most_ranges))
+    else:
+        p["vectors"], ranges = _planes(
+            k, stored / strip / bands, strip, pixels, images, bands, p["vectors"], wanted, most_ranges, lanes
+        )
     width = pitch(p, lanes)
     wanted_floats = _RUN_ENTRIES * n * k * width / max(1, stored)
     floats = min(max(_PANEL_FLOATS, wanted_floats), _PANEL_FLOATS_MOST)
     chunks = ceil(k * width / floats) if k * width > floats * 1.5 else 1
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
-    bands = 1 if plain else max(1, ceil(stored / _BAND_ELEMENTS))
-    count = tiles(p, lanes) * images
-    wanted = min(_WANTED_UNITS, max(1, stored * pixels * images // _UNIT_MACS))
-    strips = ceil(n / strip)
-    bands = min(bands, strips)
-    ranges = max(1, min(ceil(wanted / (count * bands)), strips // bands))
     whole = int(n * width > _SUMS_FLOATS and k * width <= _WHOLE_PANEL_FLOATS)
     if whole:
         ranges = max(ranges, min(ceil(n * width / (_RANGE_FLOATS * bands)), strips // bands))

@@ -27,7 +27,7 @@ from tests.kernels.test_decode import keep_mask
 )  # fmt: skip
 def test_inner_loop(name: str, text: str, multiplied: int, beside: int, tmp_path: Path) -> None:
     target, scheme, rng = NAMED[name], Scheme.parse(text), np.random.default_rng(1)
-    pixels = 16 * target.lanes
+    pixels = 64 * target.lanes  # whole tiles for every thread
     weight = encode(rng.normal(size=(32, 144)).astype(np.float32), scheme, mask=keep_mask(scheme, 32, 144, rng, 0.1))
     geometry = {"pixels": pixels, "images": 1, "source": "planes", "dest": "planes"}
     p = prepare(unpack(weight), geometry, target).params | {
