@@ -26,12 +26,12 @@ def _optimum(values: np.ndarray, k: int) -> float:
 def test_close_to_the_optimum_on_small_inputs() -> None:
     rng = np.random.default_rng()
     ratios = []
-    for _ in range(20):
+    for _ in range(100):
         values = rng.standard_normal(14).astype(np.float32)
         ratios.append(_cost(values, kmeans_1d(values, 4)) / _optimum(values, 4))
     # Lloyd's algorithm finds a local optimum: never below the true one, near it on average.
     assert min(ratios) > 1 - 1e-5
-    assert np.median(ratios) < 1.5
+    assert np.median(ratios) < 1.3
 
 
 @pytest.mark.parametrize(("bits", "distortion"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497), (5, 0.002499)])
