@@ -234,16 +234,17 @@ class Emitter:
     def run_steps(self) -> list[str]:
         """run_steps(), the list of the steps."""
         lines = [
-            "/* index, function, units, threads at most */",
-            "#define STEP(index, function, units, threads) \\",
-            "    if ((status = spc_step(run, index, function, units, threads)) != 0) return status",
+            "/* index, function, units, threads at most, pieces of a thread's share at most */",
+            "#define STEP(index, function, units, threads, pieces) \\",
+            "    if ((status = spc_step(run, index, function, units, threads, pieces)) != 0) return status",
             "",
             "static int32_t run_steps(const spc_run *run)",
             "{",
             "    int32_t status = 0;",
         ]
         for index, (step, plan) in enumerate(zip(self.program.steps, self.plan.steps, strict=True)):
-            call = f"    STEP({index}, {_step_name(index)}, {step.signature.units}, {plan.threads});"
+            signature = step.signature
+            call = f"    STEP({index}, {_step_name(index)}, {signature.units}, {plan.threads}, {signature.pieces});"
             lines.append(f"{call:<48} /* {comment(step.op)} '{comment(step.node)}' */")
         if not self.program.steps:
             lines.append("    (void)run;")

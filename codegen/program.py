@@ -69,6 +69,8 @@ class Signature:
 
     Arguments come in the order in, out, work. `cost` estimates the work of all units in floating-point operations (a byte
     moved counts as one), so that small steps are not spread over threads. A kernel that `may_fail` can return non-zero (`k.fail`).
+    A thread's share of the units is cut into at most so many `pieces`, which a thread that is done takes from others: one where
+    every call prepares what its units have in common.
 
     A family leaves what only data decides out of its parameters, so that layers that differ in nothing else share a kernel: such
     arguments have size FROM_DATA, and the step's own signature, with all sizes, is made of it by `bound`.
@@ -78,6 +80,7 @@ class Signature:
     units: int
     cost: int = 0
     may_fail: bool = False
+    pieces: int = 4
 
     def bound(self, tensors: Sequence[int], scratch: Mapping[str, int], cost: int | None = None) -> Signature:
         """This signature with every size: `tensors` are the elements given for the in and out arguments, `scratch` those of work

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsec.errors import BundleError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """SPC_ABI_VERSION of spc_runtime.h."""
 
 DTYPES = {

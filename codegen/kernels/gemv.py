@@ -97,7 +97,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if joined.applies(p, target):
         args += joined.work_arguments(p)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
-    return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]))
+    return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]), pieces=1)
 
 
 def cost(p: Mapping[str, Any], blocks: int) -> int:

@@ -74,7 +74,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("decoded", "float32", FROM_DATA, "work"))
     if p["source"] == "window":
         args.append(Arg("stage", "float32", stage_shape(p, lanes, width).size, "work"))
-    return Signature(tuple(args), units=p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"])
+    units = p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"]
+    return Signature(tuple(args), units=units, pieces=1 if p["ranges"] > 1 else 4)
 
 
 def scratch(p: Mapping[str, Any], sizes: Mapping[str, int], target: Target) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -31,8 +32,6 @@ _THREADS, _LEAST_TILE = 4, 3
 # In vector multiplications: packing a vector of pixels that the same core wrote, one that another core wrote, and reading a stored
 # weight beside its multiplications. (AVX-512; elsewhere not measured.)
 _PACKED, _PACKED_FAR, _WEIGHT = 3.0, 7.0, 1.2
-# Pieces that the pool cuts a share into, and the smallest share it cuts (runtime/src/spc_pool.c).
-_PIECES, _CUT_SHARE = 4, 3
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _planes(
     """(vectors of a tile, ranges): the least sum of the times of one thread and of _THREADS, each over the least there is.
 
     Wide tiles read weights less often. Several ranges of a tile leave something for every thread, but each thread packs the
-    tile's k columns then, and once more for every piece of its share. `weights`: entries of a band.
+    tile's k columns then. `weights`: entries of a band.
     """
     vectors = ceil(pixels / lanes)
     widths = [widest]
@@ -131,11 +130,12 @@ def _planes(
         mean = vectors * images * bands / count
         products = weights * (strip * mean + _WEIGHT)
         for ranges in range(1, max(1, min(ceil(wanted / count), most_ranges)) + 1):
-            share = ceil(count * ranges / _THREADS)
-            packed = ceil(share / ranges) if share < _CUT_SHARE else max(ceil(share / ranges), min(share, _PIECES))
-            one = count * (k * mean * _PACKED + products)
-            several = packed * k * mean * _PACKED_FAR + share * products / ranges
-            found.append((one, several, -ranges, width))
+            bounds = [count * ranges * t // _THREADS for t in range(_THREADS + 1)]
+            several = max(
+                (ceil(b / ranges) - a // ranges) * k * mean * _PACKED_FAR + (b - a) * products / ranges
+                for a, b in pairwise(bounds)
+            )
+            found.append((count * (k * mean * _PACKED + products), several, -ranges, width))
     least = [min(times) for times in zip(*found, strict=True)]
     _, ranges, width = min(
         (one / least[0] + several / least[1], ranges, width) for one, several, ranges, width in found

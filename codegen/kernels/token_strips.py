@@ -102,7 +102,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         Arg("sums", "float32", w["tile"] * tokens, "work"),
         Arg("results", "float32", _tiles_stored(w) * w["tile"] * tokens, "work"),
     ]
-    return Signature(tuple(args), ceil(m / tokens) * w["tiles"])
+    return Signature(tuple(args), ceil(m / tokens) * w["tiles"], pieces=1)
 
 
 def _holds_sums(w: Mapping[str, Any], target: Target) -> bool:

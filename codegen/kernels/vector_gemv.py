@@ -117,7 +117,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["scales"] == "group" and not whole:
         args.append(Arg("part", "float32", most, "work"))
     cost = p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=rows // TILE, cost=cost)
+    return Signature(tuple(args), units=rows // TILE, cost=cost, pieces=1)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:

@@ -40,10 +40,11 @@ void spc_pool_stop(spc_pool *pool);
 /* Whether the pool's workers still exist: a forked child inherits the memory but not the threads. */
 int spc_pool_alive(const spc_pool *pool);
 
-/* Call fn on contiguous ranges that cover [0, units), a few a thread, posted to at most `max_threads` threads, and wait for all.
- * The ranges depend on units and the number of threads only; which thread computes one does not. Returns the non-zero result
+/* Call fn on contiguous ranges that cover [0, units), up to `pieces` a thread, posted to at most `max_threads` threads, and wait for
+ * all. The ranges depend on the numbers of units, threads and pieces only; which thread computes one does not. Returns the non-zero result
  * of the lowest range that has one. One call at a time a pool, and never from within fn. */
-int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads);
+int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads,
+                         int32_t pieces);
 
 /* --- devices: what runs a model whose kernels are not this processor's --- */
 

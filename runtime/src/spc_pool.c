@@ -40,10 +40,11 @@ int spc_pool_alive(const spc_pool *pool)
 }
 
 /* One thread computes every range in turn: the split stays that of the threaded build. */
-int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads)
+int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads, int32_t pieces)
 {
     (void)pool;
     (void)max_threads;
+    (void)pieces;
     return units > 0 ? fn(context, 0, bound(units, 0, 1), bound(units, 1, 1)) : 0;
 }
 
@@ -60,10 +61,6 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 #define SPIN_ROUNDS 1500
 /* Now and then a spinning thread lets another one have its core: on a crowded machine that may be the one it waits for. */
 #define SPIN_YIELD 64
-/* Most pieces of a thread's share, and the smallest share that is cut: units side by side often prepare the same inputs, which
- * counts where there are few. */
-#define PIECES 4
-#define CUT_SHARE 3
 
 /* Pieces of a share as one word: bits 32..63 the job, 16..31 the number of pieces, 0..15 the next one. */
 typedef _Atomic uint64_t claim_word;
@@ -283,7 +280,7 @@ void spc_pool_stop(spc_pool *pool)
     pthread_mutex_destroy(&pool->done_mutex);
 }
 
-int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads)
+int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads, int32_t pieces)
 {
     int32_t n = pool->threads;
     if (units <= 0) return 0;
@@ -291,7 +288,8 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
     if (n > units) n = units;
     if (n <= 1) return fn(context, 0, 0, units);
 
-    int32_t share = units / n, pieces = share < CUT_SHARE ? 1 : share > PIECES ? PIECES : share;
+    if (pieces > units / n) pieces = units / n;
+    if (pieces < 1) pieces = 1;
     pool->fn = fn;
     pool->context = context;
     pool->units = units;

@@ -217,19 +217,19 @@ static int32_t run_range(void *context, int32_t thread, int32_t lo, int32_t hi)
     return call->step(call->run, s->work + (size_t)thread * s->work_stride, lo, hi);
 }
 
-int32_t spc_step(const spc_run *run, int32_t index, spc_step_fn step, int32_t units, int32_t threads)
+int32_t spc_step(const spc_run *run, int32_t index, spc_step_fn step, int32_t units, int32_t threads, int32_t pieces)
 {
     spc_session *s = run->session;
     step_call call = {run, step};
 #ifndef SPC_NO_HOST
     if (s->profile != NULL) {
         uint64_t start = spc_now_ns();
-        int32_t result = spc_parallel_for(s->pool, run_range, &call, units, threads);
+        int32_t result = spc_parallel_for(s->pool, run_range, &call, units, threads, pieces);
         s->profile[index] += spc_now_ns() - start;
         return result;
     }
 #else
     (void)index;
 #endif
-    return spc_parallel_for(s->pool, run_range, &call, units, threads);
+    return spc_parallel_for(s->pool, run_range, &call, units, threads, pieces);
 }

@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define SPC_ABI_VERSION 2u      /* of spc_model: generated code and runtime must agree */
+#define SPC_ABI_VERSION 3u      /* of spc_model: generated code and runtime must agree */
 #define SPC_BLOB_VERSION 1u     /* of weights.bin */
 #define SPC_ALIGNMENT 64u       /* of arena buffers, work areas and constants */
 #define SPC_MAX_THREADS 256
@@ -196,8 +196,8 @@ SPC_API int32_t spc_cpu_count(void);
 
 typedef int32_t (*spc_step_fn)(const spc_run *run, uint8_t *work, int32_t lo, int32_t hi);
 
-/* Run `step` over units [0, units) with up to `threads` threads, in contiguous ranges. */
-int32_t spc_step(const spc_run *run, int32_t index, spc_step_fn step, int32_t units, int32_t threads);
+/* Run `step` over units [0, units) with up to `threads` threads, in contiguous ranges: each thread's share in up to `pieces`. */
+int32_t spc_step(const spc_run *run, int32_t index, spc_step_fn step, int32_t units, int32_t threads, int32_t pieces);
 
 /* Where a kernel's argument lies. Kernels take pointers of any alignment, so void is the honest type. */
 static inline const void *spc_weight(const spc_run *run, size_t offset) { return run->weights + offset; }

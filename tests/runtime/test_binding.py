@@ -18,6 +18,7 @@ from sparsec.codegen import zig
 from sparsec.codegen.bundle import Loadable, build_loadable, write_bundle
 from sparsec.errors import BundleError, InputError, SparsecError
 from sparsec.runtime import Session, load
+from sparsec.runtime.library import ABI_VERSION
 from tests.codegen.programs import ProgramBuilder, concat_program, transpose_program
 
 
@@ -288,11 +289,11 @@ def test_library_of_another_version(copied: Path) -> None:
     library = copied / "lib" / "libjoined.so"
     data = bytearray(library.read_bytes())
     (at,) = [i for i in range(len(data)) if data.startswith(model_id, i)]
-    assert data[at - 24 : at - 20] == struct.pack("<I", 2)
+    assert data[at - 24 : at - 20] == struct.pack("<I", ABI_VERSION)
     data[at - 24] = 9
     library.unlink()  # the file is mapped: writing into it would change the loaded code
     library.write_bytes(data)
-    with pytest.raises(BundleError, match="runtime version 9, this is version 2"):
+    with pytest.raises(BundleError, match=f"runtime version 9, this is version {ABI_VERSION}"):
         load(copied)
 
 

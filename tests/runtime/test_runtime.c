@@ -58,12 +58,12 @@ static int32_t fail_at_end(const spc_run *run, uint8_t *work, int32_t lo, int32_
 
 static int32_t run_model(const spc_run *run)
 {
-    int32_t status = spc_step(run, 0, load, UNITS, 2);
-    for (int32_t i = 0; i < STEPS && status == 0; i++) status = spc_step(run, 1 + i, add_weights, UNITS, 1 + 2 * i);
-    return status != 0 ? status : spc_step(run, STEPS + 1, save, UNITS, SPC_MAX_THREADS);
+    int32_t status = spc_step(run, 0, load, UNITS, 2, 4);
+    for (int32_t i = 0; i < STEPS && status == 0; i++) status = spc_step(run, 1 + i, add_weights, UNITS, 1 + 2 * i, 1 + i % 4);
+    return status != 0 ? status : spc_step(run, STEPS + 1, save, UNITS, SPC_MAX_THREADS, 4);
 }
 
-static int32_t run_failing(const spc_run *run) { return spc_step(run, 0, fail_at_end, UNITS, SPC_MAX_THREADS); }
+static int32_t run_failing(const spc_run *run) { return spc_step(run, 0, fail_at_end, UNITS, SPC_MAX_THREADS, 4); }
 
 static const int64_t dims[] = {UNITS};
 static const spc_tensor_info in_info = {"x", SPC_UINT8, 1, dims, UNITS};
@@ -365,14 +365,14 @@ static void test_ranges(void)
                 coverage *seen = calloc(1, sizeof *seen);
                 CHECK(seen != NULL);
                 seen->units = seen->second = sizes[s];
-                int32_t result = spc_parallel_for(pool, mark, seen, sizes[s], most);
+                int32_t pieces = most % 5, result = spc_parallel_for(pool, mark, seen, sizes[s], most, pieces);
                 int32_t used = most < 1 ? 1 : most;
                 if (used > threads) used = threads;
                 if (used > sizes[s]) used = sizes[s];
 #ifdef SPC_NO_THREADS
                 if (used > 1) used = 1;
 #endif
-                CHECK(seen->ranges >= used && seen->ranges <= 4 * used);
+                CHECK(seen->ranges >= used && seen->ranges <= (pieces > 1 ? pieces : 1) * used);
                 CHECK(result == (seen->ranges > 1 ? 100 + seen->second : 0)); /* of the lowest range that failed */
                 for (int32_t i = 0; i < sizes[s]; i++) CHECK(seen->hits[i] == 1);
                 free(seen);
@@ -403,7 +403,7 @@ static void test_crowded(void)
     int32_t values[UNITS] = {0}, wanted[UNITS] = {0};
     for (int32_t job = 0; job < JOBS; job++) {
         int32_t units = 1 + job * 7 % UNITS;
-        CHECK(spc_parallel_for(pool, add_up, values, units, 1 + job % CROWD) == 0);
+        CHECK(spc_parallel_for(pool, add_up, values, units, 1 + job % CROWD, 4) == 0);
         for (int32_t i = 0; i < units; i++) wanted[i]++;
         for (int32_t i = 0; i < UNITS; i++) CHECK(values[i] == wanted[i]);
     }
