@@ -23,8 +23,9 @@ from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, paired
-from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, Inputs, rows_of_block
+from sparsec.codegen.kernels.gemv_inputs import Inputs
 from sparsec.codegen.kernels.gemv_results import Results
+from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
@@ -93,7 +94,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("y", "float32", m * w["rows"], "out"))
     args += gemv_inputs.work_arguments(p, target)
     if decodes_once(p, target):
-        args.append(Arg("decoded", "uint8", w["tile"] * (gemv_inputs.padded_width(w) + w["block"]), "work"))
+        args.append(Arg("decoded", "uint8", w["tile"] * (padded_width(w) + w["block"]), "work"))
     if joined.applies(p, target):
         args += joined.work_arguments(p)
     units = ceil(m / rows_of_block(m)) * w["tiles"]

@@ -10,7 +10,7 @@ from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable, in_registers
 from sparsec.codegen.kernels import byte_weights
-from sparsec.codegen.kernels.gemv_inputs import STEP
+from sparsec.codegen.kernels.gemv_rounding import STEP
 
 Reader = Callable[[int, int], Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.gemv_inputs import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
+from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
 from sparsec.codegen.program import Arg
 from sparsec.int8 import TABLE_MAX
 from sparsec.target import Target
