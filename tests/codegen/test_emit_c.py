@@ -73,7 +73,7 @@ def test_readable() -> None:
     text = _emit(transpose_program()).model_c
     assert "/* 1: Transpose 'second'\n *    [5, 3, 17] -> [5, 17, 3] */\nstatic int32_t step_1(" in text
     assert re.search(r"spc_arena\(run, 0\), /\* src: first_out, float32 x 255 \*/", text)
-    assert re.search(r"STEP\(0, step_0, \d+, 1\); +/\* Transpose 'first' \*/", text)
+    assert re.search(r"STEP\(0, step_0, \d+, 1, 4\); +/\* Transpose 'first' \*/", text)
 
 
 def test_deterministic_and_told_apart() -> None:
