@@ -14,6 +14,7 @@ __all__ = ["assign", "kmeans_1d"]
 
 _BINS = 1 << 16
 _ITERATIONS = 60
+_NEGLIGIBLE = 1e-12  # share of all weights; less is lost in differences of sums
 _POOLS = 1024  # atoms of the dynamic program; more are pooled into about as many
 
 
@@ -107,7 +108,7 @@ def kmeans_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None, *, 
     `_POOLS` distinct values, for more a local one near the optimum of pooled values.
     """
     if weights is not None:
-        used = weights > 0
+        used = weights > _NEGLIGIBLE * weights.sum(dtype=np.float64)
         values, weights = values[used], weights[used]
     if values.size == 0:
         return np.zeros(k, np.float32)

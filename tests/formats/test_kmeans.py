@@ -73,3 +73,15 @@ def test_assign_is_nearest() -> None:
     centroids = np.sort(rng.standard_normal(37)).astype(np.float32)
     values = rng.standard_normal((50, 3)).astype(np.float32)
     np.testing.assert_array_equal(assign(values, centroids), np.abs(values[..., None] - centroids).argmin(-1))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_weights_of_all_sizes(exact: bool) -> None:
+    """Weights that vanish beside others must not make centroids of rounding errors."""
+    rng = np.random.default_rng()
+    values = rng.standard_normal(500).astype(np.float32)
+    weights = 10.0 ** rng.uniform(-40, 0, 500)
+    with np.errstate(all="raise", under="ignore"):
+        found = kmeans_1d(values, 16, weights, exact=exact)
+    assert values.min() <= found.min() <= found.max() <= values.max()
+    assert _cost(values, found, weights) <= 0.3 * _cost(values, kmeans_1d(values, 2, weights, exact=True), weights)
