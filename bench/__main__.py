@@ -7,6 +7,7 @@
     python -m bench gpu [--only PRODUCT]...                               products on an NVIDIA GPU against the rivals there
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
+    python -m bench methods [zeros | codes | scope]...                    each algorithm of a recipe on the same schemes
     python -m bench recovery [--scheme S]... [--epochs N]                 what training on in the format gives back (ResNet-20)
     python -m bench exactness [MODEL...] [--recipe R]... [--examples N]   task metrics of programs against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
@@ -113,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     accuracy.add_argument("--no-rivals", action="store_true", help="ours alone, data-free and calibrated")
 
+    methods = command("methods", "each algorithm of a recipe on the same schemes")
+    methods.add_argument("tables", nargs="*", metavar="TABLE", help="zeros, codes, scope (default: all)")
+
     recovery = command("recovery", "what training on in the compressed format gives back")
     recovery.add_argument("--scheme", action="append", default=[], help="only this one (repeatable)")
     recovery.add_argument("--epochs", type=int, help="default: 20")
@@ -167,6 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import operators
 
         return operators.run(args.model, args.recipe, args.threads, args.top, args.rounds, args.json)
+    if args.command == "methods":
+        from bench import methods
+
+        return methods.run(args.tables, args.json)
     if args.command == "recovery":
         from bench import recovery
 
