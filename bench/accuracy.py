@@ -123,23 +123,29 @@ def _compressed(bar: Bar, calibrated: bool) -> _Made | None:
 @cache
 def _compressed_as(asked: Bar, calibrated: bool) -> _Made:
     """A model as a bar asks, whatever score it is for."""
-    import sparsec
-
-    name, model = asked.model, get(asked.model)
-    rule: dict[str, Any] = {"targets": asked.targets, "ignore": "Gather", "scheme": asked.scheme}
-    rule |= {"activations": asked.activations, "sparsify": {"scope": asked.scope, "reorder": asked.reorder}}
+    rule = {"activations": asked.activations, "sparsify": {"scope": asked.scope, "reorder": asked.reorder}}
     own = [{"targets": "DepthwiseConv", "scheme": asked.depthwise}] if asked.depthwise else []
-    recipe = {"version": 1, "rules": [rule | {"optional": True}, *own]}  # tied tables too stay as they are
     start = time.perf_counter()
-    made = sparsec.compress(
-        model.onnx_file(), recipe, input_shapes=model.input_shapes, input_values=model.input_values, verify=False,
-        calibration=calibration(name) if calibrated else None,
-    )  # fmt: skip
+    made = compressed(asked.model, asked.targets, {"scheme": asked.scheme, **rule}, own, calibrated=calibrated)
     seconds = time.perf_counter() - start
     layers = [row.record for row in made.report.layers if row.record.rule is not None]
     bits = 8 * sum(r.nbytes for r in layers) / sum(int(np.prod(r.shape)) for r in layers)
     data = made.to_bytes()
-    return _Made(runner(data, model), bits, len(data), seconds)
+    return _Made(runner(data, get(asked.model)), bits, len(data), seconds)
+
+
+def compressed(
+    name: str, targets: str, rule: dict[str, Any], others: Sequence[dict[str, Any]] = (), *, calibrated: bool
+) -> Any:
+    """A model of the zoo, compressed by a rule for `targets` and by `others`; lookup tables, tied ones too, stay as they are."""
+    import sparsec
+
+    model = get(name)
+    rules = [{"targets": targets, "ignore": "Gather", "optional": True, **rule}, *others]
+    return sparsec.compress(
+        model.onnx_file(), {"version": 1, "rules": rules}, input_shapes=model.input_shapes,
+        input_values=model.input_values, verify=False, calibration=calibration(name) if calibrated else None,
+    )  # fmt: skip
 
 
 @cache

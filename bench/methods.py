@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import runner
+from bench.accuracy import compressed, runner
 from bench.output import markdown, write_json
-from bench.scores import calibration, dense_score, score
+from bench.scores import dense_score, score
 from bench.zoo import get
 from sparsec.errors import RecipeError
 
@@ -89,15 +89,9 @@ def run(names: Sequence[str], json_path: Path | None) -> int:
 
 def scored(model: str, scheme: str, more: Rule | None) -> float | None:
     """The score of a model in a scheme; None where the recipe says that the two do not go together."""
-    import sparsec
-
-    zoo, (what, targets) = get(model), SCORES[model]
-    rule = {"targets": targets, "ignore": "Gather", "scheme": scheme, "optional": True, **(more or {})}
+    what, targets = SCORES[model]
     try:
-        made = sparsec.compress(
-            zoo.onnx_file(), {"version": 1, "rules": [rule]}, input_shapes=zoo.input_shapes, input_values=zoo.input_values,
-            verify=False, calibration=None if more is None else calibration(model),
-        )  # fmt: skip
+        made = compressed(model, targets, {"scheme": scheme, **(more or {})}, calibrated=more is not None)
     except RecipeError:
         return None
-    return score(model, what, runner(made.to_bytes(), zoo))
+    return score(model, what, runner(made.to_bytes(), get(model)))

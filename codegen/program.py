@@ -63,6 +63,10 @@ class Arg:
     role: Literal["in", "out", "work"]
 
 
+PIECES = 4
+"""Pieces of a thread's share where nothing speaks against cutting it."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """The C interface of a kernel: int32_t f(args..., int32_t lo, int32_t hi), 0 <= lo <= hi <= units.
@@ -80,7 +84,7 @@ class Signature:
     units: int
     cost: int = 0
     may_fail: bool = False
-    pieces: int = 4
+    pieces: int = PIECES
 
     def bound(self, tensors: Sequence[int], scratch: Mapping[str, int], cost: int | None = None) -> Signature:
         """This signature with every size: `tensors` are the elements given for the in and out arguments, `scratch` those of work

@@ -23,7 +23,7 @@ from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape
 from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_results import Results
 from sparsec.codegen.kernels.spmm_values import SLACK
-from sparsec.codegen.program import FROM_DATA, Arg, Signature
+from sparsec.codegen.program import FROM_DATA, PIECES, Arg, Signature
 from sparsec.target import Target
 
 
@@ -75,7 +75,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["source"] == "window":
         args.append(Arg("stage", "float32", stage_shape(p, lanes, width).size, "work"))
     units = p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"]
-    return Signature(tuple(args), units=units, pieces=1 if p["ranges"] > 1 else 4)
+    return Signature(tuple(args), units=units, pieces=1 if p["ranges"] > 1 else PIECES)
 
 
 def scratch(p: Mapping[str, Any], sizes: Mapping[str, int], target: Target) -> dict[str, int]:

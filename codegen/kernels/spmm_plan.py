@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -111,14 +111,13 @@ def _planes(
     images: int,
     bands: int,
     widest: int,
-    wanted: int,
-    most_ranges: int,
+    most_ranges: Callable[[int], int],
     lanes: int,
 ) -> tuple[int, int]:
     """(vectors of a tile, ranges): the least sum of the times of one thread and of _THREADS, each over the least there is.
 
     Wide tiles read weights less often. Several ranges of a tile leave something for every thread, but each thread packs the
-    tile's k columns then. `weights`: entries of a band.
+    tile's k columns then. `weights`: entries of a band; most_ranges: by the number of tiles.
     """
     vectors = ceil(pixels / lanes)
     widths = [widest]
@@ -129,7 +128,7 @@ def _planes(
         count = tiles({"pixels": pixels, "vectors": width}, lanes) * images * bands
         mean = vectors * images * bands / count
         products = weights * (strip * mean + _WEIGHT)
-        for ranges in range(1, max(1, min(ceil(wanted / count), most_ranges)) + 1):
+        for ranges in range(1, most_ranges(count) + 1):
             bounds = [count * ranges * t // _THREADS for t in range(_THREADS + 1)]
             several = max(
                 (ceil(b / ranges) - a // ranges) * k * mean * _PACKED_FAR + (b - a) * products / ranges
@@ -165,16 +164,19 @@ def choose(
     bands = 1 if plain else max(1, ceil(stored / _BAND_ELEMENTS))
     strips = ceil(n / strip)
     bands = min(bands, strips)
-    most_ranges = strips // bands
     wanted = min(_WANTED_UNITS, max(1, stored * pixels * images // _UNIT_MACS))
+
+    def most_ranges(count: int) -> int:
+        return max(1, min(ceil(wanted / count), strips // bands))
+
     p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
     if strip == 1 and lanes == 16 and (tokens or k < _FEW_COLUMNS):
         p["vectors"] = min(p["vectors"], _NARROW_TILE)
     if tokens:
-        ranges = max(1, min(ceil(wanted / (tiles(p, lanes) * images * bands)), most_ranges))
+        ranges = most_ranges(tiles(p, lanes) * images * bands)
     else:
         p["vectors"], ranges = _planes(
-            k, stored / strip / bands, strip, pixels, images, bands, p["vectors"], wanted, most_ranges, lanes
+            k, stored / strip / bands, strip, pixels, images, bands, p["vectors"], most_ranges, lanes
         )
     width = pitch(p, lanes)
     wanted_floats = _RUN_ENTRIES * n * k * width / max(1, stored)

@@ -41,8 +41,8 @@ void spc_pool_stop(spc_pool *pool);
 int spc_pool_alive(const spc_pool *pool);
 
 /* Call fn on contiguous ranges that cover [0, units), up to `pieces` a thread, posted to at most `max_threads` threads, and wait for
- * all. The ranges depend on the numbers of units, threads and pieces only; which thread computes one does not. Returns the non-zero result
- * of the lowest range that has one. One call at a time a pool, and never from within fn. */
+ * all. The ranges depend on the numbers of units, threads and pieces only; which thread computes one does not. Returns the
+ * non-zero result of the lowest range that has one. One call at a time a pool, and never from within fn. */
 int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t units, int32_t max_threads,
                          int32_t pieces);
 

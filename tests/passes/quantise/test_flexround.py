@@ -41,15 +41,18 @@ def test_never_above_its_start(steps: int) -> None:
 
 @pytest.mark.parametrize("token", ["s50-int4", "s2:4-cb4-g32", "s8x1@50-int3-g16"])
 def test_masks_stay(token: str) -> None:
-    rng = np.random.default_rng()
-    weight, moment = layer(16, 48, rng)
-    scheme = Scheme.parse(token)
-    mask = mask_of(scheme, weight, rng)
-    assert mask is not None
-    start = np.where(mask, weight, np.float32(0))
-    found = flexround(weight, moment, scheme, mask, start=start)
-    np.testing.assert_array_equal(kept_positions(found), mask)
-    assert loss(weight, moment, found) < loss(weight, moment, encode(start, scheme, mask))
+    rng, scheme = np.random.default_rng(), Scheme.parse(token)
+    ours = plain = 0.0
+    for _ in range(4):  # in one weight there may be nothing to gain
+        weight, moment = layer(16, 48, rng)
+        mask = mask_of(scheme, weight, rng)
+        assert mask is not None
+        start = np.where(mask, weight, np.float32(0))
+        found = flexround(weight, moment, scheme, mask, start=start)
+        np.testing.assert_array_equal(kept_positions(found), mask)
+        ours += loss(weight, moment, found)
+        plain += loss(weight, moment, encode(start, scheme, mask))
+    assert ours < plain
 
 
 def test_only_a_little_above_descent_and_each_weight_near_its_own() -> None:
