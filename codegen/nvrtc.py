@@ -1,18 +1,16 @@
-"""CUDA C -> machine code (cubin) and PTX, by NVRTC from the registry's wheel or by nvcc from PATH."""
+"""CUDA C -> machine code (cubin) and PTX, by NVRTC from the registry's wheel or by nvcc from PATH (nvcc.py)."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sparsec.codegen import nvcc
 from sparsec.errors import ToolchainError
 
 DEVICE_HEADER = Path(__file__).parent / "cuda" / "device.cuh"
@@ -42,9 +40,7 @@ def compile_image(source: str, symbol: str, arch: str) -> Image:
         ptx, _ = _nvrtc(library, source, symbol, arch.replace("sm_", "compute_"), ())
         return _image(cubin, ptx, log)
     require_compiler()
-    nvcc = shutil.which("nvcc")
-    assert nvcc is not None
-    return _image(*_nvcc(nvcc, source, arch))
+    return _image(*nvcc.compile_source(source, symbol, arch, DEVICE_HEADER.parent))
 
 
 def require_compiler() -> None:
@@ -63,8 +59,7 @@ def compiler_version() -> str:
         major, minor = ctypes.c_int(), ctypes.c_int()
         _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "nvrtcVersion")
         return f"nvrtc {major.value}.{minor.value} {_wheel_version()}"
-    nvcc = shutil.which("nvcc")
-    return "" if nvcc is None else subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    return nvcc.version_text()
 
 
 def _wheel_version() -> str:
@@ -131,24 +126,6 @@ def _read(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
     text = ctypes.create_string_buffer(size.value)
     _check(library, getattr(library, f"nvrtcGet{what}")(program, text), f"nvrtcGet{what}")
     return text.raw
-
-
-def _nvcc(nvcc: str, source: str, arch: str) -> tuple[bytes, bytes, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cu"
-        file.write_text(source)
-        made, log = [], ""
-        for kind, machine in (("cubin", arch), ("ptx", arch.replace("sm_", "compute_"))):
-            out = file.with_suffix(f".{kind}")
-            command = [nvcc, f"-{kind}", f"-arch={machine}", "-std=c++17", "-Xptxas=-v", f"-I{DEVICE_HEADER.parent}"]
-            done = subprocess.run(
-                [*command, "-o", out.name, file.name], cwd=folder, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise ToolchainError(f"nvcc failed (status {done.returncode}):\n{done.stderr[:4000]}")
-            made.append(out.read_bytes())
-            log += done.stderr
-        return made[0], made[1].rstrip(b"\0") + b"\0", log
 
 
 def _image(cubin: bytes, ptx: bytes, log: str) -> Image:

@@ -5,6 +5,7 @@
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
+#ifdef __CUDACC_RTC__ // nvcc has those of the host's C library, where int64_t may be `long`
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef short int16_t;
@@ -13,6 +14,9 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+#else
+#include <stdint.h>
+#endif
 
 #define SPC_DEVICE static __device__ __forceinline__
 
