@@ -135,7 +135,7 @@ def build_kernels(
         return built
 
     if target.gpu:
-        require_compiler()  # said once, not by every kernel
+        require_compiler(target.gpu)  # said once, not by every kernel
     errors: list[str] = []
     lock = threading.Lock()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,23 @@ def path() -> str:
 def version_text() -> str:
     """What nvcc says of its version, "" if there is none."""
     return _version_text(path()) if path() else ""
+
+
+def version() -> tuple[int, int]:
+    """Its version, (0, 0) if it does not say."""
+    found = re.search(r"release (\d+)\.(\d+)", version_text())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def architectures() -> frozenset[str]:
+    """What it compiles for ("sm_90"); empty if it does not say."""
+    return _architectures(path())
+
+
+@cache
+def _architectures(nvcc: str) -> frozenset[str]:
+    done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False)
+    return frozenset(re.findall(r"^sm_\d+$", done.stdout, re.MULTILINE))
 
 
 @cache

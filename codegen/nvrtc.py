@@ -12,10 +12,16 @@ from pathlib import Path
 
 from sparsec.codegen import nvcc
 from sparsec.errors import ToolchainError
+from sparsec.target import GPUS
 
 DEVICE_HEADER = Path(__file__).parent / "cuda" / "device.cuh"
 _OPTIONS = ("-std=c++17", "-default-device")
-_LIBRARIES = ("libnvrtc.so.12", "libnvrtc.so")
+# Where the wheels of CUDA 12 and 13 have the library, and under which names the system may know it.
+_WHEELS = {"nvidia.cuda_nvrtc": "libnvrtc.so.12", "nvidia.cu13": "libnvrtc.so.13"}
+_LIBRARIES = ("libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so")
+_DISTRIBUTIONS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}
+_OLDEST = (12, 5)  # PTX 8.5, which has mma.sp::ordered_metadata
+_RENAMED = {"sm_101": "sm_110", "sm_110": "sm_101"}  # what CUDA 12 and CUDA 13 call the same GPU
 
 
 @dataclass(frozen=True)
@@ -32,56 +38,80 @@ class Image:
 def compile_image(source: str, symbol: str, arch: str) -> Image:
     """Compile one kernel for `arch` ("sm_90"); the same source gives the same bytes.
 
-    Raises ToolchainError with the compiler's messages, or when there is neither NVRTC nor nvcc.
+    Raises ToolchainError with the compiler's messages, or when there is no compiler for `arch` (`require_compiler`).
     """
+    require_compiler(arch)
     library = _library()
-    if library is not None:
-        cubin, log = _nvrtc(library, source, symbol, arch, ("--ptxas-options=-v",))
-        ptx, _ = _nvrtc(library, source, symbol, arch.replace("sm_", "compute_"), ())
-        return _image(cubin, ptx, log)
-    require_compiler()
-    return _image(*nvcc.compile_source(source, symbol, arch, DEVICE_HEADER.parent))
+    if library is None:
+        return _image(*nvcc.compile_source(source, symbol, arch, DEVICE_HEADER.parent))
+    cubin, log = _nvrtc(library, source, symbol, arch, ("--ptxas-options=-v",))
+    ptx, _ = _nvrtc(library, source, symbol, arch.replace("sm_", "compute_"), ())
+    return _image(cubin, ptx, log)
 
 
-def require_compiler() -> None:
-    """Raise ToolchainError unless there is NVRTC or nvcc."""
+def require_compiler(arch: str) -> None:
+    """Raise ToolchainError unless there is NVRTC or nvcc, new enough, and compiles for `arch` ("sm_90")."""
     if not compiler_version():
         raise ToolchainError(
             "GPU kernels need a compiler, and neither NVRTC nor nvcc was found: "
-            "install the wheel with `pip install sparsec[cuda]`, or put nvcc of CUDA 12 on PATH"
+            "install the wheel with `pip install sparsec[cuda]`, or put nvcc of CUDA 12.5 or newer on PATH"
+        )
+    library = _library()
+    name, version = ("nvcc", nvcc.version()) if library is None else ("NVRTC", _version(library))
+    called = f"{name} {version[0]}.{version[1]}"
+    if version < _OLDEST:
+        raise ToolchainError(
+            f"{called} is too old for GPU kernels, which need one of CUDA {_OLDEST[0]}.{_OLDEST[1]} or newer: "
+            "`pip install sparsec[cuda]` installs one"
+        )
+    known = nvcc.architectures() if library is None else _architectures(library)
+    if known and arch not in known:  # an empty set: it did not say
+        allowed = ", ".join(f"cuda:{gpu}" for gpu in GPUS if gpu in known)
+        other = _RENAMED.get(arch, "")
+        hint = f", which it calls {other}" if other in known else ""
+        raise ToolchainError(
+            f"{called} does not compile for {arch}{hint}: take one of the targets {allowed}, or install another version"
         )
 
 
 def compiler_version() -> str:
     """Which compiler makes images here: part of the kernels' cache key; "" where there is none."""
     library = _library()
-    if library is not None:
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "nvrtcVersion")
-        return f"nvrtc {major.value}.{minor.value} {_wheel_version()}"
-    return nvcc.version_text()
+    if library is None:
+        return nvcc.version_text()
+    major, minor = _version(library)
+    return f"nvrtc {major}.{minor} {_wheel_version(major)}"
 
 
-def _wheel_version() -> str:
+def _version(library: ctypes.CDLL) -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "nvrtcVersion")
+    return major.value, minor.value
+
+
+@cache
+def _architectures(library: ctypes.CDLL) -> frozenset[str]:
+    count = ctypes.c_int()
+    _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)), "nvrtcGetNumSupportedArchs")
+    found = (ctypes.c_int * count.value)()
+    _check(library, library.nvrtcGetSupportedArchs(found), "nvrtcGetSupportedArchs")
+    return frozenset(f"sm_{number}" for number in found)
+
+
+def _wheel_version(major: int) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("nvidia-cuda-nvrtc-cu12")
-    except PackageNotFoundError:
+        return version(_DISTRIBUTIONS.get(major, ""))
+    except (PackageNotFoundError, ValueError):
         return ""
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """NVRTC of the wheel, else one the system's loader finds, else None."""
-    candidates = list(_LIBRARIES)
-    try:
-        spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
-    except ModuleNotFoundError:
-        spec = None
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        candidates = [*(str(Path(folder) / "lib" / name) for name in _LIBRARIES[:1]), *candidates]
-    for name in candidates:
+    """NVRTC of a wheel, that of CUDA 12 first, else one the system's loader finds, else None."""
+    wheels = [str(Path(folder) / "lib" / file) for package, file in _WHEELS.items() for folder in _folders(package)]
+    for name in (*wheels, *_LIBRARIES):
         try:
             library = ctypes.CDLL(name)
         except OSError:
@@ -89,6 +119,14 @@ def _library() -> ctypes.CDLL | None:
         library.nvrtcGetErrorString.restype = ctypes.c_char_p
         return library
     return None
+
+
+def _folders(package: str) -> list[str]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        return []
+    return [] if spec is None else list(spec.submodule_search_locations or ())
 
 
 def _check(library: ctypes.CDLL, code: int, what: str) -> None:

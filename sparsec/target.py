@@ -102,7 +102,7 @@ NAMED: dict[str, Target] = {
     "arm-v8.0": _arm("arm-v8.0", "cortex-a53", ("+neon",), ("neon",)),
 }
 
-# NVIDIA architectures with fp16 and bf16 tensor cores (mma.sync m16n8k16) that NVRTC 12.9 compiles for.
+# NVIDIA architectures with fp16 and bf16 tensor cores (mma.sync m16n8k16) that NVRTC 12.9 or 13.0 compiles for.
 GPUS: dict[str, str] = {
     "sm_80": "A100, A30",
     "sm_86": "A10, A40, RTX 30",
@@ -110,8 +110,9 @@ GPUS: dict[str, str] = {
     "sm_89": "L4, L40, RTX 40",
     "sm_90": "H100, H200",
     "sm_100": "B200",
-    "sm_101": "Jetson Thor",
+    "sm_101": "Jetson Thor, as CUDA 12 calls it",
     "sm_103": "B300",
+    "sm_110": "Jetson Thor, as CUDA 13 calls it",
     "sm_120": "RTX 50, RTX PRO Blackwell",
     "sm_121": "GB10",
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sparsec.codegen.cuda.launch import Launch
 
-_BIG_SHARED = frozenset(["sm_90", "sm_100", "sm_101", "sm_103"])
+_BIG_SHARED = frozenset(["sm_90", "sm_100", "sm_101", "sm_103", "sm_110"])
 _REGISTERS = 65536  # of a multiprocessor, in all of these
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 
@@ -45,6 +45,7 @@ CAPACITY: dict[str, Capacity] = {
     "sm_100": Capacity(148, 2048, 228 << 10),  # B200
     "sm_101": Capacity(20, 1536, 228 << 10),  # Thor
     "sm_103": Capacity(148, 2048, 228 << 10),  # B300
+    "sm_110": Capacity(20, 1536, 228 << 10),  # Thor, to CUDA 13
     "sm_120": Capacity(170, 1536, 100 << 10),  # RTX 5090
     "sm_121": Capacity(48, 1536, 100 << 10),  # GB10
 }

@@ -1,4 +1,4 @@
-"""Kernels compiled by nvcc, where it is installed and NVRTC is not: device.cuh meets the headers of the host's C library there."""
+"""Kernels compiled by nvcc, where device.cuh meets the headers of the host's C library, and what is said of an nvcc that cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsec.errors import ToolchainError
 from sparsec.target import resolve_target
 from tests.cuda.compiler import ARCHITECTURES
 
-pytestmark = pytest.mark.skipif(not nvcc.path(), reason="nvcc is not on PATH")
+needs_nvcc = pytest.mark.skipif(not nvcc.path(), reason="nvcc is not on PATH")
 
 LONG = """#include "device.cuh"
 
@@ -33,9 +33,9 @@ JOIN = KernelSpec(
 @pytest.fixture(autouse=True)
 def no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "_library", lambda: None)
-    assert "nvcc" in nvrtc.compiler_version()
 
 
+@needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_kernel(arch: str) -> None:
     source = cuda_source(JOIN, resolve_target(f"cuda:{arch}"), "kernel_j")
@@ -49,10 +49,12 @@ def test_a_kernel(arch: str) -> None:
     assert 0 < image.registers < 64
 
 
+@needs_nvcc
 def test_numbers_of_fixed_width() -> None:
     assert b".entry long_kernel" in nvrtc.compile_image(LONG, "long_kernel", "sm_90").ptx
 
 
+@needs_nvcc
 def test_the_same_bytes_wherever_it_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = cuda_source(JOIN, resolve_target("cuda"), "kernel_j").text
     made = []
@@ -64,6 +66,39 @@ def test_the_same_bytes_wherever_it_is_compiled(tmp_path: Path, monkeypatch: pyt
     assert made[0] == made[1]
 
 
+@needs_nvcc
 def test_errors_name_the_kernel() -> None:
     with pytest.raises(ToolchainError, match=r'(?s)nvcc .*kernel_x for sm_80.*"nonsense" is undefined'):
         nvrtc.compile_image('extern "C" __global__ void kernel_x(int* p) { *p = nonsense; }', "kernel_x", "sm_80")
+
+
+def stand_in(folder: Path, release: str, architectures: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An nvcc that only says what it is."""
+    script = folder / "nvcc"
+    script.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "release {release}, V{release}.1"; else printf "{architectures}"; fi\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_an_old_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "12.4", r"sm_80\nsm_90\n", monkeypatch)
+    with pytest.raises(ToolchainError, match=r"nvcc 12\.4 is too old .* CUDA 12\.5 or newer.*sparsec\[cuda\]"):
+        nvrtc.compile_image("", "k", "sm_90")
+
+
+def test_an_architecture_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "13.0", r"sm_75\nsm_80\nsm_110\n", monkeypatch)
+    with pytest.raises(ToolchainError) as raised:
+        nvrtc.compile_image("", "k", "sm_101")
+    assert str(raised.value) == (
+        "nvcc 13.0 does not compile for sm_101, which it calls sm_110: take one of the targets cuda:sm_80, cuda:sm_110, "
+        "or install another version"
+    )
+    nvrtc.require_compiler("sm_80")
+
+
+def test_an_nvcc_that_does_not_say_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "12.8", "", monkeypatch)
+    nvrtc.require_compiler("sm_101")

@@ -76,7 +76,7 @@ def test_keys_differ_by_storage_and_machine() -> None:
 
 @needs_compiler
 def test_errors_of_the_compiler_are_shown() -> None:
-    with pytest.raises(ToolchainError, match=r'(?s)kernel_x.*"nonsense" is undefined'):
+    with pytest.raises(ToolchainError, match=r'(?s)could not compile kernel_x.*"nonsense" is undefined'):
         nvrtc.compile_image('extern "C" __global__ void kernel_x(int* p) { *p = nonsense; }', "kernel_x", "sm_80")
 
 
@@ -86,3 +86,31 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(ToolchainError, match=r"pip install sparsec\[cuda\]"):
         nvrtc.compile_image("", "k", "sm_80")
     assert nvrtc.compiler_version() == ""
+
+
+@needs_compiler
+def test_architectures_that_the_compiler_does_not_know() -> None:
+    with pytest.raises(ToolchainError, match=r"does not compile for sm_35: take one of the targets .*cuda:sm_90"):
+        nvrtc.compile_image("", "k", "sm_35")
+
+
+def test_an_old_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "_library", lambda: ctypes.CDLL(None))
+    monkeypatch.setattr(nvrtc, "_version", lambda library: (12, 2))
+    with pytest.raises(ToolchainError, match=r"NVRTC 12\.2 is too old for GPU kernels.*12\.5"):
+        nvrtc.require_compiler("sm_90")
+
+
+def test_wheels_of_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of CUDA 12 is taken first, then that of CUDA 13, then what the system has."""
+    tried: list[str] = []
+
+    def load(name: str) -> ctypes.CDLL:
+        tried.append(name)
+        raise OSError
+
+    monkeypatch.setattr(nvrtc, "_folders", lambda package: [str(tmp_path / package)])
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", load)
+    assert nvrtc._library.__wrapped__() is None
+    wheels = [f"{tmp_path}/nvidia.cuda_nvrtc/lib/libnvrtc.so.12", f"{tmp_path}/nvidia.cu13/lib/libnvrtc.so.13"]
+    assert tried == [*wheels, "libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"]
