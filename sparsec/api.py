@@ -32,6 +32,7 @@ from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Figures, Report, layer_rows, step_counts
 from sparsec.spend import spend
 from sparsec.target import resolve_target
+from sparsec.task import with_task
 from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, half_bound, int8_bound, verify_run
 
 __all__ = ["DEFAULT_RECIPE", "CompiledModel", "CompressedModel", "compile", "compress", "load"]
@@ -84,6 +85,9 @@ def compress(
     calibration: Any = None,
     recover: Mapping[str, Any] | Recover | None = None,
     labels: Any = None,
+    validation: Any = None,
+    metric: Callable[[dict[str, Array], Any], Any] | None = None,
+    aggregate: Callable[[Array], float] | None = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     verify: bool = True,
     jobs: int | None = None,
@@ -98,8 +102,9 @@ def compress(
             or `torch.export.ExportedProgram`.
         recipe: scheme (`cb4-g32`), preset (`safe`, `balanced`, `small`, `fast`), YAML file, mapping or `Recipe`; by default `balanced`.
         budget: what the model may cost: `1.2MB` (the file), `25ms` (of a run on `target`, predicted), `0.5%` (relative error of the
-            outputs on the calibration inputs), or several with commas. Schemes are chosen by it for all weights that the rules of
-            the recipe do not reach (by default: all).
+            outputs on the calibration inputs), `1 point` or `1% task` (of the score on labelled examples, of which `report.front` tells
+            more), or several with commas. Schemes are chosen by it for all weights that the rules of the recipe do not reach (by
+            default: all).
         candidates: schemes that a budget may choose, besides fp32; None: `sparsec.budget.DEFAULT_CANDIDATES`, with a limit for
             time `FAST_CANDIDATES`.
         target: whose time a budget limits.
@@ -111,7 +116,10 @@ def compress(
         recover: keys of the recipe's section `recover`, which they go before: the compressed model is trained on, in its formats
             (needs torch). Here `loss` may also be a function (outputs, teacher's outputs, labels) -> scalar tensor; outputs are
             tensors by name, samples along a new first axis, labels a tensor [samples, n] or None.
-        labels: of the calibration samples, for `recover`; None: the array `labels` of a file or mapping.
+        labels: of the calibration samples, for `recover` and a budget on the task; None: the array `labels` of a file or mapping.
+        validation: samples to measure the task of a budget on, `labels` are theirs then; None: those calibration samples that
+            the statistics leave out.
+        metric, aggregate: the score of the task, as for `sparsec.validate`; None: the share of right classes.
         inputs: arrays by input name, or an .npz of them, to compare on; random ones (seed 0) if None.
         verify: run the result and the original in onnxruntime and report the error.
         jobs: threads that calibrate; None: one per core.
@@ -128,6 +136,9 @@ def compress(
     limits = None if budget is None else parse_budget(budget)
     chosen = load_recipe(("balanced" if limits is None else None) if recipe is DEFAULT_RECIPE else recipe)
     chosen, loss = with_recovery(chosen, recover)
+    task, calibration, labels, chosen = with_task(
+        limits, chosen, source, calibration, labels, validation, metric, aggregate
+    )
     with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
         note, front = _named(progress, "compress"), None
         if limits is None:
@@ -136,7 +147,7 @@ def compress(
             timed = limits.seconds is not None
             program = ProgramCosts(resolve_target(target), Policy(checked_keep(chosen.keep))) if timed else None
             compressed, front = spend(
-                source, limits, chosen, candidates, FileCosts(program), calibration=calibrated, jobs=jobs,
+                source, limits, chosen, candidates, FileCosts(program), calibration=calibrated, task=task, jobs=jobs,
                 debug_dump=debug_dump, progress=note,
             )  # fmt: skip
     data = onnx_bytes(compressed.model)
@@ -178,6 +189,9 @@ def compile(
     calibration: Any = None,
     recover: Mapping[str, Any] | Recover | None = None,
     labels: Any = None,
+    validation: Any = None,
+    metric: Callable[[dict[str, Array], Any], Any] | None = None,
+    aggregate: Callable[[Array], float] | None = None,
     inputs: Mapping[str, Array] | str | Path | None = None,
     threads: int = 1,
     keep: str | None = None,
@@ -218,6 +232,9 @@ def compile(
     policy = Policy(checked_keep(keep or chosen.keep), tune, threads)
     limits = None if budget is None else parse_budget(budget)
     chosen, loss = with_recovery(chosen, recover)
+    task, calibration, labels, chosen = with_task(
+        limits, chosen, source, calibration, labels, validation, metric, aggregate
+    )
     with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
         note, front = _named(progress, "compress"), None
         if limits is None:
@@ -232,6 +249,7 @@ def compile(
                 candidates,
                 costs,
                 calibration=calibrated,
+                task=task,
                 jobs=jobs,
                 debug_dump=debug_dump,
                 progress=note,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsec.errors import CalibrationError
+from sparsec.errors import CalibrationError, InputError
 from sparsec.samples import open_arrays
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["calibration_labels", "calibration_samples"]
+__all__ = ["LABELS", "calibration_labels", "calibration_samples", "split_labels"]
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -86,6 +86,21 @@ def calibration_labels(source: Any, labels: Any, model: ir.Model, read: int) -> 
     if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
         raise CalibrationError(f"labels are {found.dtype}, or hold NaN or Inf; give finite numbers")
     return np.ascontiguousarray(found.reshape(total, -1)[:read])
+
+
+def split_labels(samples: Any, labels: Any, where: str = "validation") -> tuple[Any, Any, str]:
+    """(samples, labels, what to call them): takes the array that `labels` names out of a file or mapping; a file is read.
+
+    Raises InputError: there is no such array.
+    """
+    if isinstance(samples, str | PathLike):
+        where, samples = str(samples), open_arrays(Path(samples))
+    if not isinstance(labels, str):
+        return samples, labels, where
+    if not isinstance(samples, Mapping) or labels not in samples:
+        has = f"; there are: {', '.join(samples)}" if isinstance(samples, Mapping) else ""
+        raise InputError(f"{where}: there is no array '{labels}' to hold the labels{has}")
+    return {name: array for name, array in samples.items() if name != labels}, samples[labels], where
 
 
 def _inputs_of(arrays: Mapping[str, Any], wanted: Mapping[str, ir.Value]) -> dict[str, Any]:

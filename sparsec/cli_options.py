@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,19 @@ CalibrationOption = Annotated[
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option("--budget", metavar="1.2MB,25ms,0.5%", help="Choose schemes so that size, time or error stay below."),
+    typer.Option(
+        "--budget",
+        metavar="1.2MB,25ms,0.5%",
+        help="Choose schemes so that size, time, error of the outputs, or what the task loses ('1 point', '1% task') stay below.",
+    ),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="X.NPZ",
+        help="Inputs and an array 'labels' of classes: measures the task of a budget, calibrates too without --calibration.",
+    ),
 ]
 CandidatesOption = Annotated[
     str | None, typer.Option("--candidates", metavar="SCHEME,...", help="Schemes a budget may choose, besides fp32.")
@@ -83,3 +95,19 @@ NoCache = Annotated[
     typer.Option("--no-cache", callback=_set_no_cache, help="Neither read nor fill the cache."),
 ]
 Inputs = Annotated[Path | None, typer.Option("--inputs", metavar="X.NPZ", help="Inputs by name [default: random].")]
+
+
+def examples(calibration: Path | None, labels: Path | None, budget: str | None) -> dict[str, Any]:
+    """Keywords of the API: what to calibrate and to measure the task on; labelled examples serve both where there are no others.
+
+    Raises BudgetError, and BadParameter for labels that nothing would read.
+    """
+    from sparsec.budget import parse_budget
+
+    if labels is None:
+        return {"calibration": calibration}
+    if budget is None or not parse_budget(budget).on_task:
+        raise typer.BadParameter("they are for a budget on the task (--budget '1 point')", param_hint="--labels")
+    if calibration is None:
+        return {"calibration": labels}
+    return {"calibration": calibration, "validation": labels, "labels": "labels"}

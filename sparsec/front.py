@@ -11,6 +11,7 @@ from typing import IO, Any
 from sparsec.errors import OutputError
 from sparsec.files import replacing_file
 from sparsec.tables import Table
+from sparsec.validation_report import Validation
 from sparsec.verify import rounded
 
 __all__ = ["Front", "Point"]
@@ -40,7 +41,8 @@ class Point:
 @dataclass
 class Front:
     """What a budget found. points: choices that no other beats, by size; chosen: what was taken; nbytes, seconds and error: what it
-    really is (error on the calibration inputs, or random ones); notes: what the user should know."""
+    really is (error on the calibration inputs, or random ones); task: what labelled `examples` say about it, where the budget limits the
+    task; notes: what the user should know."""
 
     budget: str
     points: Sequence[Point]
@@ -50,6 +52,8 @@ class Front:
     error: float
     inputs: str
     notes: list[str] = field(default_factory=list)
+    task: Validation | None = None
+    examples: str = ""
 
     def table(self) -> Table:
         """One row a point, the chosen one marked."""
@@ -69,7 +73,12 @@ class Front:
     def summary(self) -> str:
         """One line: what the chosen point really is."""
         ms = "" if self.seconds is None else f", {1e3 * self.seconds:.3f} ms"
-        return f"budget {self.budget}: {self.nbytes / 1e6:.4f} MB{ms}, error {100 * self.error:.3g} % on {self.inputs}"
+        text = f"budget {self.budget}: {self.nbytes / 1e6:.4f} MB{ms}, error {100 * self.error:.3g} % on {self.inputs}"
+        if self.task is None or (score := self.task.score) is None:
+            return text
+        ends = "" if score.interval is None else f", 95 % interval {score.interval[0]:+.4f} .. {score.interval[1]:+.4f}"
+        change = f"{score.compressed:.4f} instead of {score.dense:.4f} ({score.difference:+.4f}{ends})"
+        return f"{text}; {score.name} {change} on {self.examples}"
 
     def show(self, stream: IO[str] | None = None) -> None:
         """Print table, summary and notes."""
@@ -86,6 +95,7 @@ class Front:
             **({} if self.seconds is None else {"ms": rounded(1e3 * self.seconds)}),
             "error": rounded(self.error),
             "inputs": self.inputs,
+            **({} if self.task is None else {"task": self.task.to_json(), "examples": self.examples}),
             "notes": list(self.notes),
         }
 

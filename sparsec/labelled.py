@@ -109,7 +109,7 @@ class Decisions:
         if classes < 2:
             raise InputError(
                 f"{self.where}: output '{name}' {list(shape)} has one value a decision, labels need one for each class; "
-                f"choose another output (--output), or metric= in Python"
+                f"choose another output (verify --output), or metric= in Python"
             )
         if len(self.labels) != self.samples * count:
             each = "" if count == 1 else f" of {count} decisions each"

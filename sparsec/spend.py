@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from sparsec.budget import Budget, checked_candidates
@@ -18,30 +17,26 @@ from sparsec.formats import Scheme
 from sparsec.front import Front, Point
 from sparsec.ledger import BYTES, ERROR, SECONDS, Ledger
 from sparsec.passes import Calibration, Compressed
-from sparsec.passes import compress as compress_graph
 from sparsec.passes.budget.choose import pareto
 from sparsec.passes.budget.knee import knee
-from sparsec.passes.calibrate.candidates import relative_error
 from sparsec.passes.trials import trials
 from sparsec.recipe import Recipe
-from sparsec.reference import Reference, onnx_bytes
 from sparsec.samples import random_inputs
+from sparsec.search import Found, Search
+from sparsec.task import Task
 
 __all__ = ["spend"]
-
-Array = np.ndarray[Any, Any]
 
 MIN_ELEMENTS = 128
 """Smaller weights stay dense, if the recipe has no rules."""
 _RANDOM = 8
 """Random inputs where there are no others."""
-_ATTEMPTS = 6
 _POINTS = 20
 """Of a front."""
+_NONE_OF = 3.0
+"""Rule of three: what happened to none of N examples happens to at most 3 / N of all, with 95 % confidence."""
 _FINE = 0.01
 """Relative errors below do not make a knee."""
-_NEAR = 0.85
-"""An error that uses so much of what is allowed is near enough."""
 
 
 def spend(
@@ -52,6 +47,7 @@ def spend(
     costs: Costs,
     *,
     calibration: Calibration | None,
+    task: Task | None = None,
     jobs: int | None = None,
     debug_dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -63,6 +59,7 @@ def spend(
         candidates: schemes, besides fp32; None: the default.
         costs: what size and time are.
         calibration: inputs to calibrate on; None: data-free, errors on random inputs.
+        task: what a limit for the task is measured by (`sparsec.task.with_task`).
 
     Raises BudgetError if no choice of schemes meets the budget, and what `sparsec.passes.compress` raises.
     """
@@ -77,113 +74,40 @@ def spend(
             "the recipe that was chosen and recover"
         )
     schemes = checked_candidates(candidates, budget)
+    threads = 1 if calibration is None else calibration.threads
+    if task is not None:
+        task.validated(source, source, threads)  # labels that do not fit are told before anything is tried
     small = {"min_elements": min(recipe.min_elements, MIN_ELEMENTS)}
     base = recipe if recipe.rules else recipe.model_copy(update=small)
     samples = [random_inputs(source, seed) for seed in range(_RANDOM)] if calibration is None else calibration.samples
-    threads = 1 if calibration is None else calibration.threads
     with open_workers(None if calibration is None else calibration.executor, jobs) as workers:
-        found = trials(
+        tried = trials(
             source, base, schemes, samples, workers.executor, calibrated=calibration is not None, threads=threads,
             progress=progress,
         )  # fmt: skip
-    if not found:
+    if not tried:
         raise BudgetError(
             "there is no weight to spend the budget on: rules of the recipe or its min_elements leave none free"
         )
-    ledger = Ledger(source, base, found, costs, progress)
-    run = _Run(ledger, budget, samples, calibration, debug_dump, progress)
-    choice, compressed, reached, error = run.search()
-    for record in compressed.layers:
-        if ledger.schemes(choice).get(record.name) == "fp32":
+    ledger = Ledger(source, base, tried, costs, progress)
+    found = Search(ledger, budget, samples, calibration, task, debug_dump, progress).run()
+    for record in found.compressed.layers:
+        if ledger.schemes(found.choice).get(record.name) == "fp32":
             record.reason = "the budget leaves it at fp32"
     against = SECONDS if budget.seconds is not None and budget.nbytes is None else BYTES
     front = Front(
         str(budget),
         [_point(ledger, other) for other in pareto(ledger.table, against, ERROR, _POINTS)],
-        _point(ledger, choice),
-        int(reached[BYTES]),
-        float(reached[SECONDS]) if ledger.timed else None,
-        error,
+        _point(ledger, found.choice),
+        int(found.cost[BYTES]),
+        float(found.cost[SECONDS]) if ledger.timed else None,
+        found.error**0.5,
         "random inputs" if calibration is None else f"{len(samples)} calibration samples",
+        task=found.validation,
+        examples="" if task is None else task.words,
     )  # fmt: skip
-    front.notes = [*_beyond_the_knee(front), *_too_sparse(ledger, choice)]
-    return compressed, front
-
-
-class _Run:
-    """One search for the choice whose compressed model keeps the budget."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        budget: Budget,
-        samples: Sequence[Mapping[str, Array]],
-        calibration: Calibration | None,
-        debug_dump: str | Path | None,
-        progress: Callable[[str], None] | None,
-    ) -> None:
-        self.ledger, self.budget, self.samples, self.calibration = ledger, budget, samples, calibration
-        self.debug_dump, self.progress = debug_dump, progress
-        limits = {BYTES: budget.nbytes, SECONDS: budget.seconds}
-        self.limits = {column: float(limit) for column, limit in limits.items() if limit is not None}
-        self.objective = BYTES if budget.error is not None and budget.nbytes is None else ERROR
-        dense = Reference(ledger.source, threads=calibration.threads if calibration else 1)
-        self.wanted = [dense.run(sample) for sample in samples]
-        self.threads = calibration.threads if calibration else 1
-
-    def search(self) -> tuple[list[int], Compressed, np.ndarray[Any, np.dtype[np.float64]], float]:
-        """(choice, its compressed model, what that costs, root of its relative squared error)."""
-        best = None
-        allowed = None if self.budget.error is None else self.budget.error**2
-        bound, low, high = allowed, 0.0, np.inf
-        margin = dict.fromkeys(self.limits, 0.0)
-        for _ in range(_ATTEMPTS):
-            limits = self.limits if bound is None else {**self.limits, ERROR: bound}
-            try:
-                choice = self.ledger.fitted(self.objective, limits, margin)
-            except BudgetError:
-                if best is not None or (high == np.inf and low == 0.0 and bound == allowed):
-                    if best is None:
-                        raise
-                    break
-                bound = None
-                break
-            compressed, cost, error = self._made(choice)
-            over = {column: float(cost[column] - limit) for column, limit in self.limits.items()}
-            if any(excess > 0 for excess in over.values()):
-                # Masks of the final run may keep other numbers of values, biases may have come.
-                margin = {column: margin[column] + max(0.0, 1.05 * excess) for column, excess in over.items()}
-                continue
-            if allowed is None or bound is None:
-                return choice, compressed, cost, error**0.5
-            predicted = float(self.ledger.predicted(choice)[ERROR])
-            if error <= allowed:
-                low = max(low, predicted)
-                if best is None or cost[BYTES] <= best[2][BYTES]:
-                    best = (choice, compressed, cost, error**0.5)
-                if error >= _NEAR**2 * allowed or self.objective == ERROR:
-                    break
-            else:
-                high = min(high, predicted)
-            aimed = 0.95 * predicted * allowed / error if error else 4 * allowed
-            bound = aimed if low < aimed < high else (low * high) ** 0.5 if low else high / 4
-            if low and high / low < 1.02:
-                break
-        if best is not None:
-            return best
-        raise BudgetError(
-            f"the budget ({self.budget}) cannot be met: after {_ATTEMPTS} attempts no choice of the candidates keeps all limits "
-            "in the compressed model; allow a little more, or give other candidates"
-        )
-
-    def _made(self, choice: Sequence[int]) -> tuple[Compressed, np.ndarray[Any, np.dtype[np.float64]], float]:
-        compressed = compress_graph(
-            self.ledger.source, self.ledger.recipe_of(choice), calibration=self.calibration, debug_dump=self.debug_dump,
-            progress=self.progress,
-        )  # fmt: skip
-        cost = self.ledger.measured(compressed)
-        runner = Reference(onnx_bytes(compressed.model), threads=self.threads)
-        return compressed, cost, relative_error([runner.run(sample) for sample in self.samples], self.wanted)
+    front.notes = [*_beyond_the_knee(front), *_too_sparse(ledger, found.choice), *_uncertain(budget, task, found)]
+    return found.compressed, front
 
 
 def _point(ledger: Ledger, choice: Sequence[int]) -> Point:
@@ -221,4 +145,24 @@ def _too_sparse(ledger: Ledger, choice: Sequence[int]) -> list[str]:
                 f"{name}: {text} keeps {100 * kept:.0f} % of its values; its PQ-index says that pruning should leave "
                 f"{100 * entry.least_kept:.0f} %"
             )
+    return notes
+
+
+def _uncertain(budget: Budget, task: Task | None, found: Found) -> list[str]:
+    """What the labelled examples do not tell."""
+    if task is None or found.validation is None or found.validation.score is None:
+        return []
+    score = found.validation.score
+    notes = []
+    if task.seen:
+        notes.append(f"{task.words} decided on the task too: there are too few to keep some for that")
+    limit = budget.loss(score.dense)
+    ends = () if score.interval is None else score.interval
+    reach = max([task.loss(replace(score, compressed=score.dense + end)) for end in ends], default=0.0)
+    if task.metric is None:
+        reach = max(reach, _NONE_OF / score.examples)
+    if reach > limit:
+        notes.append(
+            f"{score.name} keeps the limit on {task.words}, which are too few to be sure: with 95 % confidence it loses at most {reach:.4f}"
+        )
     return notes

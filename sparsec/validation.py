@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsec.calibration import calibration_samples
+from sparsec.calibration import calibration_samples, split_labels
 from sparsec.candidate import open_candidate
 from sparsec.errors import InputError, VerificationError
 from sparsec.frontend import load_model
 from sparsec.labelled import Decisions, checked_labels
 from sparsec.measured import measured_score
 from sparsec.reference import Reference
-from sparsec.samples import open_arrays
 from sparsec.similarity import Similarity
 from sparsec.validation_report import Validation
 
@@ -68,7 +66,7 @@ def validate(
     """
     made = open_candidate(candidate, input_shapes, input_values, threads)
     source = load_model(model, example_inputs, input_shapes or made.shapes, input_values)
-    samples, labels, where = _split(samples, labels)
+    samples, labels, where = split_labels(samples, labels)
     if resamples < 100 or not 0 < confidence < 1:
         raise InputError(f"resamples={resamples}, confidence={confidence}: at least 100, and between 0 and 1")
     if aggregate is not None and metric is None:
@@ -110,19 +108,6 @@ def validate(
         collected.changed() if collected is not None else [],
         {} if score is None else {"confidence": confidence, "resamples": resamples, "seed": seed},
     )
-
-
-def _split(samples: Any, labels: Any) -> tuple[Any, Any, str]:
-    """(samples, labels, what to call them): takes the array of labels out of a file or mapping."""
-    where = "validation"
-    if isinstance(samples, str | PathLike):
-        where, samples = str(samples), open_arrays(Path(samples))
-    if not isinstance(labels, str):
-        return samples, labels, where
-    if not isinstance(samples, Mapping) or labels not in samples:
-        has = f"; there are: {', '.join(samples)}" if isinstance(samples, Mapping) else ""
-        raise InputError(f"{where}: there is no array '{labels}' to hold the labels{has}")
-    return {name: array for name, array in samples.items() if name != labels}, samples[labels], where
 
 
 def _chosen(output: str | None, outputs: list[str]) -> str:

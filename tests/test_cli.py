@@ -186,8 +186,8 @@ def test_options_are_the_keywords_of_the_api() -> None:
         flags = {"verify" if flag == "no_verify" else flag for flag in flags}
         flags -= {"output", "force", "as_json", "verbose", "no_cache", "front"}  # SPARSEC_CACHE=off, report.front.save
         keywords = set(inspect.signature(getattr(sparsec, name)).parameters)
-        # `recover` is a section of a recipe there, labels are an array of the samples' file
-        assert keywords - flags == {"example_inputs", "progress", "recover", "labels"}
+        # `recover` is a section of a recipe there; a file of --labels holds samples and labels of validation; a metric is a function
+        assert keywords - flags == {"example_inputs", "progress", "recover", "validation", "metric", "aggregate"}
         assert flags <= keywords
 
 
