@@ -45,14 +45,9 @@ def run_product(
     if blocks:  # sums of cut panels, garbage at first, and counters
         *_, parts, counters = source.signature.args
         arrays += [np.full(parts.size, 0xFFFFFFFF, np.uint32), np.zeros(counters.size, np.int32)]
-    after = simulate(
-        source.text,
-        "product",
-        source.launch,
-        [x.view(np.uint16) if x.dtype == NUMPY["bfloat16"] else x for x in arrays],
-    )
+    after = simulate(source.text, "product", source.launch, arrays)
     assert not blocks or not after[-1].any(), "counters that are not zero again"
-    return np.asarray(after[result].view(NUMPY[half]).astype(np.float64).reshape(len(a), n))
+    return np.asarray(after[result].astype(np.float64).reshape(len(a), n))
 
 
 def bound(a: Array, w: Array, storage: str) -> Array:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from scipy.special import erf
 
 import sparsec
 from sparsec.codegen.bundle import build_loadable, compile_program
+from sparsec.codegen.cuda import fragments
 from sparsec.codegen.cuda.launch import Launch
+from sparsec.formats import Scheme
+from sparsec.formats.encoded import encode, unpack
 from sparsec.runtime import DeviceArray, Session
+from sparsec.target import resolve_target
+from tests.cuda import simulator
 from tests.cuda.compiler import needs_compiler
 from tests.cuda.device import Device, differences, needs_gpu, real_gpu
 from tests.cuda.driver import FakeGpu
 from tests.cuda.joins import join_program, join_reference
+from tests.cuda.products import check
 from tests.cuda.simulator import kernel_library
 from tests.cuda.test_compiled import network
 from tests.kernels.programs import reference
@@ -54,9 +61,40 @@ def test_differences_are_told() -> None:
     assert "argument 0: 1 elements differ, element 1: 2.0 simulated, 3.0" in differences([x], [x + np.array([0, 1, 0])])
     assert differences([np.array([7], np.int8)], [np.array([8], np.int8)]) == ""
     assert "1 elements differ" in differences([np.array([7])], [np.array([8])])
+    assert "1 elements differ" in differences([np.array([True, False])], [np.array([True, True])])
     bits = [x.view(np.uint32), (x + np.float32(0.1)).view(np.uint32), (x + np.float32(9)).view(np.uint32)]
     assert differences(bits[:1], bits[1:2]) == ""
     assert "3 elements differ" in differences(bits[:1], bits[2:])
+
+
+def test_a_step_of_a_half_is_a_rounding_that_turned() -> None:
+    """bfloat16 in its own type: as whole numbers no two results would be near."""
+    for dtype, nearest in ((np.float16, 2.0**-10), (ml_dtypes.bfloat16, 2.0**-7)):
+        x = np.array([1.0, -0.5, 1.0], dtype)
+        near, far = (x + np.array([0, 0, steps * nearest], dtype) for steps in (1, 8))
+        assert near[2] > 1
+        assert differences([x], [near]) == ""
+        assert "argument 0: 1 elements differ, element 2" in differences([x], [far])
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_products_are_compared_in_their_storage_type(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real GPU sees the types that kernels have: what it rounds to the neighbour is no difference."""
+    seen: list[str] = []
+
+    class Neighbour:
+        def run(self, source: str, name: str, launch: Launch, arrays: list[np.ndarray], *more: Any) -> list[np.ndarray]:
+            after = simulator.simulate(source, name, launch, arrays, orders=["ascending"])
+            seen.append(str(after[-1].dtype))
+            return [*after[:-1], np.nextafter(after[-1], after[-1].dtype.type(np.inf))]
+
+    gpus: list[Any] = [None, Neighbour()]  # the GPU's own run is simulated without a GPU
+    monkeypatch.setattr(simulator, "real_gpu", lambda: gpus.pop())
+    rng = np.random.default_rng(1)
+    weight = encode(rng.standard_normal((20, 64)).astype(np.float32), Scheme.parse("int8"))
+    target = resolve_target("cuda:bf16" if storage == "bfloat16" else "cuda")
+    check(weight, fragments.pack(unpack(weight), 1, storage), 2, rng, target)
+    assert seen == [storage]
 
 
 # --- on a real GPU ---
