@@ -110,15 +110,22 @@ def _wheel_version(major: int) -> str:
 @cache
 def _library() -> ctypes.CDLL | None:
     """NVRTC of a wheel, that of CUDA 12 first, else one the system's loader finds, else None."""
-    wheels = [str(Path(folder) / "lib" / file) for package, file in _WHEELS.items() for folder in _folders(package)]
-    for name in (*wheels, *_LIBRARIES):
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
+    for wheel in (Path(folder) / "lib" / file for package, file in _WHEELS.items() for folder in _folders(package)):
+        for builtins in sorted(wheel.parent.glob("libnvrtc-builtins.so.*")):
+            _open(str(builtins))  # NVRTC 13 asks for them by name, and the loader does not look for them in wheels
+        if (library := _open(str(wheel))) is not None:
+            return library
+    return next((library for name in _LIBRARIES if (library := _open(name)) is not None), None)
+
+
+def _open(path: str) -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(path)
+    except OSError:
+        return None
+    if hasattr(library, "nvrtcGetErrorString"):
         library.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return library
-    return None
+    return library
 
 
 def _folders(package: str) -> list[str]:

@@ -111,6 +111,11 @@ def test_wheels_of_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(nvrtc, "_folders", lambda package: [str(tmp_path / package)])
     monkeypatch.setattr(nvrtc.ctypes, "CDLL", load)
+    newer = tmp_path / "nvidia.cu13" / "lib"
+    newer.mkdir(parents=True)
+    (newer / "libnvrtc-builtins.so.13.0").touch()  # which NVRTC 13 does not find by itself
     assert nvrtc._library.__wrapped__() is None
-    wheels = [f"{tmp_path}/nvidia.cuda_nvrtc/lib/libnvrtc.so.12", f"{tmp_path}/nvidia.cu13/lib/libnvrtc.so.13"]
-    assert tried == [*wheels, "libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"]
+    wheels = [f"{newer}/libnvrtc-builtins.so.13.0", f"{newer}/libnvrtc.so.13"]
+    assert tried == [
+        f"{tmp_path}/nvidia.cuda_nvrtc/lib/libnvrtc.so.12", *wheels, "libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"
+    ]  # fmt: skip
