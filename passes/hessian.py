@@ -3,16 +3,21 @@
 For a weight W [N, K] and its replacement V the expected squared error of the outputs is tr((W - V) H (W - V)^T). Methods that
 compensate one weight's error on others (OBS: Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain
 Surgeon", 1992) need H^-1, which exists only after damping: inputs may be dead, constant or equal, samples fewer than inputs.
+
+In a grouped convolution each of G equal parts of the rows reads inputs of its own; their second moments are one array [G, K, K].
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.errors import CalibrationError
 
-__all__ = ["damped", "dead", "error", "inverse", "inverse_upper_cholesky"]
+__all__ = ["damped", "dead", "diagonals", "error", "inverse", "inverse_upper_cholesky", "parts"]
 
 Square = NDArray[np.float64]
 
@@ -51,6 +56,19 @@ def dead(second_moment: ArrayLike) -> NDArray[np.bool_]:
     """bool [K]: inputs that were never anything but 0, whose weights may be anything."""
     found: NDArray[np.bool_] = np.asarray(second_moment).diagonal() == 0
     return found
+
+
+def diagonals(second_moment: ArrayLike, rows: int) -> Square:
+    """What a squared error counts at each input [K], or, of second moments [G, K, K], at each position [N, K]."""
+    moment = np.asarray(second_moment, np.float64)
+    if moment.ndim == 2:
+        return moment.diagonal()
+    return np.repeat(np.diagonal(moment, axis1=1, axis2=2), rows // len(moment), 0)
+
+
+def parts(second_moment: NDArray[Any], *matrices: ArrayLike) -> Iterator[tuple[Any, ...]]:
+    """(second moment [K, K], its rows of each matrix [N, K]), part by part of second moments [G, K, K]."""
+    return zip(second_moment, *(np.split(np.asarray(m), len(second_moment)) for m in matrices), strict=True)
 
 
 def inverse_upper_cholesky(hessian: Square) -> Square:

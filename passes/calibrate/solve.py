@@ -15,7 +15,7 @@ from sparsec.passes import hessian
 from sparsec.passes.factor.coding import Coder
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
-from sparsec.passes.quantise import compensate, flexround, follow_paths, learn_jointly, on_support, quantise
+from sparsec.passes.quantise import compensate, flexround, follow_paths, learn_jointly, quantise
 from sparsec.passes.sparsify.dsnot import dsnot
 from sparsec.passes.sparsify.gblm import balance, gblm
 from sparsec.passes.sparsify.masks import mask_of_scores
@@ -80,16 +80,15 @@ class Solved:
 def solve(layer: Layer) -> Solved:
     """Compress one layer as its rule says."""
     layer = replace(layer, rule=_for_few_samples(layer.rule, layer.statistics))
-    scheme, statistics = Scheme.parse(layer.scheme), layer.statistics
+    statistics = layer.statistics
     parts = [
         aimed_at(part, s, layer.settings.correction, layer.rule.quantize.damping)
         for part, s in _parts(layer.weight, statistics)
     ]
     target = np.ascontiguousarray(np.concatenate(parts), np.float32)
-    if len(statistics) > 1:
-        return _solved(layer, _by_groups(layer, scheme, target))
-    second_moment = statistics[0].second_moment
-    if layer.rule.several_products:
+    moments = [s.second_moment for s in statistics]
+    second_moment = moments[0] if len(moments) == 1 else np.stack(moments)
+    if len(moments) == 1 and layer.rule.several_products:
         return _solved(layer, factored(target, second_moment, layer.structure, layer.rule, _coder(layer)))
     return _solved(layer, _one_product(target, second_moment, None, layer))
 
@@ -130,8 +129,8 @@ def prune(
     rule: Rule,
     gradient_square: NDArray[np.float64] | None = None,
 ) -> tuple[Mask, NDArray[np.float32]]:
-    """(keep-mask, weights on it) by the rule's algorithm. Unless values are only to be rounded (`nearest`), they are the ones that
-    best make up for what is gone."""
+    """(keep-mask, weights on it) by the rule's algorithm, with a second moment [K, K], or [G, K, K] for G equal parts of the rows
+    (a grouped convolution). Unless values are only to be rounded (`nearest`), they are the ones that best make up for what is gone."""
     algorithm, damping, single = rule.sparsify.algorithm, rule.sparsify.damping, structure.block == (1, 1)
     joint = rule.sparsify.scope == "global"
     if algorithm == "auto":
@@ -149,7 +148,7 @@ def prune(
                 second_moment,
                 gradient_square,
                 structure,
-                alpha=balance(np.diag(second_moment), gradient_square),
+                alpha=balance(hessian.diagonals(second_moment, len(weight)), gradient_square),
                 by_row=not rule.sparsify.reorder,
             )
         case "dsnot":
@@ -193,24 +192,6 @@ def code(
                 return quantise(weight, second_moment, scheme, mask, damping=damping, start=start)
     except WeightError as error:
         raise WeightError(f"weight '{layer.name}' as {scheme}: {error}") from None
-
-
-def _by_groups(layer: Layer, scheme: Scheme, target: NDArray[np.float32]) -> EncodedWeight:
-    """A grouped convolution: parts of the rows read different inputs, scales and codebooks may serve all of them."""
-    moments = np.stack([s.second_moment for s in layer.statistics])
-    importance = np.concatenate(
-        [np.broadcast_to(np.diag(s.second_moment), part.shape) for part, s in _parts(target, layer.statistics)]
-    )
-    mask = None
-    if not scheme.is_dense:
-        magnitude = layer.rule.sparsify.algorithm == "magnitude"
-        score = np.square(target, dtype=np.float64) * (1.0 if magnitude else importance)
-        if layer.gradient_square is not None:
-            alpha = balance(importance, layer.gradient_square)
-            score = np.square(target * (np.sqrt(importance) + alpha * np.sqrt(layer.gradient_square)), dtype=np.float64)
-        mask = mask_of_scores(score, layer.structure)
-    start = target if mask is None else on_support(target, moments, mask, damping=layer.rule.quantize.damping)
-    return code(target, start, moments, scheme, mask, layer)
 
 
 def aimed_at(weight: Matrix, statistics: Statistics, correction: float, damping: float) -> Matrix:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, encode
-from sparsec.passes.hessian import Square, inverse_upper_cholesky
+from sparsec.passes.hessian import Square, diagonals, inverse_upper_cholesky
 from sparsec.passes.quantise.choose import chooser_of
 from sparsec.passes.quantise.parts import compensated_parts
-from sparsec.passes.quantise.products import damped, diagonals
+from sparsec.passes.quantise.products import damped
 
 __all__ = ["Order", "compensate", "compensated"]
 

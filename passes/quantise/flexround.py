@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Grid, Scheme, decode, encode, scale_owners, with_codes, with_side
 from sparsec.formats.meaning import FloatValue
-from sparsec.passes.quantise.products import damped, diagonals, times
+from sparsec.passes.hessian import diagonals
+from sparsec.passes.quantise.products import damped, times
 
 __all__ = ["flexround"]
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, encode
+from sparsec.passes.hessian import diagonals
 from sparsec.passes.quantise.choose import chooser_of
 from sparsec.passes.quantise.descent import sweep
 from sparsec.passes.quantise.parts import followed_parts
-from sparsec.passes.quantise.products import damped, diagonals
+from sparsec.passes.quantise.products import damped
 
 __all__ = ["follow_paths"]
 

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
 from sparsec.formats.meaning import FloatValue
+from sparsec.passes.hessian import diagonals
 from sparsec.passes.quantise.choose import chooser_of
-from sparsec.passes.quantise.products import damped, diagonals, error, times
+from sparsec.passes.quantise.products import damped, error, times
 from sparsec.passes.quantise.refit import refit_codebook, refit_scales
 
 __all__ = ["learn_jointly"]

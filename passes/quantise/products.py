@@ -12,7 +12,7 @@ from sparsec.errors import CalibrationError
 from sparsec.passes import hessian as one
 from sparsec.passes.hessian import Square
 
-__all__ = ["damped", "diagonals", "error", "times"]
+__all__ = ["damped", "error", "times"]
 
 Matrix = NDArray[np.float32]
 
@@ -37,14 +37,6 @@ def damped(second_moment: ArrayLike, share: float, rows: int, cols: int) -> Squa
     return np.ldexp(result, -int(np.frexp(mean)[1]))
 
 
-def diagonals(hessian: Square, rows: int) -> NDArray[np.float64]:
-    """What a squared error counts at each input [K], or at each position [N, K] where parts differ."""
-    if hessian.ndim == 2:
-        return hessian.diagonal()
-    found = np.diagonal(hessian, axis1=1, axis2=2)
-    return np.asarray(np.repeat(found, rows // len(hessian), 0), np.float64)
-
-
 def times(values: Matrix, hessian: Matrix) -> Matrix:
     """values [N, K] times the second moment of each row's part, float32 [N, K]."""
     if hessian.ndim == 2:
@@ -56,6 +48,4 @@ def error(weight: ArrayLike, changed: ArrayLike, hessian: Square) -> float:
     """tr((W - V) H (W - V)^T), summed over parts."""
     if hessian.ndim == 2:
         return one.error(weight, changed, hessian)
-    parts = len(hessian)
-    pairs = zip(np.split(np.asarray(weight), parts), np.split(np.asarray(changed), parts), hessian, strict=True)
-    return sum(one.error(*pair) for pair in pairs)
+    return sum(one.error(w, v, h) for h, w, v in one.parts(hessian, weight, changed))

@@ -26,8 +26,8 @@ from sparsec.formats import (
 )
 from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.formats.meaning import VectorValue
-from sparsec.passes.hessian import Square
-from sparsec.passes.quantise.products import damped, diagonals, times
+from sparsec.passes.hessian import Square, diagonals
+from sparsec.passes.quantise.products import damped, times
 
 __all__ = ["refit", "refit_codebook", "refit_scales"]
 

@@ -7,10 +7,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
 from sparsec.formats.meaning import FloatValue
+from sparsec.passes.hessian import diagonals
 from sparsec.passes.quantise.compensate import Order, compensated
 from sparsec.passes.quantise.descent import descended
 from sparsec.passes.quantise.parts import compensated_parts, descended_parts
-from sparsec.passes.quantise.products import damped, diagonals, error
+from sparsec.passes.quantise.products import damped, error
 from sparsec.passes.quantise.refit import refit_codebook, refit_scales
 from sparsec.passes.quantise.support import solved_on_support
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparsec.passes.hessian import Square
+from sparsec.passes.hessian import Square, diagonals
 from sparsec.passes.masked_solve import solve_on_mask
-from sparsec.passes.quantise.products import damped, diagonals, times
+from sparsec.passes.quantise.products import damped, times
 
 __all__ = ["on_support", "solved_on_support"]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sparsec.formats import Structure
+from sparsec.passes import hessian
 from sparsec.passes.sparsify.exchange import Exchange
 from sparsec.passes.sparsify.masks import Mask
 
@@ -22,9 +23,13 @@ def dsnot(
 ) -> Mask:
     """Keep-mask bool [N, K] with as many weights kept in every row (group) as the given one, legal for the structure.
 
-    weight: [N, K], kept as it is where the mask is True; second_moment: E[x x^T] [K, K]; structure: without blocks (SchemeError).
-    cycles: at most so many exchanges a row; a row ends when none of those tried lowers its error.
+    weight: [N, K], kept as it is where the mask is True; second_moment: E[x x^T] [K, K], [G, K, K] for G equal parts of the rows;
+    structure: without blocks (SchemeError). cycles: at most so many exchanges a row; a row ends when none of those tried lowers its
+    error.
     """
+    if (moment := np.asarray(second_moment)).ndim == 3:
+        parts = hessian.parts(moment, weight, mask)
+        return np.concatenate([dsnot(w, h, kept, structure, cycles=cycles) for h, w, kept in parts])
     search = Exchange.of(weight, second_moment, structure, 0.0, restore=True)
     keep = np.array(mask, bool)
     search.run(np.where(keep, search.target, 0.0), keep, cycles)

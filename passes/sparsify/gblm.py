@@ -22,7 +22,7 @@ def gblm_scores(
 ) -> NDArray[np.float64]:
     """The square of the paper's score, float64 [N, K].
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K] or its diagonal [K]; gradient_square: the mean over samples of the squared
+    weight: [N, K]; second_moment: as for `wanda_scores`; gradient_square: the mean over samples of the squared
     gradient of the loss by each weight [N, K], 0 or more; alpha: the paper's 100 is for gradients as they are, of the mean loss.
     """
     w, square = np.asarray(weight, np.float64), np.asarray(gradient_square, np.float64)

@@ -8,6 +8,9 @@ tr(W_b A^-1 W_b^T), A the block of that inverse, and takes W_b A^-1 times the in
 The inverse is kept as M - V^T V: a removal adds C rows to V and reads C rows of the inverse (a matrix-vector product), and V is
 multiplied out only when it has `_PENDING` rows (a matrix product), over the inputs still there. So exact greed costs
 0.3 K^3 multiplications a strip at 50 percent, nearly all of them in BLAS.
+
+In a grouped convolution strips read different inputs, each with the inverse of its own. Where even the rows of a strip do
+(groups narrower than R), they are laid end to end: one row of R K inputs, in blocks of R C.
 """
 
 from __future__ import annotations
@@ -55,14 +58,13 @@ def obs_mask(
 ) -> Mask:
     """Keep-mask bool [N, K] for a sparse structure; `refit` gives the weights that belong to it.
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K]; damping: see `hessian.damped`. spread: how far the zeros of a strip may be from
-    the average (0.1: by a tenth), so that strips which lose less by it are pruned more; None: 0.5 for single rows, 0.1 for strips,
-    which differ less. Structures that fix the number of zeros per row or group ignore it. About float32 accuracy in what decides.
-    Groups of N:M restrict the greedy choice, so that exchanges still improve it: `swap` follows.
+    weight: [N, K]; second_moment: E[x x^T] [K, K], [G, K, K] for G equal parts of the rows; damping: see `hessian.damped`. spread:
+    how far the zeros of a strip may be from the average (0.1: by a tenth), so that strips which lose less by it are pruned more;
+    None: 0.5 for single rows, 0.1 for strips, which differ less. Structures that fix the number of zeros per row or group ignore
+    it. About float32 accuracy in what decides. Groups of N:M restrict the greedy choice, so that exchanges still improve it: `swap`
+    follows.
     """
-    matrix = np.array(weight, np.float32)
-    matrix[:, hessian.dead(second_moment)] = 0.0
-    (r, c), (rows, cols) = structure.block, matrix.shape
+    (r, c), (rows, cols) = structure.block, np.shape(weight)
     strips, length = -(-rows // r), -(-cols // c)
     total = zeros(structure, (strips, length))
     least = total // strips
@@ -71,16 +73,10 @@ def obs_mask(
         spread = 0.5 if r == 1 else 0.1
     if not isinstance(structure, NM | FanIn):
         least, most = int(least * (1 - spread)), min(length, int(least * (1 + spread)) + (total % strips > 0))
-    h = hessian.damped(second_moment, damping)
-    problem = _Problem(
-        _padded(hessian.inverse(h), length * c), _padded(np.diag(h.diagonal()), length * c).diagonal(), c
-    )
-    padded = np.zeros((strips * r, length * c), np.float32)
-    padded[:rows, :cols] = matrix
+    problem = _Problem(weight, second_moment, (r, c), damping)
     groups = _groups(structure, length)
-    size = max(1, _BATCH_BYTES // (4 * padded.shape[1] ** 2))
-    tall = padded.reshape(strips, r, length * c)
-    parts = [_removals(tall[start : start + size], problem, most, groups) for start in range(0, strips, size)]
+    size = max(1, _BATCH_BYTES // (4 * problem.inputs**2))
+    parts = [_removals(problem.strips(start, start + size), most, groups) for start in range(0, strips, size)]
     order, costs = (np.concatenate(values) for values in zip(*parts, strict=True))
     keep = np.ones((strips, length), bool)
     np.put_along_axis(keep, order, ~_prefixes(costs, least, total), axis=1)
@@ -89,10 +85,51 @@ def obs_mask(
 
 
 @dataclass(frozen=True)
-class _Problem:
-    inverse: Array  # [K, K] of the damped second moment
-    diagonal: Array  # [K] of the damped second moment
+class _Strips:
+    weight: Array  # [B, R, K]
+    inverses: list[Array]  # of the damped second moments, B times [K, K]
+    diagonals: Array  # of the damped second moments, [B, K]
     c: int
+
+
+class _Problem:
+    """A weight as strips, with what they read."""
+
+    def __init__(self, weight: ArrayLike, second_moment: ArrayLike, block: tuple[int, int], damping: float) -> None:
+        rows, cols = np.shape(weight)
+        self._block, self._length = block, -(-cols // block[1])
+        moments = np.asarray(second_moment).reshape(-1, cols, cols)
+        hessians = [hessian.damped(moment, damping) for moment in moments]
+        width, height = self._length * block[1], -(-rows // block[0]) * block[0]
+        self._inverses = [_padded(hessian.inverse(h), width) for h in hessians]
+        self._diagonals = np.stack([_padded(np.diag(h.diagonal()), width).diagonal() for h in hessians])
+        dead = np.stack([hessian.dead(moment) for moment in moments])
+        self._part = np.minimum(np.arange(height), rows - 1) // (rows // len(moments))  # of each row
+        self._weight = np.zeros((height, width), np.float32)
+        self._weight[:rows, :cols] = np.where(dead[self._part[:rows]], 0.0, weight)
+        self._apart = len(moments) > 1 and (rows // len(moments)) % block[0] > 0
+        self.inputs = width * block[0] if self._apart else width
+
+    def strips(self, start: int, stop: int) -> _Strips:
+        r, c = self._block
+        weight = self._weight[start * r : stop * r].reshape(-1, r, self._weight.shape[1])
+        part = self._part[start * r : stop * r].reshape(-1, r)
+        if not self._apart:
+            return _Strips(weight, [self._inverses[p] for p in part[:, 0]], self._diagonals[part[:, 0]], c)
+        inverses = [self._end_to_end([self._inverses[p] for p in own]) for own in part]
+        rows, diagonals = (
+            x.reshape(len(part), r, self._length, c).transpose(0, 2, 1, 3).reshape(len(part), -1)
+            for x in (weight, self._diagonals[part])
+        )
+        return _Strips(rows[:, None], inverses, diagonals, r * c)
+
+    def _end_to_end(self, inverses: list[Array]) -> Array:
+        """Inverses [L C, L C] of R rows as the one of a row of L R C inputs."""
+        r, c = self._block
+        result = np.zeros((self._length, r, c) * 2, np.float32)
+        for row, inverse in enumerate(inverses):
+            result[:, row, :, :, row] = inverse.reshape(self._length, c, self._length, c)
+        return result.reshape(self.inputs, self.inputs)
 
 
 def _padded(matrix: NDArray[np.float64], size: int) -> Array:
@@ -118,11 +155,12 @@ def _prefixes(costs: NDArray[np.float64], least: int, total: int) -> Mask:
 
 
 def _removals(
-    weight: Array, problem: _Problem, steps: int, groups: tuple[Indices, Indices] | None
+    strips: _Strips, steps: int, groups: tuple[Indices, Indices] | None
 ) -> tuple[Indices, NDArray[np.float64]]:
-    """The blocks that leave each strip, in this order, [B, steps], and what each costs, of weights [B, R, K]."""
-    order, costs = np.zeros((len(weight), steps), np.intp), np.zeros((len(weight), steps))
-    state = _State(weight, problem, groups)
+    """The blocks that leave each strip, in this order, [B, steps], and what each costs."""
+    batch = len(strips.weight)
+    order, costs = np.zeros((batch, steps), np.intp), np.zeros((batch, steps))
+    state = _State(strips, groups)
     for step in range(steps):
         if state.pending == state.capacity:
             state.multiply_out()
@@ -133,16 +171,14 @@ def _removals(
 class _State:
     """Weights and inverses of a batch of strips while blocks leave: alive blocks [B, L], weights [B, R, L C], V [B, pending, L C]."""
 
-    def __init__(self, weight: Array, problem: _Problem, groups: tuple[Indices, Indices] | None) -> None:
-        batch, _, cols = weight.shape
-        self.c = problem.c
+    def __init__(self, strips: _Strips, groups: tuple[Indices, Indices] | None) -> None:
+        batch, _, cols = strips.weight.shape
+        self.c = strips.c
         self.index = np.arange(batch)
         self.blocks = np.repeat(np.arange(cols // self.c)[None], batch, 0)
-        self.weight = weight.copy()
-        self.base: list[Array] = [problem.inverse] * batch
-        self.floor = np.repeat(
-            (1 / problem.diagonal)[None], batch, 0
-        )  # no diagonal of an inverse is below: what exactness gives
+        self.weight = strips.weight.copy()
+        self.base = list(strips.inverses)
+        self.floor = 1 / strips.diagonals  # no diagonal of an inverse is below: what exactness gives
         self.capacity = max(1, _PENDING // self.c)
         self.closed = np.zeros(self.blocks.shape, np.float32)  # inf where a block has left or may not
         self.groups = self.left = None

@@ -35,10 +35,18 @@ def refit(
 ) -> NDArray[np.float32]:
     """Float32 weights [N, K], zero off the mask, of the smallest error on H = `hessian.damped(second_moment, damping)`.
 
-    weight: W [N, K], what the outputs should be; mask: bool [N, K]; start: weights to begin with (W itself); only their values on
-    the mask count. tolerance: the iterations of a row end when its residual's norm (of the system scaled to a unit diagonal) fell to
-    this share; iterations: at most as many. No row ends worse than it started. Weights of dead inputs become 0.
+    weight: W [N, K], what the outputs should be; second_moment: E[x x^T] [K, K], [G, K, K] for G equal parts of the rows; mask:
+    bool [N, K]; start: weights to begin with (W itself); only their values on the mask count. tolerance: the iterations of a row
+    end when its residual's norm (of the system scaled to a unit diagonal) fell to this share; iterations: at most as many. No row
+    ends worse than it started. Weights of dead inputs become 0.
     """
+    if (moment := np.asarray(second_moment)).ndim == 3:
+        parts = hessian.parts(moment, weight, mask, weight if start is None else start)
+        found = [
+            refit(w, h, kept, start=v, damping=damping, tolerance=tolerance, iterations=iterations)
+            for h, w, kept, v in parts
+        ]
+        return np.concatenate(found)
     w, keep = np.asarray(weight, np.float64), np.asarray(mask, bool)
     if keep.shape != w.shape:
         raise WeightError(f"a weight {w.shape} needs a mask of its shape; found {keep.shape}")

@@ -7,6 +7,8 @@ a time from the weights as compensated so far; for N:M at each group.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -24,47 +26,50 @@ def sparsegpt(
 ) -> tuple[Mask, NDArray[np.float32]]:
     """(keep-mask bool [N, K], weight float32 [N, K] that is zero off it) for a sparse structure.
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K]; damping: see `hessian.damped`; block_size: inputs decided on together, rounded
-    down to whole blocks or groups of the structure. Every run of inputs loses its share of the zeros; unstructured weights and
-    blocks compete across all rows. Weights of dead inputs become 0.
+    weight: [N, K]; second_moment: E[x x^T] [K, K], [G, K, K] for G equal parts of the rows; damping: see `hessian.damped`;
+    block_size: inputs decided on together, rounded down to whole blocks or groups of the structure. Every run of inputs loses its
+    share of the zeros; unstructured weights and blocks compete across all rows. Weights of dead inputs become 0.
     """
-    work = np.array(np.asarray(weight).T, np.float64, order="C")  # inputs first: they are visited one by one
-    work[hessian.dead(second_moment)] = 0.0
-    cols, rows = work.shape
-    upper = hessian.inverse_upper_cholesky(hessian.damped(second_moment, damping))
+    cols = np.shape(weight)[1]
+    moments = np.asarray(second_moment).reshape(-1, cols, cols)
+    # [G, K, N / G]: inputs are visited one by one.
+    work = np.array(np.asarray(weight).reshape(len(moments), -1, cols).transpose(0, 2, 1), np.float64, order="C")
+    work[np.stack([hessian.dead(moment) for moment in moments])] = 0.0
+    upper = np.stack([hessian.inverse_upper_cholesky(hessian.damped(moment, damping)) for moment in moments])
     unit = structure.m if isinstance(structure, NM) else structure.block[1]
     step = max(unit, block_size // unit * unit)
-    mask = np.ones((cols, rows), bool)
+    mask = np.ones(work.shape, bool)
     for start in range(0, cols, step):
         stop = min(cols, start + step)
-        part, factor = work[start:stop], upper[start:stop, start:stop]
-        keep, errors = mask[start:stop], np.zeros_like(work[start:stop])
+        part, factor = work[:, start:stop], upper[:, start:stop, start:stop]
+        keep, errors = mask[:, start:stop], np.zeros_like(work[:, start:stop])
         if not isinstance(structure, NM):
             keep[:] = _choose(part, factor, structure, start, cols)
         for j in range(stop - start):
             if isinstance(structure, NM) and j % structure.m == 0:
                 group = slice(j, j + structure.m)
-                score = np.square(part[group] / factor.diagonal()[group, None])
-                keep[group] = mask_of_scores(score.T, structure).T
-            errors[j] = np.where(keep[j], 0.0, part[j] / factor[j, j])
-            part[j:] -= factor[j, j:, None] * errors[j]
-        work[stop:] -= upper[start:stop, stop:].T @ errors
+                score = _by_row(np.square(part[:, group] / _diagonals(factor)[:, group, None]))
+                keep[:, group] = _by_input(mask_of_scores(score, structure), len(moments))
+            errors[:, j] = np.where(keep[:, j], 0.0, part[:, j] / factor[:, j, j, None])
+            part[:, j:] -= factor[:, j, j:, None] * errors[:, j, None]
+        work[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
     work[~mask] = 0.0
-    return np.ascontiguousarray(mask.T), np.ascontiguousarray(work.T, np.float32)
+    return np.ascontiguousarray(_by_row(mask)), np.ascontiguousarray(_by_row(work), np.float32)
 
 
 def _choose(part: Matrix, factor: Matrix, structure: Structure, start: int, cols: int) -> Mask:
-    """Keep-mask [width, N] of the inputs [start, start + width) of `cols`, given their compensated weights [width, N].
+    """Keep-mask [G, width, N / G] of the inputs [start, start + width) of `cols`, given their compensated weights.
 
     A block costs w A^-1 w^T for each row w of it, where A = T^T T is its part of the inverse Hessian of the inputs from its first
     one on, and T the block on the diagonal of the factor.
     """
-    (r, c), (width, rows) = structure.block, part.shape
-    cost = np.square(part / factor.diagonal()[:, None])
+    (r, c), (groups, width, _) = structure.block, part.shape
+    cost = np.square(part / _diagonals(factor)[:, :, None])
     for j in range(0, width if c > 1 else 0, c):
         own = slice(j, j + c)
-        cost[own] = np.square(np.linalg.solve(factor[own, own].T, part[own]))
-    blocks = block_scores(cost, (c, r), "sum").T
+        cost[:, own] = np.square(np.linalg.solve(factor[:, own, own].transpose(0, 2, 1), part[:, own]))
+    score = _by_row(cost)
+    blocks = block_scores(score, (r, c), "sum")
     first, length = start // c, -(-cols // c)
     last = first + blocks.shape[1]
     if isinstance(structure, FanIn):
@@ -73,4 +78,19 @@ def _choose(part: Matrix, factor: Matrix, structure: Structure, start: int, cols
     else:
         drop = zeros(structure, (blocks.shape[0], length))
         keep = drop_lowest(blocks.reshape(-1), drop * last // length - drop * first // length).reshape(blocks.shape)
-    return expand_block_mask(keep, (r, c), rows, width).T
+    return _by_input(expand_block_mask(keep, (r, c), *score.shape), groups)
+
+
+def _diagonals(factor: Matrix) -> Matrix:
+    """[G, width] of [G, width, width]."""
+    return np.diagonal(factor, axis1=1, axis2=2)
+
+
+def _by_row(values: NDArray[Any]) -> NDArray[Any]:
+    """[N, width] of [G, width, N / G]."""
+    return values.transpose(0, 2, 1).reshape(-1, values.shape[1])
+
+
+def _by_input(values: NDArray[Any], groups: int) -> NDArray[Any]:
+    """[G, width, N / G] of [N, width]."""
+    return values.reshape(groups, -1, values.shape[1]).transpose(0, 2, 1)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import Structure
+from sparsec.passes import hessian
 from sparsec.passes.sparsify.exchange import Exchange
 from sparsec.passes.sparsify.masks import Mask
 from sparsec.passes.sparsify.refit import refit
@@ -30,9 +31,16 @@ def swap(
 ) -> tuple[Mask, NDArray[np.float32]]:
     """(keep-mask bool [N, K], the best weights float32 [N, K] on it), with as many weights kept in every row (group) as before.
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K]; mask: bool [N, K], legal for the structure, which has no blocks (SchemeError).
-    start: weights to begin with, see `refit`. rounds of at most `exchanges` exchanges a row, each followed by a refit.
+    weight: [N, K]; second_moment: E[x x^T] [K, K], [G, K, K] for G equal parts of the rows; mask: bool [N, K], legal for the
+    structure, which has no blocks (SchemeError). start: weights to begin with, see `refit`. rounds of at most `exchanges` exchanges
+    a row, each followed by a refit.
     """
+    if (moment := np.asarray(second_moment)).ndim == 3:
+        found = [
+            swap(w, h, kept, structure, start=v, damping=damping, rounds=rounds, exchanges=exchanges)
+            for h, w, kept, v in hessian.parts(moment, weight, mask, weight if start is None else start)
+        ]
+        return np.concatenate([kept for kept, _ in found]), np.concatenate([v for _, v in found])
     search = Exchange.of(weight, second_moment, structure, damping, restore=False)
     keep = np.array(mask, bool)
     values = refit(weight, second_moment, keep, start=start, damping=damping)

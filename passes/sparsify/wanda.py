@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparsec.errors import CalibrationError
 from sparsec.formats import Structure
+from sparsec.passes.hessian import diagonals
 from sparsec.passes.sparsify.masks import Mask, mask_of_scores
 
 __all__ = ["wanda", "wanda_scores"]
@@ -19,11 +20,11 @@ __all__ = ["wanda", "wanda_scores"]
 def wanda_scores(weight: ArrayLike, second_moment: ArrayLike) -> NDArray[np.float64]:
     """w^2 * E[x^2], float64 [N, K]: the square of the paper's score, which orders alike and adds up over blocks.
 
-    weight: [N, K]; second_moment: E[x x^T] [K, K] or its diagonal [K].
+    weight: [N, K]; second_moment: E[x x^T] [K, K] or its diagonal [K]; [G, K, K] for G equal parts of the rows.
     """
     weight, second_moment = np.asarray(weight, np.float64), np.asarray(second_moment, np.float64)
-    square = second_moment if second_moment.ndim == 1 else second_moment.diagonal()
-    if square.shape != weight.shape[1:]:
+    square = second_moment if second_moment.ndim == 1 else diagonals(second_moment, len(weight))
+    if square.shape not in (weight.shape, weight.shape[1:]):
         raise CalibrationError(
             f"a weight of {weight.shape[1]} inputs needs as many second moments; found {square.shape}"
         )

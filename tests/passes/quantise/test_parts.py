@@ -7,8 +7,9 @@ import pytest
 
 from sparsec.errors import CalibrationError
 from sparsec.formats import Scheme, decode, encode
+from sparsec.passes.hessian import diagonals
 from sparsec.passes.quantise import compensate, descend, on_support, quantise, refit
-from sparsec.passes.quantise.products import damped, diagonals, error
+from sparsec.passes.quantise.products import damped, error
 from tests.passes.quantise.problems import layer, mask_of, raw
 
 PARTS, ROWS, COLS = 6, 24, 9
