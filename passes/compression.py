@@ -89,6 +89,7 @@ class Job:
     layers: list[LayerRecord] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     structured: Structured = field(default_factory=Structured)
+    notes: list[str] = field(default_factory=list)
 
     def effective_recipe(self) -> str:
         """The recipe with every selector replaced by the exact names of the weights it reached."""
@@ -207,6 +208,7 @@ class CalibrateWeights(_JobPass):
             model, [job.choices[i] for i in members], given.samples, given.executor,
             settings=job.recipe.calibrate, threads=given.threads, tasks=given.tasks, progress=job.progress,
             gradients=gradients_of(model, job.choices, given.samples, given.labels, given.threads, job.progress),
+            notes=job.notes,
         )  # fmt: skip
         for index, result in zip(members, solved, strict=True):
             job.solved[index] = result

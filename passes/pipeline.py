@@ -76,6 +76,8 @@ class Compressed:
     """YAML text of a recipe that names every compressed weight and gives the same result."""
     removed: list[Removal] = field(default_factory=list)
     """What structured removal took out, or could not."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be said of all weights together."""
 
 
 def compress(
@@ -107,4 +109,4 @@ def compress(
     check_recovery(job)
     work, records = canonical(model, debug_dump=debug_dump, progress=progress)
     records += run_stages(work, compression(job), debug_dump=debug_dump, first=len(records) + 1, progress=progress)
-    return Compressed(work, job.layers, records, job.effective_recipe(), job.structured.records)
+    return Compressed(work, job.layers, records, job.effective_recipe(), job.structured.records, job.notes)

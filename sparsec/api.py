@@ -158,6 +158,7 @@ def compress(
         Figures(file_bytes=len(data)),
         layer_rows(compressed.layers, None, {}),
         removed=compressed.removed,
+        notes=compressed.notes,
         front=front,
     )
     if verify:
@@ -264,6 +265,7 @@ def compile(
         layer_rows(compressed.layers, program, readers_of(compressed.model)),
         steps=step_counts(program),
         removed=compressed.removed,
+        notes=compressed.notes,
         front=front,
     )
     sample, words = _inputs(inputs, source)

@@ -40,6 +40,8 @@ class Inspection:
     """(role, name, dtype, shape) of inputs and outputs."""
     operators: dict[str, int] = field(default_factory=dict)
     layers: list[LayerRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a bundle's report says of all layers together."""
     passes: list[PassRecord] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -51,6 +53,7 @@ class Inspection:
             "tensors": [dict(zip(("role", "name", "dtype", "shape"), row, strict=True)) for row in self.tensors],
             "operators": self.operators,
             "layers": [row.to_json() for row in self.layers],
+            **({"notes": self.notes} if self.notes else {}),
             "passes": [
                 {"name": p.name, "nodes_before": p.nodes_before, "nodes_after": p.nodes_after, "modified": p.modified}
                 for p in self.passes
@@ -70,6 +73,8 @@ class Inspection:
         if self.layers:
             print(file=stream)
             layer_table(self.layers, why=why).show(stream)
+        for note in self.notes if why else ():
+            print(f"\n{note}", file=stream)
         if why and self.passes:
             print(file=stream)
             rows = tuple((p.name, str(p.nodes_before), str(p.nodes_after)) for p in self.passes if p.modified)
@@ -155,6 +160,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         {"model": str(manifest["name"]), "target": str(manifest["target"]["name"])},
         tensors,
         layers=[LayerRow.from_json(row) for row in report["layers"]],
+        notes=report.get("notes", []),
     )
 
 

@@ -88,6 +88,8 @@ class Report:
     """Kernel family -> number of calls in the program; empty before code generation."""
     removed: Sequence[Removal] = ()
     """What structured removal took out, or could not."""
+    notes: Sequence[str] = ()
+    """What is to be said of all layers together."""
     front: Front | None = None
     """What a budget chose from, and what it chose; None without one."""
 
@@ -113,14 +115,16 @@ class Report:
             print(file=stream)
         layer_table(self.layers, why=why).show(stream)
         print(file=stream)
+        for note in self.notes:
+            print(f"{note}\n", file=stream)
         if self.front is not None:
             self.front.show(stream)
             print(file=stream)
         self.summary().show(stream)
 
     def __str__(self) -> str:
-        tables = [removal_table(self.removed)] if self.removed else []
-        return "\n\n".join(table.text() for table in (*tables, layer_table(self.layers), self.summary()))
+        removed = [removal_table(self.removed).text()] if self.removed else []
+        return "\n\n".join([*removed, layer_table(self.layers).text(), *self.notes, self.summary().text()])
 
     def to_json(self, *, measured: bool = False) -> dict[str, Any]:
         """JSON-able. The same compile gives the same result; `measured` adds timings and measured memory, which vary."""
@@ -133,6 +137,7 @@ class Report:
             "steps": dict(sorted(self.steps.items())),
             "verification": self.verification.to_json() if self.verification else None,
             **({"front": self.front.to_json()} if self.front else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
         if self.removed:
             data["removed"] = [

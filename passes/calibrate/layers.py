@@ -12,6 +12,7 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from sparsec.passes.calibrate.biases import add_to_bias, own_bias
+from sparsec.passes.calibrate.few_samples import note_on, rows_and_inputs
 from sparsec.passes.calibrate.groups import gather, groups_of, planned, why_not
 from sparsec.passes.calibrate.segments import Segment
 from sparsec.passes.calibrate.shared import shared_statistics
@@ -38,6 +39,7 @@ def calibrate(
     tasks: int = 1,
     progress: Callable[[str], None] | None = None,
     gradients: Mapping[str, Array] = MappingProxyType({}),
+    notes: list[str] | None = None,
 ) -> list[Solved | None]:
     """Compress the weights of `choices` (None for those that `why_not` names); biases of `model` change in place.
 
@@ -47,6 +49,7 @@ def calibrate(
         executor: where layers are solved; arguments and results are picklable.
         threads: of onnxruntime.
         gradients: by weight, float64 [N, K], mean squared gradients where a rule's algorithm needs them.
+        notes: gets what is to be said of all layers together.
         tasks: how many layers the executor works on at once; at most twice as many have their statistics in memory.
     """
     members = [i for i, choice in enumerate(choices) if not why_not(choice)]
@@ -93,6 +96,8 @@ def calibrate(
     for index, solved in enumerate(work.found):
         if solved is not None and solved.shift is not None:
             add_to_bias(model, biases[index], solved.shift)
+    if notes is not None and (note := note_on(work.read)):
+        notes.append(note)
     return work.found
 
 
@@ -109,6 +114,7 @@ class _Work:
         gradients: Mapping[str, Array],
     ) -> None:
         self._gradients = gradients
+        self.read: dict[str, tuple[int, int]] = {}
         self.found: list[Solved | None] = [None] * len(choices)
         self._choices, self._settings, self._progress = choices, settings, progress
         self._executor, self._most = executor, 2 * tasks
@@ -119,6 +125,7 @@ class _Work:
         choice = self._choices[index]
         if self._progress is not None:
             self._progress(choice.weight.name)
+        self.read[choice.weight.name] = rows_and_inputs(statistics)
         layer = Layer(
             choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.structure, choice.rule,
             self._settings, statistics, self._gradients.get(choice.weight.name),

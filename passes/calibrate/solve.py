@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sparsec.errors import WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
+from sparsec.passes.calibrate.few_samples import damped_for
 from sparsec.passes.factor.coding import Coder
 from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
@@ -79,7 +80,7 @@ class Solved:
 
 def solve(layer: Layer) -> Solved:
     """Compress one layer as its rule says."""
-    layer = replace(layer, rule=_for_few_samples(layer.rule, layer.statistics))
+    layer = replace(layer, rule=damped_for(layer.rule, layer.statistics))
     statistics = layer.statistics
     parts = [
         aimed_at(part, s, layer.settings.correction, layer.rule.quantize.damping)
@@ -91,17 +92,6 @@ def solve(layer: Layer) -> Solved:
     if len(moments) == 1 and layer.rule.several_products:
         return _solved(layer, factored(target, second_moment, layer.structure, layer.rule, _coder(layer)))
     return _solved(layer, _one_product(target, second_moment, None, layer))
-
-
-def _for_few_samples(rule: Rule, statistics: Sequence[Statistics]) -> Rule:
-    """The rule with the damping that so few samples need: small eigenvalues of a second moment of n samples of K inputs are off by
-    about K / n of its mean diagonal, and what relies on them fits the samples only. On inputs that were held back K / n was within
-    3 % of the best damping for n / K of 0.2 (a classifier), 2.6 and 10 (a transformer); for n / K of 100 it is next to nothing."""
-    more = min(1.0, max(len(s.mean) / max(s.samples, 1) for s in statistics))
-    sparsify, quantize = (
-        part.model_copy(update={"damping": part.damping + more}) for part in (rule.sparsify, rule.quantize)
-    )
-    return rule.model_copy(update={"sparsify": sparsify, "quantize": quantize})
 
 
 def _one_product(target: NDArray[np.float32], second_moment: Matrix, mask: Mask | None, layer: Layer) -> EncodedWeight:
