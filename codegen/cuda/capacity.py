@@ -52,5 +52,7 @@ CAPACITY: dict[str, Capacity] = {
 
 
 def shared_limit(arch: str) -> int:
-    """Bytes of shared memory a block may have on all GPUs that run code for `arch`."""
+    """Bytes of shared memory a block may have on all GPUs that run machine code for `arch`.
+
+    PTX for sm_90 or sm_100 runs on sm_120 too, which has 99 KB: the runtime refuses there what takes more."""
     return (227 if arch in _BIG_SHARED else 99) * 1024

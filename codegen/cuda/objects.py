@@ -63,6 +63,7 @@ __attribute__((visibility("default"))) const spc_cuda_kernel {source.symbol} = {
     .grid = {dims(launch.grid)},
     .block = {dims(launch.block)},
     .shared_bytes = {launch.shared_bytes}u,
+    .static_bytes = {image.shared}u,
     .arg_count = {len(source.signature.args)}u,
     .sm = {target.gpu.removeprefix("sm_")}u,
 }};

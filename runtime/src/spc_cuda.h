@@ -14,7 +14,8 @@ typedef struct {
     size_t ptx_bytes;
     uint32_t grid[3];         /* blocks */
     uint32_t block[3];        /* threads of a block */
-    uint32_t shared_bytes;    /* dynamic shared memory of a block, beside what the image declares */
+    uint32_t shared_bytes;    /* dynamic shared memory of a block */
+    uint32_t static_bytes;    /* what the image declares beside it */
     uint32_t arg_count;       /* device pointers, in the order of the kernel's signature */
     uint32_t sm;              /* 90 for sm_90 */
 } spc_cuda_kernel;

@@ -5,7 +5,7 @@
 #include <string.h>
 
 enum { /* CUdevice_attribute, CUfunction_attribute */
-    CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, DYNAMIC_SHARED = 8
+    CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OF_A_BLOCK = 97, DYNAMIC_SHARED = 8
 };
 enum { SHARED_WITHOUT_ASKING = 48 * 1024 };
 
@@ -32,6 +32,7 @@ static int32_t open_device(spc_cuda_loaded *l)
     int error = d->device_get(&l->device, 0);
     if (error == 0) error = d->device_attribute(&major, CAPABILITY_MAJOR, l->device);
     if (error == 0) error = d->device_attribute(&minor, CAPABILITY_MINOR, l->device);
+    if (error == 0) error = d->device_attribute(&l->shared_bytes, SHARED_OF_A_BLOCK, l->device);
     int32_t status = spc_cuda_check(d, error, SPC_E_CUDA_NO_DEVICE, "the GPU cannot be asked what it is");
     if (status != SPC_OK) return status;
     l->sm = 10 * major + minor;
@@ -61,10 +62,17 @@ static int32_t load_image(spc_cuda_loaded *l, int32_t index, const spc_cuda_kern
     char name[128] = "a GPU";
     int sm = (int)kernel->sm;
     int native = l->sm / 10 == sm / 10 && l->sm >= sm;
+    uint64_t shared = (uint64_t)kernel->shared_bytes + kernel->static_bytes;
     if (!native && l->sm < sm) {
         d->device_name(name, sizeof name, l->device);
         return spc_cuda_fail(SPC_E_CUDA_ARCH, "the model is compiled for sm_%d, this GPU is sm_%d (%s): compile it for cuda:sm_%d",
                              sm, l->sm, name, l->sm);
+    }
+    if (shared > (uint64_t)l->shared_bytes) { /* PTX runs on newer GPUs, some of which have less */
+        d->device_name(name, sizeof name, l->device);
+        return spc_cuda_fail(SPC_E_CUDA_ARCH, "the model is compiled for sm_%d, and %s takes %llu bytes of shared memory; this GPU, sm_%d "
+                             "(%s), has %d: compile the model for cuda:sm_%d",
+                             sm, kernel->name, (unsigned long long)shared, l->sm, name, l->shared_bytes, l->sm);
     }
     int error = d->module_load(&l->modules[index], native ? kernel->cubin : (const void *)kernel->ptx);
     if (error != 0) l->modules[index] = NULL;
@@ -74,7 +82,7 @@ static int32_t load_image(spc_cuda_loaded *l, int32_t index, const spc_cuda_kern
                              "install a newer driver, or compile it for cuda:sm_%d",
                              l->sm, sm, l->sm);
     if (error == 0) error = d->module_function(&l->functions[index], l->modules[index], kernel->name);
-    if (error == 0 && kernel->shared_bytes > SHARED_WITHOUT_ASKING)
+    if (error == 0 && shared > SHARED_WITHOUT_ASKING)
         error = d->function_set(l->functions[index], DYNAMIC_SHARED, (int)kernel->shared_bytes);
     return spc_cuda_check(d, error, SPC_E_CUDA_IMAGE, kernel->name);
 }

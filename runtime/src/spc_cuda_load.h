@@ -13,6 +13,7 @@ typedef struct spc_cuda_loaded {
     void *context;
     int device;
     int sm;           /* compute capability: 90 is 9.0 */
+    int shared_bytes; /* that a block may have */
     void **modules;   /* of each step, NULL where an earlier one has the same kernel */
     void **functions; /* of each step */
     const spc_cuda_kernel **kernels;

@@ -32,6 +32,7 @@ class Kernel(ctypes.Structure):
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
         ("shared_bytes", ctypes.c_uint32),
+        ("static_bytes", ctypes.c_uint32),
         ("arg_count", ctypes.c_uint32),
         ("sm", ctypes.c_uint32),
     )

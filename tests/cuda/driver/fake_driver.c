@@ -26,12 +26,12 @@ enum {
     UNSUPPORTED_PTX = 222, NOT_FOUND = 500, NOT_READY = 600, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901
 };
 enum { KERNEL, COPY, CLEAR, EVENT };
-enum { MAX_ARGUMENTS = 64, MAX_BLOCKS = 4096, PAGE = 4096, ALIGNMENT = 256, SHARED_LIMIT = 227 * 1024, SHARED_WITHOUT_ASKING = 48 * 1024 };
+enum { MAX_ARGUMENTS = 64, MAX_BLOCKS = 4096, PAGE = 4096, ALIGNMENT = 256, SHARED_WITHOUT_ASKING = 48 * 1024 };
 
 typedef struct function {
     void *library;
     sim_run_fn run;
-    int arguments, allowed;
+    int arguments, fixed, allowed; /* fixed, allowed: bytes of shared memory that it declares, and that a launch may add */
     char name[200];
     struct function *next; /* of the same module */
 } function;
@@ -312,12 +312,26 @@ DEFINE(cuDeviceGet, int *device, int ordinal) BODY(cuDeviceGet, device, ordinal)
     return ordinal == 0 ? OK : INVALID_VALUE;
 }
 
+/* What a block may have when it asks. */
+static int shared_limit(void)
+{
+    switch (settings.sm) {
+    case 80: case 87: return 163 * 1024;
+    case 86: case 88: case 89: case 120: case 121: return 99 * 1024;
+    default: return 227 * 1024;
+    }
+}
+
 DEFINE(cuDeviceGetAttribute, int *value, int attribute, int device) BODY(cuDeviceGetAttribute, value, attribute, device)
 (int *value, int attribute, int device)
 {
-    if (device != 7 || (attribute != 75 && attribute != 76)) return INVALID_VALUE;
-    *value = attribute == 75 ? settings.sm / 10 : settings.sm % 10;
-    return OK;
+    if (device != 7) return INVALID_VALUE;
+    switch (attribute) {
+    case 75: *value = settings.sm / 10; return OK;
+    case 76: *value = settings.sm % 10; return OK;
+    case 97: *value = shared_limit(); return OK;
+    default: return INVALID_VALUE;
+    }
 }
 
 DEFINE(cuDeviceGetName, char *name, int length, int device) BODY(cuDeviceGetName, name, length, device)
@@ -384,7 +398,11 @@ DEFINE(cuModuleGetFunction, void **made, void *module, const char *name) BODY(cu
     memcpy(&f->run, &run, sizeof run);
     memcpy(&count_arguments, &arguments, sizeof arguments);
     f->arguments = count_arguments();
-    f->allowed = SHARED_WITHOUT_ASKING;
+    int (*count_shared)(void);
+    void *declares = dlsym(f->library, "sim_shared_bytes"); /* of kernels that declare some */
+    memcpy(&count_shared, &declares, sizeof declares);
+    f->fixed = declares != NULL ? count_shared() : 0;
+    f->allowed = SHARED_WITHOUT_ASKING - f->fixed;
     snprintf(f->name, sizeof f->name, "%s", name);
     f->next = *(function **)module;
     *(function **)module = f;
@@ -407,8 +425,9 @@ DEFINE(cuModuleUnload, void *module) BODY(cuModuleUnload, module)(void *module)
 DEFINE(cuFuncSetAttribute, void *f, int attribute, int value) BODY(cuFuncSetAttribute, f, attribute, value)
 (void *f, int attribute, int value)
 {
-    if (attribute != 8 || value > SHARED_LIMIT) return INVALID_VALUE;
-    ((function *)f)->allowed = value;
+    function *kernel = f;
+    if (attribute != 8 || value + kernel->fixed > shared_limit()) return INVALID_VALUE;
+    kernel->allowed = value;
     return OK;
 }
 

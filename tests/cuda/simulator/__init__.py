@@ -133,6 +133,7 @@ def translate(source: str, name: str) -> str:
     body = re.sub(
         rf"extern\s+__shared__\s+{alignment}([\w ]+?)\s*(\w+)\s*\[\s*\]\s*;", r"SIM_SHARED_DYNAMIC(\1, \2);", body
     )
+    declared = re.findall(rf"__shared__\s+{alignment}([\w ]+?)\s*\w+\s*\[([^\]]+)\]\s*;", body)
     body = re.sub(rf"__shared__\s+{alignment}([\w ]+?)\s*(\w+)\s*\[([^\]]+)\]\s*;", r"SIM_SHARED(\1, \2, \3);", body)
     if "__shared__" in body:
         line = next(line for line in body.splitlines() if "__shared__" in line)
@@ -146,9 +147,16 @@ def translate(source: str, name: str) -> str:
             f"static void sim_call(void **args) {{ sim::call_kernel({name}, args); }}",
             'extern "C" int sim_run(void **args, sim_launch *how) { return sim::run(sim_call, args, how); }',
             f'extern "C" int sim_argument_count() {{ return sim::count_arguments({name}); }}',
+            *_shared_bytes(declared),
             "",
         ]
     )
+
+
+def _shared_bytes(declared: Sequence[tuple[str, str]]) -> list[str]:
+    """A function that says how many bytes the shared arrays have, (type, count) each; none where there are none."""
+    total = " + ".join(f"sizeof({kind}) * ({count})" for kind, count in declared)
+    return [f'extern "C" int sim_shared_bytes() {{ return {total}; }}'] if declared else []
 
 
 def _bytes(array: Array) -> Array:
