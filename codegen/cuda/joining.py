@@ -17,13 +17,13 @@ Piece = Mapping[str, Expr]
 Each = Callable[[Callable[..., None]], None]
 
 
-def each_piece(k: Any, body: Callable[[Piece, Expr], None]) -> None:
-    """body(piece, whether it is the first) for the pieces of the block; a piece has shares.FIELDS but for the last two."""
+def each_piece(k: Any, share: Expr, body: Callable[[Piece, Expr], None]) -> None:
+    """body(piece, whether it is the first) for the pieces of a share; a piece has shares.FIELDS but for the last two."""
     T, fields, table = k.T, shares.FIELDS, k.arg("pieces")
-    mine = k.block[0] * len(fields)
+    mine = share * len(fields)
     count, rest = (k.let(k.load(table, mine + fields.index(name))) for name in ("count", "rest"))
     with T.serial(0, count) as turn:
-        row = k.let(T.Select(turn == 0, k.block[0], rest + turn) * len(fields))
+        row = k.let(T.Select(turn == 0, share, rest + turn) * len(fields))
         body({name: k.let(k.load(table, row + i)) for i, name in enumerate(fields[:-2])}, turn == 0)
 
 

@@ -52,9 +52,11 @@ def signature_of(p: Mapping[str, Any], ins: list[Arg], n: int) -> Signature:
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
-    """Blocks: outputs (or shares), rows of A, parts."""
+    """Blocks of outputs (or shares), the same of the next rows of A, and so on, in x, which alone may have more than 65535; parts in z.
+
+    Blocks that follow each other read the same rows of A, which stay in the second level of cache."""
     columns = p.get("shares", 0) or ceil(p["weight"]["n"] / blocking.block_outputs(p))
-    grid = (columns, blocking.row_blocks(p), p["parts"])
+    grid = (columns * blocking.row_blocks(p), 1, p["parts"])
     return Launch(grid, (32 * p["warps_n"] * p["warps_m"], 1, 1), blocking.shared_bytes(p))
 
 
@@ -77,15 +79,24 @@ class Product:
             k.let(self.T.truncmod(warp, p["warps_n"])),
             k.let(self.T.truncdiv(warp, p["warps_n"])),
         )
-        self.row0 = k.let(k.block[1] * blocking.block_rows(p))
+        self.block_row, self.block = self._split(k.block[0])
+        self.row0 = k.let(self.block_row * blocking.block_rows(p))
         self.shared = k.dynamic(k.launch.shared_bytes // 4, "float32")
         self.stage_words, self.stages = blocking.stage_words(p), p["stages"]
         self.row_words = blocking.row_words(p)
         self.codes_at = blocking.block_rows(p) * self.row_words
 
+    def _split(self, block: Any) -> tuple[Any, Any]:
+        """(block of rows, block of outputs or share) that a block of the grid is."""
+        k, T, rows = self.k, self.T, blocking.row_blocks(self.p)
+        if rows == 1:
+            return T.int32(0), block
+        each = k.launch.grid[0] // rows
+        return k.let(T.truncdiv(block, each)), k.let(T.truncmod(block, each))
+
     def _outputs_block(self) -> Any:
         """Which block of outputs this is, where there are no shares."""
-        return self.k.block[0]
+        return self.block
 
     def _decoder(self) -> Decoder:
         return decoder_of(self.w)(self.k, self.w, self.panel, self.lane, scaled=True)
@@ -105,7 +116,7 @@ class Product:
             self._compute(piece["first"], piece["last"], piece)
             k.sync()  # the next piece is staged where the sums are
 
-        joining.each_piece(k, compute)
+        joining.each_piece(k, self.block, compute)
 
     def _begin(self, group: Any) -> None:
         """What follows is of these outputs: a panel of each warp."""
@@ -260,7 +271,7 @@ class Product:
         if piece is None:
             self._each_output(lambda index, local, inner: self._store(self._sum(local, inner), local, inner))
             return
-        base = k.let(k.block[1] * shares.places(self.p["shares"]))
+        base = k.let(self.block_row * shares.places(self.p["shares"]))
         flag = k.at(self.shared, k.launch.shared_bytes // 4 - 1)
         joining.finish(k, piece, outputs * rows, base, flag, self._each_output, self._sum, self._store)
 

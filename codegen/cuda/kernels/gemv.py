@@ -121,7 +121,7 @@ class _Gemv:
             self._begin(piece["panel"])
             self._compute(piece["first"], piece["last"], piece, fresh)
 
-        joining.each_piece(self.k, compute)
+        joining.each_piece(self.k, self.k.block[0], compute)
 
     def _begin(self, panel: Any) -> None:
         """What follows is of this panel."""

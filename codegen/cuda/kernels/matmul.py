@@ -118,9 +118,9 @@ class _Matmul(gemm.Product):
     def _outputs_block(self) -> Expr:
         k, T, p = self.k, self.T, self.p
         blocks = ceil(p["n"] / blocking.block_outputs(p))
-        self.batch = k.let(T.truncdiv(k.block[0], blocks))
+        self.batch = k.let(T.truncdiv(self.block, blocks))
         self.a_start, self.b_start = (k.let(start(k, p, name, self.batch)) for name in ("a", "b"))
-        return k.let(T.truncmod(k.block[0], blocks))
+        return k.let(T.truncmod(self.block, blocks))
 
     def _decoder(self) -> Decoder:
         return _Staged(self.k, self.w, self.panel, self.lane, self.p["b"]["kind"])
