@@ -142,11 +142,16 @@ def test_mirrored_tables_stay_mirrored(text: str) -> None:
     assert is_mirrored(changed.codebook[0, 0])
 
 
-@pytest.mark.parametrize(("vector", "scalar"), [("vq2d4", "cb2"), ("vq2d2", "cb2"), ("vq1d8-c", "cb1-c")])
-def test_vectors_beat_scalars_at_equal_bits(vector: str, scalar: str) -> None:
-    weight, moment = layer(96, 256, np.random.default_rng(2))
-    found = [loss(weight, moment, quantise(weight, moment, Scheme.parse(text))) for text in (vector, scalar)]
-    assert found[0] < found[1]
+@pytest.mark.parametrize(
+    ("rows", "cols", "vector", "scalar"),
+    [(768, 256, "vq2d4", "cb2-c"), (256, 256, "vq2d2", "cb2-c"), (512, 512, "vq1d8-c", "cb1-g64")],
+)
+def test_vectors_beat_scalars_at_equal_bits(rows: int, cols: int, vector: str, scalar: str) -> None:
+    """Tables and scales counted: 2.083 bits against 2.126, 2.008 against 2.127, 1.188 against 1.250."""
+    weight, moment = layer(rows, cols, np.random.default_rng())
+    vectors, scalars = (quantise(weight, moment, Scheme.parse(text)) for text in (vector, scalar))
+    assert vectors.bits_per_weight() <= scalars.bits_per_weight() <= vectors.bits_per_weight() + 0.13
+    assert loss(weight, moment, vectors) < loss(weight, moment, scalars)
 
 
 def test_outliers_of_a_row_stay_in_their_row() -> None:
