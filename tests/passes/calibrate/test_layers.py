@@ -17,7 +17,7 @@ from sparsec.passes.calibrate.layers import calibrate
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.recipe import Calibrate
 from sparsec.reference import Reference
-from tests.passes.calibrate.networks import choices, distance, image_network, samples, text_network
+from tests.passes.calibrate.networks import chain, choices, distance, image_network, samples, text_network
 from tests.passes.calibrate.test_segments import with_outputs
 
 NETWORKS = [image_network, text_network]
@@ -90,6 +90,24 @@ def test_workers_change_nothing(settings: dict[str, Any]) -> None:
         assert a.encoded.arrays().keys() == b.encoded.arrays().keys()
         assert all(np.array_equal(x, b.encoded.arrays()[k]) for k, x in a.encoded.arrays().items())
         assert np.array_equal(a.shift, b.shift)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["int3", "s50"])
+def test_making_up_for_the_layers_before_pays(scheme: str) -> None:
+    """Six layers, outputs on inputs that were held back: one layer after the other on what it really reads beats all of them on the
+    uncompressed model's activations, and aiming for that model's outputs (`correction`) beats aiming for the layer's own."""
+    rng, errors = np.random.default_rng(), []
+    for _ in range(4):
+        weights = [rng.standard_normal((24, 24)) * (2 / 24) ** 0.5 for _ in range(6)]
+        feeds, others = samples(chain(*weights), 64), samples(chain(*weights), 32, seed=9)
+        errors.append([])
+        for settings in ({}, {"sequential": False}, {"correction": 0.0}):
+            model = chain(*weights)
+            run(model, scheme, feeds, **settings)
+            errors[-1].append(distance(model, chain(*weights), others))
+    sequential, apart, without = np.log(errors).mean(0)
+    assert sequential < apart + np.log(0.9)
+    assert sequential < without + np.log(0.9)
 
 
 def test_mean_of_the_outputs_is_kept() -> None:
