@@ -74,6 +74,13 @@ class Ledger:
                 layer[option, SECONDS] = cost.layer_seconds.get(entry.name, 0.0)
         return self._sums(cost) - self.predicted(uniform)
 
+    def _bytes_of(self, scheme: str) -> float:
+        """Bytes of the layers that can have the scheme, over those of fp32."""
+        found = [
+            (layer[o, BYTES], layer[0, BYTES]) for layer, o in zip(self.table, self._uniform(scheme), strict=True) if o
+        ]
+        return float(np.sum([f for f, _ in found]) / np.sum([d for _, d in found])) if found else 1.0
+
     def _uniform(self, scheme: str) -> list[int]:
         return [options.index(scheme) if scheme in options else 0 for options in self.options]
 
@@ -135,27 +142,41 @@ class Ledger:
 
     def _best(self, objective: int, room: Mapping[int, float]) -> list[int] | None:
         """The choice with the least `objective` within `room`, prices of schemes counted: schemes are added to those in use, the best
-        one first, as long as that gains. Without prices that matter all are in use from the beginning."""
+        one first, as long as that gains; where none gains alone, a smaller and a larger one may together. Without prices that matter
+        all are in use from the beginning."""
         if sum(self.prices.values()) <= _NOTHING * room.get(BYTES, sum(float(layer[0, BYTES]) for layer in self.table)):
             return choose(self.table, objective, room)
-        used: list[str] = []
+        used: set[str] = set()
         best, lowest = None, (np.inf, np.inf)
         while True:
             winner = None
-            for scheme in self.prices:
-                if scheme in used:
-                    continue
-                choice = self._among({*used, scheme}, objective, room)
-                if choice is None:
-                    continue
-                sums = self.predicted(choice) - self.rest
-                over = max([0.0, *(float(sums[c] - limit) for c, limit in room.items())])
-                value = (over if over > 1e-9 * abs(over + 1) else 0.0, float(sums[objective]))
-                if value < lowest:
-                    best, lowest, winner = choice, value, scheme
+            for more in (self._others(used), self._around(used)):
+                for added in more:
+                    choice = self._among({*used, *added}, objective, room)
+                    if choice is None:
+                        continue
+                    sums = self.predicted(choice) - self.rest
+                    over = max([0.0, *(float(sums[c] - limit) for c, limit in room.items())])
+                    value = (over if over > 1e-9 * abs(over + 1) else 0.0, float(sums[objective]))
+                    if value < lowest:
+                        best, lowest, winner = choice, value, added
+                if winner is not None:
+                    break
             if winner is None:
                 return best if best is not None and lowest[0] == 0.0 else None
-            used.append(winner)
+            used.update(winner)
+
+    def _others(self, used: set[str]) -> list[tuple[str, ...]]:
+        return [(scheme,) for scheme in self.prices if scheme not in used]
+
+    def _around(self, used: set[str]) -> list[tuple[str, ...]]:
+        """Pairs of schemes not in use, one with fewer bytes than a scheme in use and one with more."""
+        return [
+            (small, large)
+            for (small,) in self._others(used)
+            for (large,) in self._others(used)
+            if any(self._bytes_of(small) < self._bytes_of(scheme) < self._bytes_of(large) for scheme in used)
+        ]
 
     def _among(self, schemes: set[str], objective: int, room: Mapping[int, float]) -> list[int] | None:
         """The best choice with these schemes, their prices paid; one with the least bytes where none fits. Weights that none of them can
@@ -218,7 +239,14 @@ class Ledger:
                 continue
             for column, excess in over.items():
                 if excess > 0:
-                    offsets[column] += max(excess, 1e-3 * wanted[column]) * (2.0 if again else 1.0)
+                    offsets[column] += max(excess, 1e-3 * wanted[column])
+                    if again:  # until the sums say of it, too, that it does not fit
+                        least = wanted[column] * (1 + 1e-3) - float(self.predicted(choice)[column])
+                        offsets[column] = max(offsets[column], least)
+        for known in self._known:  # models that were built: one scheme for all weights is among them
+            real = self.real(known)
+            if real[objective] < lowest and all(real[column] <= limit for column, limit in wanted.items()):
+                best, lowest = list(known), float(real[objective])
         if best is None:
             best = self._least(wanted)
         if best is None:

@@ -64,6 +64,16 @@ def test_limits_hold_in_the_real_model_and_are_used(ledger: Ledger, share: float
     assert found[ERROR] <= 1.2 * best
 
 
+@pytest.mark.parametrize("option", range(1, len(SCHEMES) + 1))
+def test_no_uniform_scheme_is_better_at_its_size(ledger: Ledger, option: int) -> None:
+    uniform = ledger.real([option] * len(ledger.options))
+    found = ledger.real(ledger.fitted(ERROR, {BYTES: float(uniform[BYTES])}))
+    assert found[BYTES] <= uniform[BYTES]
+    assert found[ERROR] <= uniform[ERROR]
+    within = ledger.real(ledger.fitted(BYTES, {ERROR: float(uniform[ERROR])}))
+    assert within[BYTES] <= uniform[BYTES]
+
+
 def test_the_margin_is_kept_free(ledger: Ledger) -> None:
     limit = float(ledger.real([1] * len(ledger.options))[BYTES])
     assert ledger.real(ledger.fitted(ERROR, {BYTES: limit}, {BYTES: 500.0}))[BYTES] <= limit - 500
