@@ -1,4 +1,4 @@
-"""A budget against what it is there to beat: one scheme for all weights."""
+"""A budget against what it is there to beat, one scheme for all weights, and its warnings, from end to end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import sparsec
 from sparsec.reference import Reference
+from tests.models import DIGITS
 
 SCHEMES = ("int8", "int5", "int4", "cb2-c")
 WIDTH = 96
@@ -63,3 +64,35 @@ def test_a_budget_beats_every_uniform_scheme_of_its_size() -> None:
         ratios.append(error(found, model, unseen) / error(uniform, model, unseen))
     assert max(ratios[1:-1]) < 0.85
     assert max(ratios[0], ratios[-1]) <= 1.0 + 1e-6  # the largest and the smallest leave no choice
+
+
+def test_a_budget_below_the_knee_is_told() -> None:
+    def notes(budget: str) -> list[str]:
+        front = sparsec.compress(
+            DIGITS, budget=budget, candidates="int8,cb4,cb2-c", input_shapes={"N": 1}, verify=False
+        ).report.front
+        assert front is not None
+        return front.notes
+
+    (note,) = notes("15KB")
+    assert "below the knee" in note
+    assert notes("40KB") == []
+
+
+def test_a_weight_that_is_made_sparser_than_its_pq_index_asks_for_is_told() -> None:
+    """Normal values should keep 85 % (their PQ-index is .15), those of a weight with few large ones less than half."""
+    few = normal(WIDTH, WIDTH)
+    few[np.random.default_rng().random(few.shape) > 0.25] *= 1e-3
+    model = branches([(few, normal(WIDTH, WIDTH))])
+
+    def notes(budget: int) -> list[str]:
+        front = sparsec.compress(model, budget=f"{budget}B", candidates="s50", verify=False).report.front
+        assert front is not None
+        return [note for note in front.notes if "PQ-index" in note]
+
+    dense = len(model)
+    (note,) = notes(round(0.7 * dense))
+    assert note.startswith("w0: s50 keeps 50 % of its values; its PQ-index says that pruning should leave 8")
+    assert notes(2 * dense) == []
+    with_one = notes(round(0.9 * dense))
+    assert with_one == []  # v0 goes first
