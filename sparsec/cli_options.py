@@ -66,7 +66,12 @@ CandidatesOption = Annotated[
     str | None, typer.Option("--candidates", metavar="SCHEME,...", help="Schemes a budget may choose, besides fp32.")
 ]
 FrontOption = Annotated[
-    Path | None, typer.Option("--front", metavar="FILE.png", help="Draw error against size and time of the choices.")
+    Path | None,
+    typer.Option(
+        "--front",
+        metavar="FILE.png",
+        help="Draw error against size and time of the choices; .json, .txt: with every weight in every scheme.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Dump = Annotated[Path | None, typer.Option("--debug-dump", metavar="DIR", help="Write the graph after each pass.")]

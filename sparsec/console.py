@@ -32,7 +32,7 @@ def note(text: str) -> None:
 def print_result(data: Any, *shows: Callable[[], object]) -> None:
     """With --json the data, else what `shows` print, with an empty line between."""
     if settings.json:
-        from sparsec.report import dumps
+        from sparsec.files import dumps
 
         typer.echo(dumps(data), nl=False)
         return
@@ -74,7 +74,7 @@ def fail(error: BaseException, code: int) -> int:
     if settings.verbose:
         traceback.print_exc()
     if settings.json:
-        from sparsec.report import dumps
+        from sparsec.files import dumps
 
         typer.echo(dumps({"error": {"type": type(error).__name__, "message": str(error)}}), nl=False)
     note(f"error: {error or type(error).__name__}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sparsec.errors import OutputError
 
@@ -53,3 +55,8 @@ def replacing_file(path: str | Path, force: bool) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def dumps(data: Any) -> str:
+    """The one JSON form of sparsec's files and of `--json`: sorted keys, two spaces, a newline at the end."""
+    return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sparsec.errors import OutputError
-from sparsec.files import replacing_file
+from sparsec.files import dumps, replacing_file
+from sparsec.sensitivity import Trial, sensitivity_table
 from sparsec.tables import Table
 from sparsec.validation_report import Validation
 from sparsec.verify import rounded
@@ -42,7 +44,7 @@ class Point:
 class Front:
     """What a budget found. points: choices that no other beats, by size; chosen: what was taken; nbytes, seconds and error: what it
     really is (error on the calibration inputs, or random ones); task: what labelled `examples` say about it, where the budget limits the
-    task; notes: what the user should know."""
+    task; notes: what the user should know; sensitivity: every weight in every scheme, which the choices are made of."""
 
     budget: str
     points: Sequence[Point]
@@ -54,6 +56,7 @@ class Front:
     notes: list[str] = field(default_factory=list)
     task: Validation | None = None
     examples: str = ""
+    sensitivity: Sequence[Trial] = ()
 
     def table(self) -> Table:
         """One row a point, the chosen one marked."""
@@ -97,13 +100,20 @@ class Front:
             "inputs": self.inputs,
             **({} if self.task is None else {"task": self.task.to_json(), "examples": self.examples}),
             "notes": list(self.notes),
+            "sensitivity": [row.to_json() for row in self.sensitivity],
         }
 
     def save(self, path: str | Path, force: bool = False) -> Path:
-        """Draw error against size, and against time where there is one, as PNG (or what the suffix says).
+        """Draw error against size, and against time where there is one, as PNG (or what the suffix says); `.json` and `.txt` are
+        written with everything, `sensitivity` too.
 
         Raises OutputError if matplotlib is missing or `path` exists, unless `force`.
         """
+        written = {".json": self._json, ".txt": self._text}.get(Path(path).suffix)
+        if written is not None:
+            with replacing_file(path, force) as scratch:
+                scratch.write_text(written(), encoding="utf-8")
+            return Path(path)
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -120,6 +130,14 @@ class Front:
         with replacing_file(path, force) as scratch:
             figure.savefig(scratch, format=Path(path).suffix.lstrip(".") or "png", metadata={"Software": None})
         return Path(path)
+
+    def _json(self) -> str:
+        return dumps(self.to_json())
+
+    def _text(self) -> str:
+        stream = io.StringIO()
+        self.show(stream)
+        return f"{stream.getvalue()}\n{sensitivity_table(self.sensitivity).text()}\n"
 
     def _draw(self, axes: Any, x: Sequence[float], label: str) -> None:
         errors = [100 * point.error for point in (*self.points, self.chosen)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -198,11 +197,6 @@ def removal_table(removed: Sequence[Removal]) -> Table:
     return Table(
         "", ("structure", "first weight or node", "units", "removed", "KB", "REASON"), rows, frozenset({0, 1, 5})
     )
-
-
-def dumps(data: Any) -> str:
-    """The one JSON form of sparsec's files and of `--json`: sorted keys, two spaces, a newline at the end."""
-    return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def megabytes(nbytes: int | None) -> str:

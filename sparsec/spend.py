@@ -23,6 +23,7 @@ from sparsec.passes.trials import trials
 from sparsec.recipe import Recipe
 from sparsec.samples import random_inputs
 from sparsec.search import Found, Search
+from sparsec.sensitivity import sensitivities
 from sparsec.task import Task
 
 __all__ = ["spend"]
@@ -105,6 +106,7 @@ def spend(
         "random inputs" if calibration is None else f"{len(samples)} calibration samples",
         task=found.validation,
         examples="" if task is None else task.words,
+        sensitivity=sensitivities(ledger, found.choice),
     )  # fmt: skip
     front.notes = [*_beyond_the_knee(front), *_too_sparse(ledger, found.choice), *_uncertain(budget, task, found)]
     return found.compressed, front

@@ -8,8 +8,9 @@ import math
 
 import pytest
 
+from sparsec.files import dumps
 from sparsec.passes import LayerRecord
-from sparsec.report import Figures, LayerRow, Report, dumps, layer_table, megabytes
+from sparsec.report import Figures, LayerRow, Report, layer_table, megabytes
 from sparsec.tables import Table
 from sparsec.verify import OutputComparison, Verification
 

@@ -11,11 +11,11 @@ import pytest
 
 import sparsec
 from sparsec import ops
+from sparsec.files import dumps
 from sparsec.formats import EncodedWeight, decode
 from sparsec.passes import compress
 from sparsec.passes.factor.form import block_diagonal
 from sparsec.reference import Reference
-from sparsec.report import dumps
 from tests.passes.calibrate.networks import image_network, samples, text_network
 
 Array = np.ndarray[Any, Any]
