@@ -40,12 +40,10 @@ def gradients_of(
     if not wanted:
         return {}
     needs_torch("sparsify.algorithm 'gblm'")
-    from sparsec.passes.differentiable.settings import deterministic
     from sparsec.passes.differentiable.squares import gradient_squares
 
     names = [choice.weight.name for choice in wanted]
-    with deterministic(threads):
-        found = gradient_squares(model, names, samples, labels, progress=progress)
+    found = gradient_squares(model, names, samples, labels, threads=threads, progress=progress)
     return {
         c.weight.name: np.ascontiguousarray(
             found[c.weight.name].T if c.weight.flipped else found[c.weight.name].reshape(c.weight.rows, c.weight.cols)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sparsec.errors import CalibrationError
 from sparsec.passes.differentiable.network import Network
+from sparsec.passes.differentiable.settings import deterministic
 
 __all__ = ["gradient_squares"]
 
@@ -27,31 +28,38 @@ def gradient_squares(
     labels: Array | None = None,
     *,
     seed: int = 0,
+    threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Means over samples of squared gradients by the initializers `names`, each with its tensor's shape.
 
     labels: [samples, decisions], classes over the last axis of the first output: the loss is their cross-entropy. None: a random
-    direction of all outputs, another for each sample; the mean of squares is then what the outputs change by.
+    direction of all outputs, another for each sample; the mean of squares is then what the outputs change by. threads: so many
+    samples at once; any number gives the same bytes.
     Raises UnsupportedOpError before any work, CalibrationError for labels that do not fit.
     """
     network = Network(model)
     sums = {name: torch.zeros(network.constants[name].shape, dtype=torch.float64) for name in names}
-    rng = np.random.default_rng(seed)
-    for index, sample in enumerate(samples):
+
+    def gradients(index: int) -> tuple[Tensor | None, ...]:
         values = {name: network.constants[name].clone().requires_grad_(True) for name in names}
-        feed = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in sample.items()}
+        feed = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in samples[index].items()}
         outputs = network(feed, values, network.outputs)
         if labels is None:
+            rng = np.random.default_rng([seed, index])
             loss = _direction([outputs[name] for name in network.outputs], rng)
         else:
             loss = _entropy(network.outputs[0], outputs[network.outputs[0]], labels[index])
-        found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-        for name, gradient in zip(names, found, strict=True):
-            if gradient is not None:
-                sums[name] += gradient.double().square()
-        if progress is not None and index % 16 == 0:
-            progress(f"gradients: sample {index + 1} of {len(samples)}")
+        return torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+
+    with deterministic(threads) as pool:
+        for start in range(0, len(samples), threads):  # no more in memory than are worked on
+            if progress is not None and start % (16 * threads) == 0:
+                progress(f"gradients: sample {start + 1} of {len(samples)}")
+            for found in pool.map(gradients, range(start, min(start + threads, len(samples)))):
+                for name, gradient in zip(names, found, strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient.double().square()
     return {name: total.numpy() / len(samples) for name, total in sums.items()}
 
 

@@ -29,6 +29,17 @@ class Batch:
     size: int
     mask: torch.Tensor | None = None
 
+    def parts(self, size: int) -> list[Batch]:
+        """In order, of at most `size` samples each."""
+        found = []
+        for start in range(0, self.size, size):
+            own = slice(start, min(start + size, self.size))
+            feeds = {name: tensor[own] for name, tensor in self.feeds.items()}
+            labels = None if self.labels is None else self.labels[own]
+            mask = None if self.mask is None else self.mask[own]
+            found.append(Batch(feeds, labels, own.stop - own.start, mask))
+        return found
+
 
 @dataclass(frozen=True)
 class Batches:

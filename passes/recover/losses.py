@@ -23,11 +23,12 @@ Values = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Loss:
     """`of(student, teacher, batch)` of the values `reads` (names in the student) and `teacher` (in the teacher, in the same order;
-    none: it does not run); all have samples along their first axis."""
+    none: it does not run); all have samples along their first axis. whole: only of a whole batch, not the mean over its parts."""
 
     reads: Sequence[str]
     teacher: Sequence[str]
     of: Callable[[Values, Values, Batch], Tensor]
+    whole: bool = False
 
 
 def without_padding(value: Tensor, mask: Tensor | None) -> Tensor:
@@ -99,4 +100,4 @@ def custom(
         named = {name: wanted[other] for name, other in zip(outputs, teacher, strict=True)}
         return function({name: student[name] for name in outputs}, named, batch.labels)
 
-    return Loss(outputs, teacher, of)
+    return Loss(outputs, teacher, of, whole=True)

@@ -58,7 +58,7 @@ def recover(
         labels: [samples, n], for `loss: labels` classes of each sample's n decisions.
         mask: the input that is 0 where a position is padding; losses of results of layers leave those out.
         function: the loss `custom`. with_biases: whether biases may change.
-        threads: of torch; the same number gives the same bytes.
+        threads: of torch; any number gives the same bytes.
 
     Raises UnsupportedOpError before any work for operators that torch cannot compute here, CalibrationError for too few samples,
     labels that do not fit or a loss that is no number.
@@ -69,11 +69,11 @@ def recover(
     trained, held = split(len(samples), settings.held_out, seen)
     batches = Batches(samples, labels, trained, settings.batch, mask)
     held_out = Batches(samples, labels, held, settings.batch, mask)
-    with deterministic(threads):
+    with deterministic(threads) as pool:
         first = next(batches.plain())
         loss = _loss(settings, model, original, teacher, first, labels, function)
         student = _student(model, student_net, first, settings, with_biases)
-        training = train(student, teacher, loss, batches, held_out, settings, progress)
+        training = train(student, teacher, loss, batches, held_out, settings, pool, progress)
         stored = {name: weight.stored() for name, weight in student.weights.items()}
         _write(model, student, stored)
     return Recovered(stored, training)

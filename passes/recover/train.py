@@ -1,10 +1,16 @@
-"""The training itself: Adam on relative parameters, the learning rate a cosine, the best epoch on held-out samples kept."""
+"""The training itself: Adam on relative parameters, the learning rate a cosine, the best epoch on held-out samples kept.
+
+Parts of a batch, and weights, are worked on side by side; parts are of one size and added in their order, so that the bits do not
+depend on how many there are at once.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +27,8 @@ __all__ = ["LearntConstant", "Student", "Training", "train", "variances"]
 
 Tensor = torch.Tensor
 _WARM = 0.05  # share of the steps in which the learning rate rises
+_PART, _MOST = 8, 8
+"""Samples that go through the networks on one thread, unless a batch then has more parts than `_MOST`: each has gradients of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,12 @@ class Student:
     weights: dict[str, LearntWeight]
     constants: dict[str, LearntConstant]
 
-    def values(self) -> dict[str, Tensor]:
+    def values(self, pool: Executor) -> dict[str, Tensor]:
         """What the network runs with at present."""
         found = {name: constant.value() for name, constant in self.constants.items()}
-        for name, weight in self.weights.items():
-            found[name] = as_weight(weight.value(), self.network.weights[name])
+        weights = pool.map(lambda weight: weight.value(), self.weights.values())
+        for name, value in zip(self.weights, weights, strict=True):
+            found[name] = as_weight(value, self.network.weights[name])
         return found
 
     def parameters(self) -> list[Tensor]:
@@ -72,9 +81,10 @@ def train(
     batches: Batches,
     held_out: Batches,
     settings: Recover,
+    pool: Executor,
     progress: Callable[[str], None] | None = None,
 ) -> Training:
-    """Train in place; the student is left as it was in the epoch with the lowest loss on `held_out`.
+    """Train in place on the threads of `pool`; the student is left as it was in the epoch with the lowest loss on `held_out`.
 
     Raises CalibrationError where the loss is no number any more.
     """
@@ -82,18 +92,17 @@ def train(
     total = settings.epochs * batches.count
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total))
-    losses = [_mean(student, teacher, loss, held_out)]
+    losses = [_mean(student, teacher, loss, held_out, pool)]
     best, kept = 0, [parameter.detach().clone() for parameter in parameters]
     began = time.monotonic()
     for epoch in range(1, settings.epochs + 1):
         rng = np.random.default_rng([settings.seed, epoch])
         for batch in batches.shuffled(rng, settings.augment):
             optimiser.zero_grad()
-            found = _loss(student, teacher, loss, batch)
-            found.backward()  # type: ignore[no-untyped-call]
+            _add_gradients(student, teacher, loss, batch, pool)
             optimiser.step()
             schedule.step()
-        losses.append(_mean(student, teacher, loss, held_out))
+        losses.append(_mean(student, teacher, loss, held_out, pool))
         if not math.isfinite(losses[-1]):
             raise CalibrationError(
                 f"recover: the loss is {losses[-1]} after epoch {epoch}; it was {losses[0]:.3g} at first. Lower recover.lr "
@@ -119,17 +128,43 @@ def _rate(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
 
 
-def _loss(student: Student, teacher: Network, loss: Loss, batch: Batch) -> Tensor:
+def _add_gradients(student: Student, teacher: Network, loss: Loss, batch: Batch, pool: Executor) -> None:
+    """Of the loss by all parameters."""
+    values = student.values(pool)
+
+    def by_values(part: Batch) -> tuple[Tensor | None, ...]:
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+        found = _loss(student, teacher, loss, part, leaves) * (part.size / batch.size)
+        return torch.autograd.grad(found, list(leaves.values()), allow_unused=True)
+
+    def back(value: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        used = [gradient for gradient in gradients if gradient is not None]
+        if used:
+            value.backward(functools.reduce(torch.add, used))  # type: ignore[no-untyped-call]
+
+    list(pool.map(back, values.values(), zip(*pool.map(by_values, _parts(batch, loss)), strict=True)))
+
+
+def _parts(batch: Batch, loss: Loss) -> list[Batch]:
+    return [batch] if loss.whole else batch.parts(max(_PART, -(-batch.size // _MOST)))
+
+
+def _loss(student: Student, teacher: Network, loss: Loss, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
         wanted = teacher.batch(batch.feeds, {}, loss.teacher) if loss.teacher else {}
-    found = student.network.batch(batch.feeds, student.values(), loss.reads)
+    found = student.network.batch(batch.feeds, values, loss.reads)
     return loss.of(found, wanted, batch)
 
 
-@torch.no_grad()
-def _mean(student: Student, teacher: Network, loss: Loss, batches: Batches) -> float:
-    parts = [(float(_loss(student, teacher, loss, batch)), batch.size) for batch in batches.plain()]
-    return sum(part * size for part, size in parts) / sum(size for _, size in parts)
+def _mean(student: Student, teacher: Network, loss: Loss, batches: Batches, pool: Executor) -> float:
+    values = {name: value.detach() for name, value in student.values(pool).items()}
+
+    def of(part: Batch) -> float:
+        with torch.no_grad():  # which every thread has for itself
+            return float(_loss(student, teacher, loss, part, values)) * part.size
+
+    total = sum(sum(pool.map(of, _parts(batch, loss))) for batch in batches.plain())
+    return total / len(batches.members)
 
 
 def variances(teacher: Network, batch: Batch, names: Sequence[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 import sparsec
 from sparsec.errors import CalibrationError, RecipeError, UnsupportedOpError
 from sparsec.passes.differentiable.squares import gradient_squares
-from tests.passes.calibrate.networks import chain, distance, samples, with_tensors
+from tests.passes.calibrate.networks import chain, distance, pixels_network, samples, with_tensors
 
 
 def lopsided(seed: int) -> ir.Model:
@@ -107,3 +107,11 @@ def test_flexround_in_a_recipe() -> None:
         sparsec.recipe.load_recipe(
             {"version": 1, "rules": [{"scheme": "vq2d4", "quantize": {"algorithm": "flexround"}}]}
         )
+
+
+def test_any_number_of_threads_gives_the_same_bytes() -> None:
+    model = pixels_network(np.random.default_rng())
+    feeds = samples(model, 8)
+    found = [gradient_squares(model, ["w0", "w1"], feeds, threads=threads) for threads in (1, 3, 4)]
+    for other in found[1:]:
+        assert all(other[name].tobytes() == square.tobytes() for name, square in found[0].items())

@@ -44,6 +44,21 @@ def image_network(seed: int = 0) -> ir.Model:
     return with_tensors(model, tensors)
 
 
+def pixels_network(rng: np.random.Generator) -> ir.Model:
+    """x [1, 3, 32, 32] -> two 3x3 convolutions with 16 outputs, Relu between them: sums over many pixels."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[1, 3, 32, 32] x) => (float[1, 16, 32, 32] y)
+        {
+            a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w0, b0)
+            r = Relu (a)
+            y = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r, w1)
+        }"""
+    )
+    shapes = {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (16, 16, 3, 3)}
+    return with_tensors(model, {name: rng.standard_normal(shape) / 5 for name, shape in shapes.items()})
+
+
 def text_network(seed: int = 0, width: int = 12) -> ir.Model:
     """x [1, 8, width] -> three products of one input (one with a bias, one shared constant), their sum through tanh, a product."""
     rng = np.random.default_rng(seed)

@@ -14,10 +14,11 @@ import sparsec
 from sparsec.errors import BudgetError, CalibrationError, RecipeError, UnsupportedOpError
 from sparsec.formats import EncodedWeight, decode, kept_positions
 from sparsec.op_view import is_sparsec, view
+from sparsec.passes.recover import train
 from sparsec.passes.recover.run import recover
 from sparsec.recovery import Recover
 from sparsec.reference import Reference
-from tests.passes.calibrate.networks import chain, distance, image_network, samples, text_network
+from tests.passes.calibrate.networks import chain, distance, image_network, pixels_network, samples, text_network
 
 Array = np.ndarray[Any, Any]
 FAST = {"epochs": 6, "lr": 0.02, "batch": 8}
@@ -184,3 +185,31 @@ def test_threads_of_torch_are_as_before() -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     compressed(model, "int4", samples(model, 4), recover={"epochs": 1})
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.parametrize("loss", ["output", "layers", "custom"])
+@pytest.mark.parametrize("method", ["full", "perp"])
+def test_any_number_of_jobs_gives_the_same_bytes(method: str, loss: str) -> None:
+    """Sums that torch would share out among its threads; batches of 20 have parts of 8, 8 and 4."""
+    model = pixels_network(np.random.default_rng())
+    feeds = samples(model, 40)
+    rules = [{"scheme": "s50-cb3-g16", "sparsify": {"algorithm": "magnitude"}, "quantize": {"algorithm": "nearest"}}]
+    function = (lambda outputs, teacher, _: (outputs["y"] - teacher["y"]).square().mean()) if loss == "custom" else loss
+    settings = {"epochs": 2, "lr": 0.02, "batch": 20, "method": method, "loss": function}
+    found = {
+        sparsec.compress(
+            model, {"rules": rules}, calibration=feeds, verify=False, jobs=jobs, recover=settings
+        ).to_bytes()
+        for jobs in (1, 3, 4)
+    }
+    assert len(found) == 1
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain(*_matrices())
+    feeds = samples(model, 40)
+    parts = compressed(model, "int3", feeds, recover={**FAST, "batch": 36, "epochs": 2})
+    monkeypatch.setattr(train, "_PART", 100)
+    whole = compressed(model, "int3", feeds, recover={**FAST, "batch": 36, "epochs": 2})
+    for name, weight in weights(parts.model).items():
+        np.testing.assert_allclose(decode(weight), decode(weights(whole.model)[name]), atol=1e-4)
