@@ -10,6 +10,7 @@ import onnx_ir as ir
 from sparsec.codegen.choice import Chooser, Policy
 from sparsec.codegen.context import Layout, Lowering, Tensor, row_strides
 from sparsec.codegen.cuda import table as gpu
+from sparsec.codegen.cuda.limits import uncountable
 from sparsec.codegen.cuda.operands import turned_operands
 from sparsec.codegen.cuda.storage import store_halves
 from sparsec.codegen.fusion import deferred_nodes
@@ -72,14 +73,16 @@ def lower(
             blocked.append(f"{node.domain or 'ai.onnx'}::{node.op_type} (opset {version}) node '{node.name}': {why}")
             for out in node.outputs:  # go on, so that the error lists everything that blocks the model
                 low.new(out)
+    if not blocked:
+        _bind_outputs(low)
+        if target.gpu:
+            store_halves(low.program)
+            blocked = uncountable(low.program)
     if blocked:
         raise UnsupportedOpError(
             f"{len(blocked)} node(s) or input(s) of the model have no lowering for target '{target.name}':\n  "
             + "\n  ".join(blocked)
         )
-    _bind_outputs(low)
-    if target.gpu:
-        store_halves(low.program)
     return low.program
 
 

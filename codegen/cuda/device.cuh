@@ -200,7 +200,8 @@ SPC_DEVICE uint spc_stored(const uchar *codes, uint mask, int bit, int first) {
   uint number = first + __popc(mask & ((1u << bit) - 1u));
   if (BITS == 32) return ((const uint *)codes)[number];
   if (BITS == 16) return ((const ushort *)codes)[number];
-  return codes[number * BITS >> 3] >> (number * BITS & 7) & ((1u << BITS % 32) - 1u);
+  const uint each = BITS < 8 ? 8 / BITS : 1;  // of a byte; bits are not counted, there may be more than 2^32
+  return codes[number / each] >> number % each * BITS & ((1u << BITS % 32) - 1u);
 }
 
 // (value - zero) * scale for both halves of a word, nothing where `there` is 0.
