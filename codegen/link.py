@@ -16,7 +16,8 @@ spc_status_text spc_weights_from_memory spc_weights_open spc_weights_close spc_s
 spc_session_run spc_session_profile spc_session_close spc_open spc_cpu_count spc_bundle_model
 """
 _API = _API_TEXT.split()
-_GPU_API = ("spc_explain", "spc_session_run_device", "spc_session_stream", "spc_device_take", "spc_device_give")
+_GPU_API_TEXT = "spc_explain spc_session_run_device spc_session_stream spc_device_take spc_device_give spc_device_wait"
+_GPU_API = _GPU_API_TEXT.split()
 _MODEL_API = ("model", "init", "run", "free", "input_info", "output_info")
 
 

@@ -82,6 +82,7 @@ class Session:
         self._weights = WeightsStruct()
         self._lent = 0  # outputs in the GPU's memory that are still in use
         self._spare: dict[str, list[int]] = {}  # memory of such outputs for later runs, by name
+        self._read: set[int] = set()  # what of it other libraries had: their kernels may still be reading
         self._closing = False
         library, default, expected = locate(Path(source))
         self.path = library
@@ -253,11 +254,14 @@ class Session:
     def _take(self, info: TensorInfo) -> DeviceArray:
         """Memory of the GPU for an output, preferably that of an earlier run: the graph of the steps then fits again.
 
-        It is given back when nobody uses it, if need be after the session was closed.
+        It is given back when nobody uses it, if need be after the session was closed. What other libraries had is used again only when all
+        their work is done: nothing says in which stream it is.
         """
         count = max(1, int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize)
         with self._lock:
             spare = self._spare.setdefault(info.name, [])
+            if spare and spare[-1] in self._read and (status := self._wait_for_readers()):
+                raise self._error(status)
             address = spare.pop() if spare else self._lib.spc_device_take(self._handle, count)
             if not address:
                 raise DeviceError(
@@ -265,17 +269,28 @@ class Session:
                 )
             self._lent += 1
 
-        def release() -> None:
+        def release(shared: bool) -> None:
             with self._lock:
                 self._lent -= 1
+                if shared:
+                    self._read.add(address)
                 if len(spare) < _SPARE:
                     spare.append(address)
                 else:
+                    self._wait_for_readers()
                     self._lib.spc_device_give(self._handle, address)
                 if self._closing and not self._lent:
                     self._give_all()
 
         return DeviceArray(int(address), info.dtype, info.shape, release)
+
+    def _wait_for_readers(self) -> int:
+        """The status of waiting until no other library reads what it gave back."""
+        done = set(self._read)  # more may come meanwhile
+        status = int(self._lib.spc_device_wait(self._handle)) if done else 0
+        if not status:
+            self._read -= done
+        return status
 
     def profile(self, inputs: Mapping[str, Array] | Sequence[Array], repeat: int = 10) -> list[StepTime]:
         """Mean time of every step over `repeat` runs, in the order of the run."""
@@ -335,6 +350,7 @@ class Session:
                 self._give_all()
 
     def _give_all(self) -> None:
+        self._wait_for_readers()
         handle, self._handle = self._handle, ctypes.c_void_p()
         for address in (a for spare in self._spare.values() for a in spare):
             self._lib.spc_device_give(handle, address)

@@ -65,7 +65,7 @@ def view(value: Any, name: str, dtype: str, shape: tuple[int, ...], stream: int)
             f"input '{name}' lies on GPU {index}; models run on GPU 0 of the process (CUDA_VISIBLE_DEVICES says which that is)"
         )
     try:
-        capsule = value.__dlpack__(stream=stream)
+        capsule = value.capsule() if isinstance(value, DeviceArray) else value.__dlpack__(stream=stream)
     except (BufferError, RuntimeError) as error:  # such as one that requires a gradient
         raise InputError(f"input '{name}' is not given away by DLPack: {error}") from error
     tensor = _Tensor.from_address(_get_pointer(capsule, _NAME))  # the managed tensor starts with it
@@ -99,7 +99,9 @@ def _dense(shape: tuple[int, ...], strides: list[int]) -> bool:
 class _Memory:
     """Memory of the GPU as numpy's array interface describes it: an address that numpy passes on and never follows."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, release: Callable[[], None]) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, release: Callable[[bool], None]) -> None:
+        self.shared = False
+        """Whether other libraries had it."""
         self.__array_interface__ = {
             "data": (address, False),
             "shape": shape,
@@ -109,20 +111,22 @@ class _Memory:
         self._release = release
 
     def __del__(self) -> None:
-        self._release()
+        self._release(self.shared)
 
 
 class DeviceArray:
     """An output in the GPU's memory: `torch.from_dlpack(array)` or `cupy.from_dlpack(array)` use it in place.
 
-    The memory is given back when neither it nor what was made of it is in use. It is complete when `run` returns it.
+    The memory is given back when neither it nor what was made of it is in use: release(whether other libraries had it), whose kernels
+    may be pending then. It is complete when `run` returns it.
     """
 
-    def __init__(self, address: int, dtype: str, shape: tuple[int, ...], release: Callable[[], None]) -> None:
+    def __init__(self, address: int, dtype: str, shape: tuple[int, ...], release: Callable[[bool], None]) -> None:
         self.address, self.dtype, self.shape = address, dtype, shape
         """Where it lies in the GPU's memory; numpy's name of the type; dimensions."""
         # numpy's capsules free what they hold in C, at any moment: a destructor in Python could not, while an error is on its way.
-        self._array = np.asarray(_Memory(address, shape, dtype, release))
+        self._memory = _Memory(address, shape, dtype, release)
+        self._array = np.asarray(self._memory)
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +137,12 @@ class DeviceArray:
         return (CUDA, 0)
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule `dltensor`. Nothing is pending, so no stream has to wait."""
+        """A capsule `dltensor` for another library. Nothing is pending, so no stream has to wait."""
+        self._memory.shared = True
+        return self.capsule()
+
+    def capsule(self) -> Any:
+        """The same for a run, which has done with it when it returns."""
         capsule = self._array.__dlpack__()
         tensor = _Tensor.from_address(_get_pointer(capsule, _NAME))
         tensor.device_type, tensor.device_id = CUDA, 0

@@ -141,6 +141,7 @@ GPU_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "spc_session_stream": (_POINTER, [_POINTER]),
     "spc_device_take": (_POINTER, [_POINTER, _SIZE]),
     "spc_device_give": (None, [_POINTER, _POINTER]),
+    "spc_device_wait": (_I32, [_POINTER]),
 }
 """The same of models for a GPU."""
 

@@ -157,6 +157,15 @@ static void device_give(struct spc_device_session *s, void *memory)
     spc_cuda_leave(s->loaded);
 }
 
+static int32_t device_wait(struct spc_device_session *s)
+{
+    int32_t status = spc_cuda_enter(s->loaded);
+    if (status != SPC_OK) return status;
+    status = spc_cuda_check(&s->loaded->driver, s->loaded->driver.context_wait(), SPC_E_CUDA_LAUNCH, "work of others failed");
+    spc_cuda_leave(s->loaded);
+    return status;
+}
+
 const spc_device spc_cuda_device = {
     .open = device_open,
     .run = device_run,
@@ -164,5 +173,6 @@ const spc_device spc_cuda_device = {
     .stream = device_stream,
     .take = device_take,
     .give = device_give,
+    .wait = device_wait,
     .explain = spc_cuda_explain,
 };

@@ -18,6 +18,7 @@ typedef unsigned long long spc_device_ptr;
     X(context_release, "cuDevicePrimaryCtxRelease_v2", (int device)) \
     X(context_push, "cuCtxPushCurrent_v2", (void *context)) \
     X(context_pop, "cuCtxPopCurrent_v2", (void **context)) \
+    X(context_wait, "cuCtxSynchronize", (void)) \
     X(module_load, "cuModuleLoadData", (void **module, const void *image)) \
     X(module_function, "cuModuleGetFunction", (void **function, void *module, const char *name)) \
     X(module_unload, "cuModuleUnload", (void *module)) \

@@ -58,6 +58,7 @@ typedef struct spc_device {
     void *(*stream)(const struct spc_device_session *session);
     void *(*take)(struct spc_device_session *session, size_t bytes);
     void (*give)(struct spc_device_session *session, void *memory);
+    int32_t (*wait)(struct spc_device_session *session);
     const char *(*explain)(void);
 } spc_device;
 

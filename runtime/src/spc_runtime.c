@@ -165,6 +165,11 @@ void spc_device_give(spc_session *session, void *memory)
     if (session != NULL && session->device != NULL) session->model->device->give(session->device, memory);
 }
 
+int32_t spc_device_wait(spc_session *session)
+{
+    return session == NULL || session->device == NULL ? SPC_E_ARGUMENT : session->model->device->wait(session->device);
+}
+
 static int32_t run_model(spc_session *s, const void *const *inputs, void *const *outputs, int on_device)
 {
     if (s->device != NULL) return s->model->device->run(s->device, inputs, outputs, on_device, s->profile);

@@ -171,6 +171,10 @@ SPC_API void *spc_session_stream(const spc_session *session);
 SPC_API void *spc_device_take(spc_session *session, size_t bytes);
 SPC_API void spc_device_give(spc_session *session, void *memory);
 
+/* Wait for everything that the GPU has to do for this process, in whichever stream: memory that others used may be used again then.
+ * SPC_E_ARGUMENT when the model is not for a GPU. */
+SPC_API int32_t spc_device_wait(spc_session *session);
+
 /* Add each step's nanoseconds to ns[step] in later runs (`step_count` entries, the caller's); NULL stops it. */
 SPC_API int32_t spc_session_profile(spc_session *session, uint64_t *ns);
 

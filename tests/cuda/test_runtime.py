@@ -208,6 +208,71 @@ def test_outputs_take_the_place_of_those_that_are_gone(session: Session, gpu: Fa
     assert gpu.calls("cuMemAlloc_v2") == 2 + 2 + 2  # weights, arena; inputs; outputs
 
 
+class OtherLibrary:
+    """Has a stream of its own and reads the GPU's memory in it, when it comes to that."""
+
+    def __init__(self, gpu: FakeGpu, session: Session, bytes_: int) -> None:
+        self._library = ctypes.CDLL(str(gpu.path))
+        self._context, self._stream, self._pinned = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._bytes = bytes_
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), 7)
+        self._call("cuCtxPushCurrent_v2", self._context)
+        self._call("cuStreamCreate", ctypes.byref(self._stream), 1)
+        self._call("cuMemAllocHost_v2", ctypes.byref(self._pinned), ctypes.c_size_t(bytes_))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        assert getattr(self._library, name)(*arguments) == 0, name
+
+    def read(self, address: int) -> None:
+        """Begin to read."""
+        self._call(
+            "cuMemcpyDtoHAsync_v2", self._pinned, ctypes.c_uint64(address), ctypes.c_size_t(self._bytes), self._stream
+        )
+
+    def found(self) -> np.ndarray:
+        """What was read."""
+        self._call("cuStreamSynchronize", self._stream)
+        return np.frombuffer(ctypes.string_at(self._pinned, self._bytes), np.float32).copy()
+
+    def close(self) -> None:
+        self._call("cuStreamDestroy_v2", self._stream)
+        self._call("cuMemFreeHost", self._pinned)
+        self._call("cuCtxPopCurrent_v2", ctypes.byref(self._context))
+        self._call("cuDevicePrimaryCtxRelease_v2", 7)
+
+
+def test_outputs_are_not_replaced_while_another_library_reads_them(session: Session, gpu: FakeGpu) -> None:
+    """Its kernels may be pending when it gives a tensor back, and the next run waits for the streams of its own inputs alone."""
+    other = OtherLibrary(gpu, session, 444)
+    first, second = on_device(gpu, session, arrays(1)), on_device(gpu, session, arrays(2))
+    session.run(first)
+    result = session.run(first)["y"]
+    address, capsule = result.address, result.__dlpack__(stream=1)
+    del result
+    other.read(address)
+    del capsule
+    assert gpu.calls("cuCtxSynchronize") == 0
+    again = session.run(second)["y"]
+    assert again.address == address
+    np.testing.assert_allclose(other.found().reshape(3, 37), wanted(arrays(1))["y"], rtol=1e-5, atol=1e-5)
+    assert gpu.calls("cuCtxSynchronize") == 1
+    del again
+    session.run(first)  # nobody else had it
+    assert gpu.calls("cuCtxSynchronize") == 1
+    other.close()
+
+
+def test_what_another_library_reads_is_given_back_later(gpu: FakeGpu, compiled: Compiled, loadable: Loadable) -> None:
+    gpu.add(compiled)
+    session = Session(loadable.library, loadable.weights)
+    results = [session.run(on_device(gpu, session, arrays(1)))["y"] for _ in range(6)]  # more than are kept
+    for result in results:
+        result.__dlpack__(stream=1)
+    del result, results
+    assert gpu.calls("cuCtxSynchronize") >= 1
+    session.close()
+
+
 class Strange:
     """A tensor of another library: says what a DeviceArray says, but for what is changed in the capsule."""
 

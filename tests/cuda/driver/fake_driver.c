@@ -75,7 +75,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block blocks[MAX_BLOCKS];
 static long allocations, launches, live, contexts;
 static int sticky;
-static stream default_stream;
+static stream default_stream, *streams[64];
 static _Thread_local stream *capturing; /* captures are thread-local (mode 1): what other threads do meanwhile is theirs */
 static char last_problem[1200];
 static _Thread_local int current; /* depth of this thread's stack of contexts */
@@ -369,6 +369,14 @@ DEFINE(cuCtxPopCurrent_v2, void **context) BODY(cuCtxPopCurrent_v2, context)(voi
     return OK;
 }
 
+DEFINE(cuCtxSynchronize, void) BODY(cuCtxSynchronize)(void)
+{
+    int error = current ? flush(&default_stream) : INVALID_CONTEXT;
+    for (int i = 0; i < 64 && error == OK; i++)
+        if (streams[i] != NULL) error = flush(streams[i]);
+    return error;
+}
+
 DEFINE(cuModuleLoadData, void **module, const void *image) BODY(cuModuleLoadData, module, image)(void **module, const void *image)
 {
     if (!current) return INVALID_CONTEXT;
@@ -514,8 +522,13 @@ DEFINE(cuStreamCreate, void **made, unsigned flags) BODY(cuStreamCreate, made, f
 {
     if (!current || flags > 1) return INVALID_CONTEXT;
     *made = calloc(1, sizeof(stream));
-    live++;
-    return OK;
+    for (int i = 0; i < 64; i++) {
+        if (streams[i] != NULL) continue;
+        streams[i] = *made;
+        live++;
+        return OK;
+    }
+    return OUT_OF_MEMORY;
 }
 
 DEFINE(cuStreamDestroy_v2, void *s) BODY(cuStreamDestroy_v2, s)(void *s)
@@ -523,6 +536,8 @@ DEFINE(cuStreamDestroy_v2, void *s) BODY(cuStreamDestroy_v2, s)(void *s)
     stream *one = s;
     flush(one);
     clear(&one->captured);
+    for (int i = 0; i < 64; i++)
+        if (streams[i] == one) streams[i] = NULL;
     free(one);
     live--;
     return current ? OK : INVALID_CONTEXT;
