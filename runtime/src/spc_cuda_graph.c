@@ -1,4 +1,4 @@
-/* Runs the steps: as a graph that is captured once and replayed, or one by one with the time of each. */
+/* Runs the steps: once as they are, from then on as a graph that is captured once and replayed; or one by one with the time of each. */
 #include "spc_cuda_session.h"
 
 #include <string.h>
@@ -49,8 +49,9 @@ int32_t spc_cuda_replay(struct spc_device_session *s, void **pointers)
 {
     const spc_cuda_driver *d = &s->loaded->driver;
     spc_cuda_slot *slot = find_slot(s, pointers);
-    /* Pointers of the caller are worth a graph when they come again: making one takes as long as a few runs without. */
-    int again = slot->used > 0 || pointers == s->staged_pointers;
+    /* Pointers are worth a graph when they come again: making one takes as long as a few runs without. And the driver may load kernels
+     * when they first run, which it must not do inside a capture. */
+    int again = slot->used > 0;
     int32_t status = SPC_OK;
     slot->used = s->runs;
     if (slot->graph == NULL && again) status = capture(s, pointers, &slot->graph);

@@ -31,6 +31,7 @@ enum { MAX_ARGUMENTS = 64, MAX_BLOCKS = 4096, PAGE = 4096, ALIGNMENT = 256, SHAR
 typedef struct function {
     void *library;
     sim_run_fn run;
+    int loaded; /* by its first launch, as the driver may do it */
     int arguments, fixed, allowed; /* fixed, allowed: bytes of shared memory that it declares, and that a launch may add */
     char name[200];
     struct function *next; /* of the same module */
@@ -645,6 +646,11 @@ BODY(cuLaunchKernel, f, gx, gy, gz, bx, by, bz, shared, s, arguments, extra)
     if (gx < 1 || gy < 1 || gz < 1 || gx > 0x7fffffff || gy > 65535 || gz > 65535 || bx < 1 || by < 1 || bz < 1 || bx * by * bz > 1024 ||
         bz > 64 || (int)shared > kernel->allowed || extra != NULL)
         return problem(INVALID_VALUE, "a launch that no GPU takes");
+    if (capturing && !kernel->loaded) {
+        capturing->broken = 1;
+        return problem(CAPTURE_UNSUPPORTED, "a kernel is loaded inside a capture");
+    }
+    kernel->loaded = 1;
     operation one = {.kind = KERNEL, .kernel = kernel, .launch = {.grid = {gx, gy, gz}, .block = {bx, by, bz}, .shared_bytes = shared}};
     for (int i = 0; i < kernel->arguments; i++) {
         one.arguments[i] = (void *)(uintptr_t) * (device_ptr *)arguments[i];
