@@ -1,7 +1,9 @@
 """The nearest matrix of a rank: truncated singular value decomposition, plain or with inputs weighed by their size.
 
-C. Eckart and G. Young, "The approximation of one matrix by another of lower rank", 1936. Z. Yuan et al., "ASVD: Activation-aware
-Singular Value Decomposition for Compressing Large Language Models", 2023, scales each input by a power of its size.
+C. Eckart and G. Young, "The approximation of one matrix by another of lower rank", 1936. Z. Yao et al., "ZeroQuant-V2: Exploring
+Post-training Quantization in LLMs from Comprehensive Study to Low Rank Compensation" (LoRC), 2023, adds it to what coding left of
+a weight. Z. Yuan et al., "ASVD: Activation-aware Singular Value Decomposition for Compressing Large Language Models", 2023,
+scales each input by a power of its size.
 """
 
 from __future__ import annotations

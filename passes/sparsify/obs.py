@@ -9,6 +9,10 @@ The inverse is kept as M - V^T V: a removal adds C rows to V and reads C rows of
 multiplied out only when it has `_PENDING` rows (a matrix product), over the inputs still there. So exact greed costs
 0.3 K^3 multiplications a strip at 50 percent, nearly all of them in BLAS.
 
+Blocks of one output and G inputs, or of R outputs and one input (16x1), that leave by this saliency while the others make up for
+them are the first stage of Zeng et al., "GQSA: Group Quantization and Sparsity for Accelerating Large Language Model Inference" (2024);
+its second stage is recovery.
+
 In a grouped convolution strips read different inputs, each with the inverse of its own. Where even the rows of a strip do
 (groups narrower than R), they are laid end to end: one row of R K inputs, in blocks of R C.
 """
