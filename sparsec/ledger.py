@@ -150,7 +150,8 @@ class Ledger:
         best, lowest = None, (np.inf, np.inf)
         while True:
             winner = None
-            for more in (self._others(used), self._around(used)):
+            # With several limits every choice is a search of its own, too slow for all pairs.
+            for more in (self._others(used), self._around(used) if len(room) == 1 else []):
                 for added in more:
                     choice = self._among({*used, *added}, objective, room)
                     if choice is None:

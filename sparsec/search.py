@@ -82,8 +82,9 @@ class Search:
 
         Raises BudgetError: none of those that were made does.
         """
-        start = _START if self.task is not None and self.objective == BYTES else None
-        bound = start if self.allowed is None else self.allowed
+        # Predicted errors are those of quick trials, larger than what comes out: where the least is wanted they bound nothing.
+        start = None if self.objective == ERROR else self.allowed
+        bound = _START if start is None and self.objective == BYTES else start
         low, high = 0.0, math.inf  # squared errors, predicted: enough was left, too much was lost
         most = float(sum(layer[:, ERROR].max() for layer in self.ledger.table))
         best = nearest = None
@@ -93,12 +94,11 @@ class Search:
             except BudgetError:
                 if best is not None:
                     break
-                if bound is None or bound == self.allowed:
+                if bound is None:
                     if nearest is None:
                         raise
                     break
-                # The bound is of our making: the first time see what is possible without.
-                low = max(low, bound)
+                low = max(low, bound)  # too small; the first time see what is possible without
                 if high <= _STEP * low:
                     break
                 bound = None if high == math.inf else math.sqrt(low * high)
