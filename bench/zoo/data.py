@@ -110,9 +110,14 @@ def speech() -> Floats:
 
 
 def stories() -> list[str]:
-    """The paragraphs of the TinyStories development text, in order."""
+    """The stories of the TinyStories development text, in order.
+
+    Nothing in the text parts them: one begins with the paragraph that opens as most do. Those that open otherwise follow the
+    story before them.
+    """
     text = data_path("stories260k/tinystories_dev.txt").read_text(encoding="utf-8")
-    return [part.strip() for part in text.split("\n\n") if part.strip()]
+    found = re.split(r"\n\n+(?=Once upon a time|Once there|There once)", text)
+    return [story.strip() for story in found[1:]]  # the text begins within a story
 
 
 class Tokenizer512:
