@@ -9,6 +9,7 @@
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
     python -m bench methods [zeros | codes | scope]...                    each algorithm of a recipe on the same schemes
     python -m bench recovery [--scheme S]... [--epochs N]                 what training on in the format gives back (ResNet-20)
+    python -m bench scaling                                               what compression takes by depth and by workers
     python -m bench exactness [MODEL...] [--recipe R]... [--examples N]   task metrics of programs against the original model
     python -m bench compile [MODEL...] [--recipe R]...                    time of the compile command, cold and warm cache
     python -m bench instructions                                          instructions a multiplication on aarch64
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     recovery.add_argument("--scheme", action="append", default=[], help="only this one (repeatable)")
     recovery.add_argument("--epochs", type=int, help="default: 20")
 
+    command("scaling", "what compression takes as models get deeper, and with one or two Dask workers")
+
     exactness = command("exactness", "task metrics of compiled programs against the original model")
     exactness.add_argument("models", nargs="*", metavar="MODEL")
     exactness.add_argument("--recipe", action="append", default=[])
@@ -183,6 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import accuracy
 
         return accuracy.run(_available(args.models or JUDGED), args.scheme, not args.no_rivals, args.json)
+    if args.command == "scaling":
+        from bench import scaling
+
+        return scaling.run(args.json)
     if args.command == "exactness":
         from bench import exactness
 
