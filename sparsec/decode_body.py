@@ -35,7 +35,7 @@ def decode_body(
         else:
             codes = _codes_of_rows(body, arrays, scheme, rows, width, row_ids)
         values = _values(body, arrays, scheme, rows, width, codes, None, row_ids)
-        return values if dim == 1 else _elements(body, values, cols)
+        return values if dim == 1 else _elements(body, values, cols, dim)
     index, stored, group = _stored_index(body, arrays["positions"], scheme, rows, width)
     codes = _codes_at(body, arrays, scheme, index)
     values = _values(body, arrays, scheme, rows, width, codes, group, None)
@@ -43,13 +43,15 @@ def decode_body(
         stored = body.op("Unsqueeze", stored, body.ints_const([-1]))
     weight = body.op("Where", stored, values, body.float_const(0))
     if dim > 1:
-        weight = _elements(body, weight, cols)
+        weight = _elements(body, weight, cols, dim)
     return weight if row_ids is None else body.op("Gather", weight, row_ids, axis=0)
 
 
-def _elements(body: Body, vectors: ir.Value, cols: int) -> ir.Value:
+def _elements(body: Body, vectors: ir.Value, cols: int, dim: int) -> ir.Value:
     """[n, cols] of values [n, codes, dim]; the last code of a row may reach past it."""
     flat = body.op("Reshape", vectors, body.ints_const([0, -1]))
+    if cols % dim == 0:
+        return flat
     return body.op("Slice", flat, body.ints_const([0]), body.ints_const([cols]), body.ints_const([1]))
 
 
@@ -122,6 +124,14 @@ def _lanes(body: Body, plane: ir.Value, width: int) -> ir.Value:
     return body.op("Reshape", _masked(body, spread, width), body.ints_const([-1]))
 
 
+def _first_lanes(body: Body, plane: ir.Value, width: int, count: int) -> ir.Value:
+    """The first `count` uint8 values of a bit stream of so many, without padding."""
+    lanes = _lanes(body, plane, width)
+    if count % (8 // width) == 0:
+        return lanes
+    return body.op("Slice", lanes, body.ints_const([0]), body.ints_const([count]))
+
+
 def _lanes_at(body: Body, plane: ir.Value, width: int, element: ir.Value) -> ir.Value:
     """uint8: values of a bit stream at some places, reading only the bytes that hold them."""
     per_byte = body.int_const(8 // width)
@@ -160,8 +170,7 @@ def _all_codes(body: Body, arrays: Mapping[str, ir.Value], scheme: Scheme, rows:
     shape = body.ints_const([rows, cols])
     if not scheme.codec.code_bits:
         return body.op("Reshape", arrays["codes"], shape)
-    start, end = body.ints_const([0]), body.ints_const([rows * cols])
-    parts = [body.op("Slice", _lanes(body, p, w), start, end) for p, w in _planes(arrays, scheme)]
+    parts = [_first_lanes(body, plane, width, rows * cols) for plane, width in _planes(arrays, scheme)]
     return body.op("Reshape", _joined(body, parts, scheme.codec.code_bits), shape)
 
 
@@ -206,8 +215,7 @@ def _stored_index(
     c //= dim
     strips, columns = -(-rows // r), -(-cols // c)
     grid = body.ints_const([strips, columns])
-    lanes = _lanes(body, positions, 1)
-    bits = body.cast(body.op("Slice", lanes, body.ints_const([0]), body.ints_const([strips * columns])), "INT64")
+    bits = body.cast(_first_lanes(body, positions, 1, strips * columns), "INT64")
     rank = body.op("Sub", body.op("CumSum", bits, body.int_const(0)), body.int_const(1))
     row, col = body.arange(rows), body.arange(cols)
     size_r, size_c = body.int_const(r), body.int_const(c)

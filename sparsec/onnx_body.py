@@ -17,10 +17,14 @@ def reference(function_attribute: str, kind: ir.AttributeType, name: str | None 
 
 
 class Body:
-    """Collects the nodes of one function body of standard ONNX operators (opset 18 or later)."""
+    """Collects the nodes of one function body of standard ONNX operators (opset 18 or later).
+
+    Bodies are much of a small file, so equal constants are one node, nodes have no names and values short ones.
+    """
 
     def __init__(self) -> None:
         self._nodes: list[ir.Node] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(
         self,
@@ -43,7 +47,10 @@ class Body:
 
     def const(self, array: np.ndarray) -> ir.Value:
         """A constant tensor."""
-        return self.op("Constant", value=ir.AttrTensor("value", ir.Tensor(array)))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", **_constant(array))
+        return self._constants[key]
 
     def float_const(self, value: float) -> ir.Value:
         """A float32 scalar."""
@@ -72,8 +79,22 @@ class Body:
         opset: int,
     ) -> ir.Function:
         """Close the body into a model-local function."""
-        output.name = "result"
         graph = ir.Graph(inputs, [output], nodes=self._nodes, opset_imports={"": opset}, name=name)
+        for number, node in enumerate(self._nodes):
+            node.name = None
+            node.outputs[0].name = f"v{number}"
+        output.name = "result"
         return ir.Function(
             domain, name, overload, graph=graph, attributes=[ir.Attr(key, kind, None) for key, kind in attributes]
         )
+
+
+def _constant(array: np.ndarray) -> dict[str, Any]:
+    """The attribute of a Constant node, in the form that takes the fewest bytes."""
+    if array.dtype == np.float32 and array.ndim == 0:
+        return {"value_float": float(array)}
+    if (
+        array.dtype == np.int64 and array.ndim < 2 and array.size and array.min() >= 0
+    ):  # negative ones take ten bytes each
+        return {"value_ints": array.tolist()} if array.ndim else {"value_int": int(array)}
+    return {"value": ir.AttrTensor("value", ir.Tensor(array))}
