@@ -142,21 +142,22 @@ def _nncf(*variants: str) -> tuple[Candidate, ...]:
     return of("openvino", *variants)
 
 
+_FOUR = (
+    *_ort("rtn4-g32", "rtn4_asym-g32", "kquant4-g32", "hqq4-g32", "gptq4-g32"),
+    *_nncf("int4_sym-g32", "int4_asym-g32", "nf4-g32", "cb4-g32", "int4_sym-g32-tuned", "int4_sym-g32-gptq"),
+)
+_THREE = _nncf("int3_sym-g32", "int3_sym-g32-tuned", "int3_sym-g32-gptq")
+_TWO = (*_ort("rtn2-g32", "rtn2_asym-g32"), *_nncf("int2_sym-g32", "int2_sym-g32-tuned"))
+
 RIVALS = {
-    ("int4-g32", "MatMul"): (
-        *_ort("rtn4-g32", "rtn4_asym-g32", "kquant4-g32", "hqq4-g32", "gptq4-g32"),
-        *_nncf("int4_sym-g32", "int4_asym-g32", "nf4-g32", "cb4-g32", "int4_sym-g32-tuned", "int4_sym-g32-gptq"),
-    ),
-    ("int3-g32", "MatMul"): _nncf("int3_sym-g32", "int3_sym-g32-tuned", "int3_sym-g32-gptq"),
+    **{(scheme, "MatMul"): _FOUR for scheme in ("int4-g32", "uint4-g32", "cb4-g32", "pg4-g32")},
+    **{(scheme, "MatMul"): _THREE for scheme in ("int3-g32", "uint3-g32", "cb3-g32")},
+    **{(scheme, "MatMul"): _TWO for scheme in ("int2-g32", "uint2-g32")},
     ("cb3-c", "MatMul"): _nncf("int3_sym-row", "int3_sym-row-tuned"),
-    ("int2-g32", "MatMul"): (
-        *_ort("rtn2-g32", "rtn2_asym-g32"),
-        *_nncf("int2_sym-g32", "int2_sym-g32-tuned"),
-    ),
     ("vq2d4-c", "MatMul"): (*_ort("rtn2_asym-g128"), *_nncf("int2_sym-row", "int2_sym-row-tuned")),
-    ("int4", "*"): _ort("static4"),
-    ("cb4", "*"): _ort("static4"),
+    **{(recipe, "*"): _ort("static4") for recipe in ("int4", "cb4", "1.45MB of ONNX", "20KB of weights.bin")},
     ("int8 x int8-static", "*"): (*_ort("static", "static-percentile", "static-entropy", "dynamic"), *_nncf("ptq")),
 }
-"""By recipe and targets. Nobody else offers less than 8 bits for convolutions with one scale a row or group but onnxruntime's QDQ
-format (`static4`, activations of 16 bits), nor zeros in a pattern of blocks: those rows meet magnitude pruning only."""
+"""By recipe and targets: what others offer in as many bits. Nobody else has less than 8 bits for convolutions with one scale a row or
+group but onnxruntime's QDQ format (`static4`, activations of 16 bits), nor zeros in a pattern of blocks: those rows meet
+magnitude pruning only."""

@@ -22,8 +22,8 @@ _UNITS = {
 _WORDS = {"nbytes": "size", "seconds": "time", "error": "error", "points": "the task", "task": "the task"}
 
 DEFAULT_CANDIDATES = (
-    "fp16", "int8", "int7", "int6", "int5", "int4", "int4-g32", "cb4", "cb4-c", "cb4-g32", "cb3", "cb3-c", "cb3-g32", "vq3d2-c", "cb2-c",
-    "cb2-g32", "vq2d4-c",
+    "fp16", "int8", "int7", "int6", "int5", "int4", "int4-g32", "cb4", "cb4-c", "cb4-g32", "vq4d2-c", "cb3", "cb3-c", "cb3-g32", "vq3d2-c",
+    "cb2-c", "cb2-g32", "vq2d4-c",
 )  # fmt: skip
 """Schemes that a budget for size or error chooses from; fp32 is always among them."""
 
