@@ -60,7 +60,7 @@ def _made(scheme: str, recover: dict[str, Any] | None) -> tuple[float, float, fl
     start = time.perf_counter()
     made = sparsec.compress(
         model.onnx_file(), recipe, calibration=[*others[-SAMPLES:], *others[:-SAMPLES]], recover=recover, verify=False,
-        progress=lambda stage, done, total, detail: say(detail) if detail.startswith("recover:") else None,
+        progress=lambda stage, done, total, detail: say(f"epoch {done} of {total}, {detail}") if stage == "recover" else None,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     layers = [row.record for row in made.report.layers if row.record.rule is not None]

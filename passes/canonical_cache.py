@@ -6,7 +6,7 @@ Weights that canonicalisation left as they were are not stored again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from sparsec import ops
 from sparsec.cache import digest, load, source_digest, store
 from sparsec.passes.stages import PassRecord, checking
+from sparsec.progress import Progress
 
 __all__ = ["canonical"]
 
@@ -40,7 +41,7 @@ _LARGEST_GRAPH = 1 << 26
 
 
 def canonical(
-    model: ir.Model, *, debug_dump: str | Path | None = None, progress: Callable[[str], None] | None = None
+    model: ir.Model, *, debug_dump: str | Path | None = None, progress: Progress | None = None
 ) -> tuple[ir.Model, list[PassRecord]]:
     """The canonical form of `model`, which stays as it is, and what each stage did. Raises what `canonicalise` raises.
 
@@ -60,7 +61,7 @@ def canonical(
 
 
 def _made(
-    model: ir.Model, debug_dump: str | Path | None, progress: Callable[[str], None] | None
+    model: ir.Model, debug_dump: str | Path | None, progress: Progress | None
 ) -> tuple[ir.Model, list[PassRecord]]:
     from sparsec.passes.canonicalise import canonicalise  # with onnxscript, a third of a second
 

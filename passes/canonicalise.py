@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from sparsec.passes.rules.affine import affine_rules, batchnorm_rules
 from sparsec.passes.rules.norms import layernorm_rules, rmsnorm_rules
 from sparsec.passes.rules.pads import pool_pad_rules, pooling_rules
 from sparsec.passes.stages import PassRecord, Stage, run_stages
+from sparsec.progress import Progress
 
 
 class CheckStatic(ir.passes.InPlacePass):
@@ -92,7 +92,7 @@ CANONICALISE: tuple[Stage, ...] = (
 
 
 def canonicalise(
-    model: ir.Model, *, debug_dump: str | Path | None = None, progress: Callable[[str], None] | None = None
+    model: ir.Model, *, debug_dump: str | Path | None = None, progress: Progress | None = None
 ) -> list[PassRecord]:
     """Bring a model with static inputs to canonical form, in place; it stays a standard ONNX model.
 
@@ -100,4 +100,4 @@ def canonicalise(
         ShapeError: a shape depends on data.
         ModelError: the opset cannot be converted.
     """
-    return run_stages(model, CANONICALISE, debug_dump=debug_dump, progress=progress)
+    return run_stages(model, CANONICALISE, debug_dump=debug_dump, title="simplify", progress=progress)

@@ -35,6 +35,7 @@ from sparsec.passes.static_activations import NAME as STATIC
 from sparsec.passes.static_activations import round_inputs
 from sparsec.passes.statistics import Statistics
 from sparsec.passes.structure.state import Structured
+from sparsec.progress import Progress
 from sparsec.recipe import Recipe, Rule
 
 __all__ = [
@@ -77,7 +78,7 @@ class Job:
     found so far."""
 
     recipe: Recipe
-    progress: Callable[[str], None] | None = None
+    progress: Progress | None = None
     calibration: Calibration | None = None
     given: Mapping[str, Solved] | None = None
     """Weights by name that are solved already; then nothing is calibrated."""

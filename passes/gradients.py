@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sparsec.errors import RecipeError
 from sparsec.passes.select import Choice
+from sparsec.progress import Progress
 
 __all__ = ["gradients_of", "needs_torch"]
 
@@ -30,7 +31,7 @@ def gradients_of(
     samples: Sequence[Mapping[str, Array]],
     labels: Array | None,
     threads: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """By weight, float64 [N, K]: the mean of the squared gradients. Empty where no rule asks for them.
 

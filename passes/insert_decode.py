@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from sparsec.passes.factor.form import Factored
 from sparsec.passes.factor.solve import factored
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.select import Choice
+from sparsec.progress import Progress
 
 __all__ = ["encode_weights", "insert_decode"]
 
@@ -29,7 +30,7 @@ def encode_weights(
     digests: Sequence[str],
     masks: Sequence[Mask | None],
     solved: Sequence[Solved | None],
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[EncodedWeight | Factored, LayerRecord]]:
     """Encode every weight in its scheme (numpy, in threads: the heavy parts release the interpreter's lock).
 
@@ -45,8 +46,6 @@ def encode_weights(
             record = _record(choice, given.encoded, given.zeros, given.nmse)
             record.output_error = given.output_error
             return given.encoded, record
-        if progress is not None:
-            progress(choice.weight.name)
         if choice.rule.several_products:
             form = cached_form(choice, digest, mask, lambda: _factored(choice, mask))
             return form, _record(choice, form, form.zeros(), _figures(choice.weight.matrix(), form.decoded())[1])
@@ -56,8 +55,14 @@ def encode_weights(
     with ThreadPoolExecutor(max_workers=4) as pool:
         # The largest first: an embedding table that comes last keeps one thread busy while three wait.
         order = sorted(range(len(choices)), key=lambda i: -choices[i].weight.rows * choices[i].weight.cols)
-        futures = {i: pool.submit(work, i) for i in order}
-        return [futures[i].result() for i in range(len(choices))]
+        futures = {pool.submit(work, i): i for i in order}
+        found = {}
+        for future in as_completed(futures):
+            index = futures[future]
+            found[index] = future
+            if progress is not None:
+                progress("encode", len(found), len(choices), choices[index].weight.name)
+        return [found[i].result() for i in range(len(choices))]
 
 
 def insert_decode(model: ir.Model, choice: Choice, encoded: EncodedWeight) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sparsec.passes.layers import LayerRecord, Removal
 from sparsec.passes.recover.stage import KeepOriginal, RecoverWeights, check_recovery
 from sparsec.passes.restructure import restructuring
 from sparsec.passes.stages import PassRecord, Stage, run_stages
+from sparsec.progress import Progress
 from sparsec.recipe import load_recipe
 
 
@@ -87,7 +88,7 @@ def compress(
     calibration: Calibration | None = None,
     solved: Mapping[str, Solved] | None = None,
     debug_dump: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Canonicalise, compress by the recipe and fuse; the argument stays as it is.
 
@@ -97,7 +98,7 @@ def compress(
         calibration: inputs to calibrate on, for the algorithms that need them; None: data-free ones only.
         solved: weights by name that are coded already, in the schemes of the recipe (trials of a budget); nothing is calibrated then.
         debug_dump: folder that gets `NN-name.onnx` after each stage.
-        progress: called with the name of each stage, and of each weight while it is encoded.
+        progress: called with the stages `simplify` and `compress`, and within those with layers calibrated, weights encoded ...
 
     Raises:
         ShapeError: a shape depends on data.

@@ -112,10 +112,10 @@ class BypassBranches(_StructurePass):
             return right and not any(name in named for name in branch.weights)
 
         gone = greedy(model, settings.depth, given.samples[:_MOST_SAMPLES], allowed, threads=given.threads)
-        for branch, error in gone:
+        for number, (branch, error) in enumerate(gone, 1):
             self.state.records.append(Removal("branch", branch.weights[0], 1, 1, branch.nbytes))
             if self.job.progress is not None:
-                self.job.progress(f"{branch.weights[0]}: output error {error:.2g}")
+                self.job.progress("branches", number, settings.depth, f"{branch.weights[0]}: output error {error:.2g}")
         if len(gone) < settings.depth:
             kind = "" if settings.branches == "any" else f" of the kind {settings.branches}"
             reason = f"asked for {settings.depth}; the model has {len(list(filter(allowed, found)))} branches{kind} that can go"

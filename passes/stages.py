@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from sparsec.errors import OutputError, SparsecError
 from sparsec.passes.check import check_model
+from sparsec.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,15 @@ def run_stages(
     *,
     debug_dump: str | Path | None = None,
     first: int = 1,
-    progress: Callable[[str], None] | None = None,
+    title: str = "compress",
+    progress: Progress | None = None,
 ) -> list[PassRecord]:
     """Run stages in order on `model`, in place.
 
     Args:
         debug_dump: folder that gets `NN-name.onnx` after each stage.
         first: number of the first stage, for the names of the dumps.
+        title: of all stages together in what `progress` is called with.
         progress: called with the name of each stage before it starts.
 
     Raises:
@@ -66,7 +69,7 @@ def run_stages(
     records = []
     for number, stage in enumerate(stages, first):
         if progress is not None:
-            progress(stage.name)
+            progress(title, number - first, len(stages), stage.name)
         before, start = _count(model), time.perf_counter()
         try:
             result = stage.make()(model)
@@ -81,6 +84,8 @@ def run_stages(
             _dump(model, Path(debug_dump), f"{number:02d}-{stage.name}.onnx")
         if check:
             check_model(model, stage.name, static=stage.static)
+    if progress is not None:
+        progress(title, len(stages), len(stages), "")
     return records
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from sparsec import ops
 from sparsec.errors import CalibrationError
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.quantise.ranges import Histogram, Range, best_range
+from sparsec.progress import Progress
 from sparsec.recipe import Rule
 from sparsec.reference import Reference
 
@@ -35,7 +36,7 @@ def round_inputs(
     wanted: Mapping[str, tuple[Rule, LayerRecord]],
     samples: Sequence[Sample],
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> bool:
     """Put sparsec::Quantise before the products whose weights' rules (by name of the weight) ask for it; True if there are any.
 
@@ -98,9 +99,9 @@ def _ranges(
     values: Sequence[ir.Value],
     samples: Sequence[Sample],
     threads: int,
-    progress: Callable[[str], None] | None,
+    progress: Progress | None,
 ) -> dict[ir.Value, Range]:
-    found = {}
+    found: dict[ir.Value, Range] = {}
     for group in _groups(values):
         histograms = {value.name or "": Histogram() for value in group}
         made = {value.name for value in group if value.producer() is not None}
@@ -117,7 +118,7 @@ def _ranges(
                 _count(histogram, np.asarray(arrays[name]), index, name)
         for value in group:
             if progress is not None:
-                progress(value.name or "")
+                progress("ranges", len(found), len(values), value.name or "")
             found[value] = best_range(histograms[value.name or ""])
     return found
 

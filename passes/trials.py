@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from sparsec.passes.calibrate.candidates import Candidates, candidates
 from sparsec.passes.canonical_cache import canonical
 from sparsec.passes.select import select_schemes
+from sparsec.progress import Progress
 from sparsec.recipe import Recipe, Rule
 
 __all__ = ["chosen_recipe", "trials"]
@@ -26,7 +27,7 @@ def trials(
     *,
     calibrated: bool,
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Candidates]:
     """Every weight that no rule of `recipe` reaches, in all `schemes`.
 

@@ -25,6 +25,7 @@ from sparsec.files import replacing_file
 from sparsec.frontend import load_model
 from sparsec.passes import Compressed, float_activations
 from sparsec.passes import compress as compress_graph
+from sparsec.progress import Progress
 from sparsec.readers import readers_of
 from sparsec.recipe import load_recipe
 from sparsec.recovery import Recover
@@ -38,8 +39,6 @@ from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, half_bou
 __all__ = ["DEFAULT_RECIPE", "CompiledModel", "CompressedModel", "compile", "compress", "load"]
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int, str], None]
-"""Called as progress(stage, done, total, detail); detail names the pass, layer or kernel at work."""
 
 
 class _Default:
@@ -139,16 +138,18 @@ def compress(
     task, calibration, labels, chosen = with_task(
         limits, chosen, source, calibration, labels, validation, metric, aggregate
     )
-    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
-        note, front = _named(progress, "compress"), None
+    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss, progress) as calibrated:
+        front = None
         if limits is None:
-            compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
+            compressed = compress_graph(
+                source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=progress
+            )
         else:
             timed = limits.seconds is not None
             program = ProgramCosts(resolve_target(target), Policy(checked_keep(chosen.keep))) if timed else None
             compressed, front = spend(
                 source, limits, chosen, candidates, FileCosts(program), calibration=calibrated, task=task, jobs=jobs,
-                debug_dump=debug_dump, progress=note,
+                debug_dump=debug_dump, progress=progress,
             )  # fmt: skip
     data = onnx_bytes(compressed.model)
     report = Report(
@@ -217,7 +218,7 @@ def compile(
             be this machine. Times are cached.
         verify: compare with onnxruntime; for another machine's target this needs an emulator (qemu-user).
         jobs: kernel compilers at once, and threads that calibrate; None: one per core.
-        progress: called with (stage, done, total, detail).
+        progress: called with (stage, done, total, detail); total is 0 where nobody knows it.
         name: prefix of the C symbols; None: from the file or module.
         The other arguments are those of `compress`.
 
@@ -236,10 +237,12 @@ def compile(
     task, calibration, labels, chosen = with_task(
         limits, chosen, source, calibration, labels, validation, metric, aggregate
     )
-    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss) as calibrated:
-        note, front = _named(progress, "compress"), None
+    with opened_calibration(calibration, source, chosen, jobs, executor, labels, loss, progress) as calibrated:
+        front = None
         if limits is None:
-            compressed = compress_graph(source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=note)
+            compressed = compress_graph(
+                source, chosen, calibration=calibrated, debug_dump=debug_dump, progress=progress
+            )
         else:
             timed = limits.seconds is not None or not machine.gpu  # a GPU's times are not predicted
             costs = ProgramCosts(machine, policy, samples.random_inputs(source), timed)
@@ -253,7 +256,7 @@ def compile(
                 task=task,
                 jobs=jobs,
                 debug_dump=debug_dump,
-                progress=note,
+                progress=progress,
             )
     program = lower(compressed.model, machine, c_name(name or default_name(model)), policy=policy)
     built = build(program, jobs, progress)
@@ -325,20 +328,6 @@ def default_name(model: Any) -> str:
         return c_name(Path(model).stem)
     cls = type(model)
     return "model" if cls.__module__.split(".")[0] in ("onnx", "onnx_ir", "builtins") else c_name(cls.__name__)
-
-
-def _named(progress: Progress | None, stage: str) -> Callable[[str], None] | None:
-    """The passes report names only: how many will follow is not known, so the total grows with them."""
-    if progress is None:
-        return None
-    count = 0
-
-    def report(detail: str) -> None:
-        nonlocal count
-        count += 1
-        progress(stage, count - 1, count, detail)
-
-    return report
 
 
 def _inputs(given: Mapping[str, Array] | str | Path | None, source: ir.Model) -> tuple[dict[str, Array], str]:

@@ -14,6 +14,7 @@ from sparsec.codegen.machine import cpu_count
 from sparsec.errors import RecipeError
 from sparsec.executors import open_workers
 from sparsec.passes import Calibration
+from sparsec.progress import Progress
 from sparsec.recipe import Recipe, load_recipe
 from sparsec.recovery import Recover
 
@@ -50,13 +51,16 @@ def opened_calibration(
     executor: Executor | str | None,
     labels: Any = None,
     loss: Callable[..., Any] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Calibration | None]:
     """Calibration inputs with their labels, and the workers that calibrate on them; None without inputs."""
     if source is None:
         yield None
         return
     few, recover = recipe.calibrate.samples, recipe.recover
-    samples = calibration_samples(source, model, few if recover is None else max(few, recover.samples))
+    samples = calibration_samples(
+        source, model, few if recover is None else max(few, recover.samples), progress=progress
+    )
     found = calibration_labels(source, labels, model, len(samples))
     with open_workers(executor, jobs) as workers:
         yield Calibration(

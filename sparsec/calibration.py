@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from operator import length_hint
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsec.errors import CalibrationError, InputError
+from sparsec.progress import Progress
 from sparsec.samples import open_arrays
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ LABELS = "labels"
 """The array of labels in a file of samples, unless an input of the model has that name."""
 
 
-def calibration_samples(source: Any, model: ir.Model, most: int | None = None, what: str = "calibration") -> list[Feed]:
+def calibration_samples(
+    source: Any, model: ir.Model, most: int | None = None, what: str = "calibration", progress: Progress | None = None
+) -> list[Feed]:
     """The first `most` samples of `source` (None: all), each with every input of the model as it was bound.
 
     Args:
@@ -35,6 +39,7 @@ def calibration_samples(source: Any, model: ir.Model, most: int | None = None, w
             A sample is a mapping by input name, a list of arrays in the order of the inputs, or, for one input, an array.
         model: from `load_model`, input shapes static.
         what: names the samples in errors.
+        progress: told how many are read, and of how many where the source says so.
 
     Raises:
         CalibrationError: names, shapes or dtypes do not fit, values are NaN or Inf, there is no sample; says which sample.
@@ -44,22 +49,27 @@ def calibration_samples(source: Any, model: ir.Model, most: int | None = None, w
         source = source()
     if isinstance(source, str | PathLike):
         where = str(source)
-        samples = _cut(_inputs_of(open_arrays(Path(source)), wanted), wanted, where)
+        total, samples = _cut(_inputs_of(open_arrays(Path(source)), wanted), wanted, where)
     elif isinstance(source, Mapping):
         where = what
-        samples = _cut({name: np.asarray(array) for name, array in _inputs_of(source, wanted).items()}, wanted, where)
+        arrays = {name: np.asarray(array) for name, array in _inputs_of(source, wanted).items()}
+        total, samples = _cut(arrays, wanted, where)
     elif isinstance(source, Iterable):
-        where = what
+        where, total = what, length_hint(source)
         samples = (_named(sample, wanted, f"{what} sample {i}") for i, sample in enumerate(source))
     else:
         raise CalibrationError(
             f"{what} inputs are an .npz file, a mapping, an iterable or a callable; found {type(source).__name__}"
         )
-    found = []
+    found: list[Feed] = []
     for index, sample in enumerate(itertools.islice(samples, most)):
+        if progress is not None:
+            progress("samples", index, total if most is None else min(total, most), "")
         found.append(_checked(sample, wanted, f"{where}, sample {index}"))
     if not found:
         raise CalibrationError(f"{where}: there is no sample; at least one is needed")
+    if progress is not None:
+        progress("samples", len(found), len(found), "")
     return found
 
 
@@ -107,21 +117,24 @@ def _inputs_of(arrays: Mapping[str, Any], wanted: Mapping[str, ir.Value]) -> dic
     return {name: array for name, array in arrays.items() if name != LABELS or name in wanted}
 
 
-def _cut(arrays: Mapping[str, Array], wanted: Mapping[str, ir.Value], where: str) -> Iterator[Feed]:
-    """Samples of arrays that hold all of them along their first axis."""
+def _cut(arrays: Mapping[str, Array], wanted: Mapping[str, ir.Value], where: str) -> tuple[int, Iterator[Feed]]:
+    """How many samples arrays hold along their first axis, and these."""
     _check_names(arrays, wanted, where)
     counts = {name: _count(array, _shape(wanted[name]), f"{where}: '{name}'") for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
         raise CalibrationError(f"{where}: inputs have different numbers of samples: {listed}")
     total = next(iter(counts.values()), 0)
-    for index in range(total):
+
+    def one(index: int) -> Feed:
         feed = {}
         for name, array in arrays.items():
             shape = _shape(wanted[name])
             step = len(array) // total if array.ndim == len(shape) else 1
             feed[name] = array[index * step : (index + 1) * step] if array.ndim == len(shape) else array[index]
-        yield feed
+        return feed
+
+    return total, map(one, range(total))
 
 
 def _count(array: Array, shape: tuple[int, ...], where: str) -> int:

@@ -16,13 +16,13 @@ from sparsec.codegen.program import IoInfo, Program
 from sparsec.emulate import EmulatedSession, runs_here, why_not_runnable
 from sparsec.errors import BundleError, DeviceError, InputError, TargetError
 from sparsec.measure import Timing, interleaved, onnxruntime_resident_bytes
+from sparsec.progress import Progress
 from sparsec.reference import CachedReference, Reference, onnx_bytes
 from sparsec.report import Report
 from sparsec.runtime import Session, TensorInfo
 from sparsec.target import Target, host_target
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int, str], None]
 Inputs = Mapping[str, Array] | Sequence[Array]
 
 

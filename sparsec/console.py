@@ -63,8 +63,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int, str], None] | None]:
 
         def report(stage: str, done: int, total: int, detail: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, detail="")
-            bar.update(tasks[stage], completed=done, total=total, detail=detail[:60])
+                tasks[stage] = bar.add_task(stage, total=total or None, detail="")
+            bar.update(tasks[stage], completed=done, total=total or None, detail=detail[:60])
 
         yield report
 

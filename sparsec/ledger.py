@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from sparsec.passes import compress as compress_graph
 from sparsec.passes.budget.choose import choose, totals
 from sparsec.passes.calibrate.candidates import Candidates
 from sparsec.passes.trials import chosen_recipe
+from sparsec.progress import Progress
 from sparsec.recipe import Recipe
 
 __all__ = ["BYTES", "ERROR", "SECONDS", "Ledger"]
@@ -46,7 +47,7 @@ class Ledger:
         recipe: Recipe,
         found: Sequence[Candidates],
         costs: Costs,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.source, self.recipe, self.found, self._costs = source, recipe, found, costs
         self.options = [["fp32", *entry.schemes] for entry in found]
@@ -122,7 +123,7 @@ class Ledger:
         key = tuple(choice)
         if key not in self._known:
             if self._progress is not None:
-                self._progress("costs")
+                self._progress("costs", len(self._known), 0, "")
             solved = {e.name: e.solved[c - 1] for e, c in zip(self.found, choice, strict=True) if c}
             self._known[key] = self._costs(compress_graph(self.source, self.recipe_of(choice), solved=solved))
         return self._known[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sparsec.ledger import BYTES, ERROR, SECONDS, Ledger
 from sparsec.passes import Calibration, Compressed
 from sparsec.passes import compress as compress_graph
 from sparsec.passes.calibrate.candidates import relative_error
+from sparsec.progress import Progress
 from sparsec.reference import Reference, onnx_bytes
 from sparsec.task import Task
 from sparsec.validation_report import Validation
@@ -61,7 +62,7 @@ class Search:
         calibration: Calibration | None,
         task: Task | None,
         debug_dump: str | Path | None,
-        progress: Callable[[str], None] | None,
+        progress: Progress | None,
     ) -> None:
         self.ledger, self.budget, self.samples, self.calibration, self.task = ledger, budget, samples, calibration, task
         self.debug_dump, self.progress = debug_dump, progress

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sparsec.passes import Calibration, Compressed
 from sparsec.passes.budget.choose import pareto
 from sparsec.passes.budget.knee import knee
 from sparsec.passes.trials import trials
+from sparsec.progress import Progress
 from sparsec.recipe import Recipe
 from sparsec.samples import random_inputs
 from sparsec.search import Found, Search
@@ -51,7 +52,7 @@ def spend(
     task: Task | None = None,
     jobs: int | None = None,
     debug_dump: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Compressed, Front]:
     """Compress `source` within `budget`.
 

@@ -14,6 +14,7 @@ from sparsec.errors import InputError, VerificationError
 from sparsec.frontend import load_model
 from sparsec.labelled import Decisions, checked_labels
 from sparsec.measured import measured_score
+from sparsec.progress import Progress
 from sparsec.reference import Reference
 from sparsec.similarity import Similarity
 from sparsec.validation_report import Validation
@@ -21,7 +22,6 @@ from sparsec.validation_report import Validation
 __all__ = ["Validation", "validate"]
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int, str], None]
 
 
 def validate(

@@ -161,9 +161,34 @@ def test_benchmark_fills_in_the_report() -> None:
 def test_progress_names_stages_and_layers() -> None:
     seen: list[tuple[str, int, int, str]] = []
     sparsec.compile(DIGITS_MLP, recipe="int8", input_shapes={"N": 1}, progress=lambda *args: seen.append(args))
-    assert list(dict.fromkeys(row[0] for row in seen)) == ["compress", "kernels", "verify"]
+    stages = list(dict.fromkeys(row[0] for row in seen))
+    assert stages[-4:] == ["compress", "encode", "kernels", "verify"]
+    assert stages[:-4] in ([], ["simplify"])  # the cache may have it
     assert {"encode-weights", "hidden.weight"} <= {row[3] for row in seen}
-    assert all(done <= total for _, done, total, _ in seen)
+    assert_each_goes_on_to_its_end(seen, stages)
+
+
+def test_progress_of_calibration_counts_samples_and_layers() -> None:
+    seen: list[tuple[str, int, int, str]] = []
+    feeds = [{"x": RNG.standard_normal((1, 64), dtype=np.float32)} for _ in range(5)]
+    recipe = {"rules": [{"scheme": "int4"}], "min_elements": 1}
+    sparsec.compress(
+        DIGITS_MLP, recipe, input_shapes={"N": 1}, calibration=feeds, verify=False, progress=lambda *args: seen.append(args)
+    )  # fmt: skip
+    weights = sum(stage == "encode" for stage, *_ in seen)
+    calibrated = [row for row in seen if row[0] == "calibrate"]
+    assert {total for stage, _, total, _ in seen if stage == "samples"} == {5}
+    assert {total for _, _, total, _ in calibrated} == {weights}
+    assert {done for _, done, _, _ in calibrated} == set(range(weights + 1))
+    assert any(detail.endswith(": sample 5 of 5") for *_, detail in calibrated)
+    assert_each_goes_on_to_its_end(seen, ["samples", "compress", "calibrate", "encode"])
+
+
+def assert_each_goes_on_to_its_end(seen: list[tuple[str, int, int, str]], stages: list[str]) -> None:
+    for stage in stages:
+        own = [(done, total) for name, done, total, _ in seen if name == stage]
+        assert own == sorted(own)
+        assert own[-1][0] == own[-1][1]
 
 
 def test_debug_dump(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ VOCABULARY = {
     "decode_body",
     "activations",
     "int8",
+    "progress",
     "reference",
 }
 # What each layer may import; whatever is not named here is face (api, cli, compiled ...) and may import everything.

@@ -42,6 +42,18 @@ def test_every_form_gives_the_same_samples(tmp_path: Path) -> None:
     assert read([{"x": wanted[:1].astype(np.float64)}]).dtype == np.float32
 
 
+def test_progress_of_reading_knows_the_number_where_the_source_does() -> None:
+    given = feeds()
+    side_by_side = {"x": np.concatenate([feed["x"] for feed in given])}
+    for source, most, totals in (
+        (given, None, [5]), (given, 3, [3]), (iter(given), None, [5]), (side_by_side, 4, [4]), ((f for f in given), None, [0, 5]),
+    ):  # fmt: skip
+        seen: list[tuple[str, int, int, str]] = []
+        found = calibration_samples(source, text_network(), most, progress=lambda *args, seen=seen: seen.append(args))
+        assert [done for _, done, _, _ in seen] == [*range(len(found)), len(found)]
+        assert list(dict.fromkeys(total for _, _, total, _ in seen)) == totals
+
+
 def test_no_more_samples_are_read_than_needed() -> None:
     def endless() -> Any:
         while True:

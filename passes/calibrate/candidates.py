@@ -6,9 +6,10 @@ compressed in each scheme by itself, and a few samples that no statistics have s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.select import Choice
 from sparsec.passes.sparsify.masks import mask_of_scores
 from sparsec.passes.statistics import Moments, Statistics
+from sparsec.progress import Progress
 from sparsec.recipe import Calibrate
 from sparsec.reference import Reference
 
@@ -69,7 +71,7 @@ def candidates(
     settings: Calibrate,
     calibrated: bool,
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Candidates]:
     """Try all `schemes` on each weight of `choices`.
 
@@ -93,6 +95,7 @@ def candidates(
         Candidates(w.name, w.uses[0].operator, w.rows * w.cols, least_kept(w.matrix()))
         for w in (choice.weight for choice in choices)
     ]
+    begun = count()
     stream = Stream(model.clone(), samples, threads)
     outputs = [value.name or "" for value in model.graph.outputs]
     dense = Reference(stream.model, threads=threads, spin=False)
@@ -105,7 +108,7 @@ def candidates(
             with threadpool_limits(1, user_api="blas"):
                 for index in members:
                     if progress is not None:
-                        progress(found[index].name)
+                        progress("try schemes", next(begun), len(choices), found[index].name)
                     statistics = (
                         _statistics(choices[index], stream, fitted, masks, settings) if index in informed else []
                     )

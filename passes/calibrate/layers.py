@@ -14,13 +14,13 @@ from threadpoolctl import threadpool_limits
 from sparsec.passes.calibrate.biases import add_to_bias, own_bias
 from sparsec.passes.calibrate.few_samples import note_on, rows_and_inputs
 from sparsec.passes.calibrate.groups import gather, groups_of, planned, why_not
-from sparsec.passes.calibrate.segments import Segment
 from sparsec.passes.calibrate.shared import shared_statistics
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.passes.calibrate.solved_cache import key_of, load_solved, store_solved
 from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.select import Choice
 from sparsec.passes.statistics import Statistics
+from sparsec.progress import Progress
 from sparsec.recipe import Calibrate
 
 __all__ = ["calibrate"]
@@ -37,7 +37,7 @@ def calibrate(
     settings: Calibrate,
     threads: int = 1,
     tasks: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     gradients: Mapping[str, Array] = MappingProxyType({}),
     notes: list[str] | None = None,
 ) -> list[Solved | None]:
@@ -55,7 +55,7 @@ def calibrate(
     members = [i for i, choice in enumerate(choices) if not why_not(choice)]
     shared = [i for i in members if len(choices[i].weight.uses) > 1]
     masks = [sample.get(settings.mask) for sample in samples]
-    work = _Work(choices, settings, executor, tasks, progress, gradients)
+    work = _Work(choices, settings, executor, tasks, len(members), progress, gradients)
     if shared:
         with threadpool_limits(1, user_api="blas"):
             weights = [choices[i].weight for i in shared]
@@ -79,7 +79,9 @@ def calibrate(
             for index in shared:
                 _replace(stream.model, choices[index], work.found[index], None)
         for group, segment in plan:
-            _advance((stream, dense), segment)
+            for running in (stream, dense):
+                if running is not None:
+                    running.advance(segment, work.sampling(group.members[0]))
             # The last bits of BLAS's sums depend on its threads; files must not depend on how many there are.
             with threadpool_limits(1, user_api="blas"):
                 for index, found in gather(group, choices, stream, dense, masks, centred=settings.biases):
@@ -110,21 +112,20 @@ class _Work:
         settings: Calibrate,
         executor: Executor,
         tasks: int,
-        progress: Callable[[str], None] | None,
+        total: int,
+        progress: Progress | None,
         gradients: Mapping[str, Array],
     ) -> None:
         self._gradients = gradients
         self.read: dict[str, tuple[int, int]] = {}
         self.found: list[Solved | None] = [None] * len(choices)
-        self._choices, self._settings, self._progress = choices, settings, progress
+        self._choices, self._settings, self._progress, self._total = choices, settings, progress, total
         self._executor, self._most = executor, 2 * tasks
         self._waiting: dict[int, tuple[str, Future[Solved]]] = {}
 
     def submit(self, index: int, statistics: Sequence[Statistics]) -> None:
         """Start on a layer; waits while too many have their statistics in memory."""
         choice = self._choices[index]
-        if self._progress is not None:
-            self._progress(choice.weight.name)
         self.read[choice.weight.name] = rows_and_inputs(statistics)
         layer = Layer(
             choice.weight.name, choice.weight.matrix(), str(choice.scheme), choice.structure, choice.rule,
@@ -132,6 +133,7 @@ class _Work:
         )  # fmt: skip
         key = key_of(layer)
         self.found[index] = load_solved(key)
+        self._report(index)
         if self.found[index] is None:
             self._waiting[index] = (key, self._executor.submit(solve, layer))
             self.wait(self._most)
@@ -144,12 +146,18 @@ class _Work:
                 key, future = self._waiting.pop(index)
                 self.found[index] = solved = future.result()
                 store_solved(key, solved)
+                self._report(index)
 
+    def sampling(self, index: int) -> Callable[[int, int], None] | None:
+        """What says how many samples have come to a layer."""
+        if self._progress is None:
+            return None
+        return lambda done, count: self._report(index, f": sample {done + 1} of {count}")
 
-def _advance(streams: Sequence[Stream | None], segment: Segment) -> None:
-    for stream in streams:
-        if stream is not None:
-            stream.advance(segment)
+    def _report(self, index: int, more: str = "") -> None:
+        if self._progress is not None:
+            solved = sum(found is not None for found in self.found)
+            self._progress("calibrate", solved, self._total, self._choices[index].weight.name + more)
 
 
 def _replace(model: ir.Model, choice: Choice, solved: Solved | None, bias: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ class Stream:
         self._values.clear()
         self._folder.cleanup()
 
-    def advance(self, segment: Segment) -> None:
-        """Run all samples through a segment."""
+    def advance(self, segment: Segment, each: Callable[[int, int], None] | None = None) -> None:
+        """Run all samples through a segment; `each` is told before each sample how many are through, and of how many."""
         model = segment.model(self.model)
         if model is not None:
             reference = Reference(model, threads=self._threads, spin=False)
             for index in range(self._count):
+                if each is not None:
+                    each(index, self._count)
                 made = reference.run({name: self._values[name][index] for name in segment.reads})
                 for name, array in made.items():
                     self._put(name, index, array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparsec.errors import CalibrationError
 from sparsec.passes.differentiable.network import Network
 from sparsec.passes.differentiable.settings import deterministic
+from sparsec.progress import Progress
 
 __all__ = ["gradient_squares"]
 
@@ -29,7 +30,7 @@ def gradient_squares(
     *,
     seed: int = 0,
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Means over samples of squared gradients by the initializers `names`, each with its tensor's shape.
 
@@ -54,8 +55,8 @@ def gradient_squares(
 
     with deterministic(threads) as pool:
         for start in range(0, len(samples), threads):  # no more in memory than are worked on
-            if progress is not None and start % (16 * threads) == 0:
-                progress(f"gradients: sample {start + 1} of {len(samples)}")
+            if progress is not None:
+                progress("gradients", start, len(samples), "")
             for found in pool.map(gradients, range(start, min(start + threads, len(samples)))):
                 for name, gradient in zip(names, found, strict=True):
                     if gradient is not None:

@@ -21,6 +21,7 @@ from sparsec.passes.recover.losses import Loss, classes, custom, divergence, squ
 from sparsec.passes.recover.train import LearntConstant, Student, Training, train, variances
 from sparsec.passes.recover.weights import LearntWeight
 from sparsec.passes.weights import Weight, find_weights
+from sparsec.progress import Progress
 from sparsec.recovery import Recover
 
 __all__ = ["Recovered", "recover"]
@@ -48,7 +49,7 @@ def recover(
     function: Callable[..., Any] | None = None,
     with_biases: bool = True,
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Recovered:
     """Train the encoded weights (`sparsec::Decode` nodes) of `model`, its biases and norms, in place.
 

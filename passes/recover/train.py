@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from sparsec.passes.differentiable.network import Network, as_weight
 from sparsec.passes.recover.batches import Batch, Batches
 from sparsec.passes.recover.losses import Loss, without_padding
 from sparsec.passes.recover.weights import LearntWeight
+from sparsec.progress import Progress
 from sparsec.recovery import Recover
 
 __all__ = ["LearntConstant", "Student", "Training", "train", "variances"]
@@ -82,7 +83,7 @@ def train(
     held_out: Batches,
     settings: Recover,
     pool: Executor,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Training:
     """Train in place on the threads of `pool`; the student is left as it was in the epoch with the lowest loss on `held_out`.
 
@@ -112,9 +113,7 @@ def train(
             best, kept = epoch, [parameter.detach().clone() for parameter in parameters]
         if progress is not None:
             left = (time.monotonic() - began) / epoch * (settings.epochs - epoch)
-            progress(
-                f"recover: epoch {epoch} of {settings.epochs}, loss {losses[-1]:.4g} ({losses[0]:.4g}), {left:.0f} s left"
-            )
+            progress("recover", epoch, settings.epochs, f"loss {losses[-1]:.4g} ({losses[0]:.4g}), {left:.0f} s left")
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
