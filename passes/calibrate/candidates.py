@@ -95,7 +95,7 @@ def candidates(
         Candidates(w.name, w.uses[0].operator, w.rows * w.cols, least_kept(w.matrix()))
         for w in (choice.weight for choice in choices)
     ]
-    begun = count()
+    ended = count(1)
     stream = Stream(model.clone(), samples, threads)
     outputs = [value.name or "" for value in model.graph.outputs]
     dense = Reference(stream.model, threads=threads, spin=False)
@@ -107,8 +107,6 @@ def candidates(
             waiting: dict[int, list[tuple[str, Future[Solved]]]] = {}
             with threadpool_limits(1, user_api="blas"):
                 for index in members:
-                    if progress is not None:
-                        progress("try schemes", next(begun), len(choices), found[index].name)
                     statistics = (
                         _statistics(choices[index], stream, fitted, masks, settings) if index in informed else []
                     )
@@ -116,6 +114,8 @@ def candidates(
                     waiting[index] = [(layer.scheme, executor.submit(_solved, layer)) for layer in layers]
                 for index in members:
                     _collect(found[index], waiting[index])
+                    if progress is not None:
+                        progress("try schemes", next(ended), len(choices), found[index].name)
             suffix = segments(model.graph, [cut, len(model.graph)], [[], outputs])[1]
             part = suffix.model(stream.model)
             assert part is not None
