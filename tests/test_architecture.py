@@ -34,6 +34,8 @@ VOCABULARY = {
     "structured",
     "formats",
     "ops",
+    "built_op",
+    "weightless_ops",
     "op_view",
     "onnx_body",
     "decode_body",
