@@ -105,7 +105,7 @@ def compress(
             more), or several with commas. Schemes are chosen by it for all weights that the rules of the recipe do not reach (by
             default: all).
         candidates: schemes that a budget may choose, besides fp32; None: `sparsec.budget.DEFAULT_CANDIDATES`, with a limit for
-            time `FAST_CANDIDATES`.
+            time `FAST_CANDIDATES`, for time and something else `SMALL_FAST_CANDIDATES`.
         target: whose time a budget limits.
         example_inputs: for torch modules, as for calling them.
         input_shapes: `{"x": [1, 3, 224, 224], "batch": 1}`: every dynamic dimension needs a size.

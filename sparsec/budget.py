@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from sparsec.errors import BudgetError, RecipeError, SchemeError
 from sparsec.formats import Scheme
 
-__all__ = ["DEFAULT_CANDIDATES", "FAST_CANDIDATES", "Budget", "checked_candidates", "parse_budget"]
+__all__ = [
+    "DEFAULT_CANDIDATES",
+    "FAST_CANDIDATES",
+    "SMALL_FAST_CANDIDATES",
+    "Budget",
+    "checked_candidates",
+    "parse_budget",
+]
 
 _UNITS = {
     "B": ("nbytes", 1.0), "KB": ("nbytes", 1e3), "MB": ("nbytes", 1e6), "GB": ("nbytes", 1e9),
@@ -29,6 +36,9 @@ DEFAULT_CANDIDATES = (
 
 FAST_CANDIDATES = (*DEFAULT_CANDIDATES, "s50", "s70", "s90", "s4x1@50", "s4x1@75")
 """With a budget for time: those that skip zeros too."""
+
+SMALL_FAST_CANDIDATES = (*FAST_CANDIDATES, "s70-cb4", "s90-cb4")
+"""With a budget for time and something else, so that bytes count too: those that skip zeros and code what stays."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,9 @@ def checked_candidates(given: str | Iterable[str] | None, budget: Budget) -> lis
 
     given: schemes, or one text with commas. Raises RecipeError.
     """
-    words: Sequence[str] = FAST_CANDIDATES if budget.seconds is not None else DEFAULT_CANDIDATES
+    words: Sequence[str] = DEFAULT_CANDIDATES
+    if budget.seconds is not None:
+        words = FAST_CANDIDATES if budget == Budget(seconds=budget.seconds) else SMALL_FAST_CANDIDATES
     if given is not None:
         words = [word.strip() for word in given.split(",")] if isinstance(given, str) else list(given)
     schemes = []

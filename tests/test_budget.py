@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from sparsec.budget import DEFAULT_CANDIDATES, FAST_CANDIDATES, Budget, checked_candidates, parse_budget
+from sparsec.budget import (
+    DEFAULT_CANDIDATES,
+    FAST_CANDIDATES,
+    SMALL_FAST_CANDIDATES,
+    Budget,
+    checked_candidates,
+    parse_budget,
+)
 from sparsec.errors import BudgetError, RecipeError
 
 
@@ -64,6 +71,8 @@ def test_candidates() -> None:
     assert checked_candidates(["s50-fp32"], size) == ["s50"]
     assert checked_candidates(None, size) == list(DEFAULT_CANDIDATES)
     assert checked_candidates(None, time) == list(FAST_CANDIDATES)
+    for other in (Budget(seconds=1, nbytes=1), Budget(seconds=1, error=1), Budget(seconds=1, task=1)):
+        assert checked_candidates(None, other) == list(SMALL_FAST_CANDIDATES)
     with pytest.raises(RecipeError, match="'int9' is no scheme"):
         checked_candidates("int9", size)
     with pytest.raises(RecipeError, match="none but fp32"):
