@@ -92,6 +92,24 @@ def test_time_is_what_codegen_predicts() -> None:
     assert result.report.front.seconds == pytest.approx(found)
 
 
+def test_sparse_codes_pay_where_bytes_and_time_are_short() -> None:
+    """Why `SMALL_FAST_CANDIDATES` has them; the target's times are nominal, not this machine's."""
+    dense = ProgramCosts(resolve_target("arm-v8.0"), Policy())(
+        compress_graph(load_model(DIGITS, input_shapes=N1))
+    ).seconds
+    assert dense is not None
+    errors = []
+    for candidates in ("int8,cb4,cb2-c,s70,s90", "int8,cb4,cb2-c,s70,s90,s70-cb4,s90-cb4"):
+        budget = f"{0.8e3 * dense}ms,16KB"
+        result = sparsec.compress(
+            DIGITS, budget=budget, candidates=candidates, target="arm-v8.0", input_shapes=N1, **CALIBRATED, verify=False
+        )
+        assert len(result.to_bytes()) <= 16_000
+        assert result.report.front is not None
+        errors.append(result.report.front.error)
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_error_is_kept_on_the_calibration_inputs() -> None:
     sizes = []
     for percent in (0.5, 8.0):
