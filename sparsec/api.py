@@ -25,6 +25,7 @@ from sparsec.files import replacing_file
 from sparsec.frontend import load_model
 from sparsec.passes import Compressed, float_activations
 from sparsec.passes import compress as compress_graph
+from sparsec.portable import portable
 from sparsec.progress import Progress
 from sparsec.readers import readers_of
 from sparsec.recipe import load_recipe
@@ -151,7 +152,8 @@ def compress(
                 source, limits, chosen, candidates, FileCosts(program), calibration=calibrated, task=task, jobs=jobs,
                 debug_dump=debug_dump, progress=progress,
             )  # fmt: skip
-    data = onnx_bytes(compressed.model)
+    made = portable(compressed.model)
+    data = onnx_bytes(made)
     report = Report(
         source.graph.name or "model",
         None,
@@ -175,7 +177,7 @@ def compress(
             inputs=words,
         ).check()
         _note_errors(report, check)
-    return CompressedModel(compressed.model, report, compressed.effective_recipe)
+    return CompressedModel(made, report, compressed.effective_recipe)
 
 
 def compile(

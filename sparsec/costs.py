@@ -17,6 +17,7 @@ from sparsec.codegen.program import Program
 from sparsec.emulate import runs_here
 from sparsec.errors import TargetError
 from sparsec.passes import Compressed
+from sparsec.portable import portable
 from sparsec.readers import readers_of
 from sparsec.reference import onnx_bytes
 from sparsec.runtime import Session
@@ -95,7 +96,8 @@ class FileCosts:
 
     def __call__(self, compressed: Compressed) -> Cost:
         found = Cost(
-            len(onnx_bytes(compressed.model)), layer_nbytes={r.name: float(r.nbytes) for r in compressed.layers}
+            len(onnx_bytes(portable(compressed.model))),
+            layer_nbytes={r.name: float(r.nbytes) for r in compressed.layers},
         )
         if self.program is not None:
             timed = self.program(compressed)
