@@ -179,7 +179,9 @@ def test_progress_of_calibration_counts_samples_and_layers() -> None:
     calibrated = [row for row in seen if row[0] == "calibrate"]
     assert {total for stage, _, total, _ in seen if stage == "samples"} == {5}
     assert {total for _, _, total, _ in calibrated} == {weights}
-    assert {done for _, done, _, _ in calibrated} == set(range(weights + 1))
+    done = [done for _, done, _, _ in calibrated]  # layers that the cache knows are done at once
+    assert done == sorted(done)
+    assert done[-1] == weights
     assert any(detail.endswith(": sample 5 of 5") for *_, detail in calibrated)
     assert_each_goes_on_to_its_end(seen, ["samples", "compress", "calibrate", "encode"])
 
