@@ -78,6 +78,11 @@ class Decoder:
         for i in range(self.codes // vector):
             k.do(f"spc_stream{vector}", k.at(words, at + i * vector), k.at(k.arg("codes"), base + i * 32 * vector))
 
+    def prefetch(self, step: Expr) -> None:
+        """Ask for what of a step is read only when it is multiplied: a register for it would be held all the time."""
+        if self.p["scales"] == "group" and not self.scaled:
+            self.k.do("spc_prefetch", self.k.at(self.k.arg("scales"), self.place(step)))
+
     def codes_of(self, step: Expr) -> Expr:
         """Where the codes of a step begin; they are 32 * self.codes words."""
         return (self.first_step + step) * (32 * self.codes)
@@ -122,10 +127,19 @@ class Decoder:
         """words[at : at + self.scales] = the lane's scales and zero points of a step, as far as they meet weights here."""
         k, tiles = self.k, self.p["tiles"]
         if self.scaled:
-            k.do(f"spc_read<{tiles}>", k.at(words, at), k.at(k.arg("scales"), self.place(step)))
+            self.load_group(words, at, step)
         if self.p["zeros"]:
             first = at + (tiles if self.scaled else 0)
             k.do(f"spc_read_bytes<{2 * tiles}>", k.at(words, first), k.at(k.arg("zeros"), self.place(step)))
+
+    def load_group(self, words: Any, at: int, step: Expr) -> None:
+        """words[at : at + tiles] = the scales of the step's group, two rows a word."""
+        k = self.k
+        k.do(f"spc_read<{self.p['tiles']}>", k.at(words, at), k.at(k.arg("scales"), self.place(step)))
+
+    def group_scale(self, words: Any, at: int, tile: int, half: int) -> Expr:
+        """float32: the scale of row g + 8 half of a tile, from what `load_group` read; for steps that lie in one group."""
+        return self.k.device("float32", "spc_scale", words[at + tile], self.T.int32(16 * half))
 
     def place(self, step: Expr) -> Expr:
         """Where the scales and zero points of the lane's rows begin, those of g before those of g + 8, tile by tile."""
@@ -164,10 +178,6 @@ class Decoder:
 
     def _pair(self, function: str, word: Expr, shift: Expr) -> Expr:
         return self.k.let(self.k.device("uint32", f"{function}_{SUFFIX[self.storage]}", word, shift), "uint32")
-
-    def scale(self, step: Expr, tile: int, half: int) -> Expr:
-        """float32: the group's scale of row g + 8 half, for steps that lie in one group."""
-        return self.k.load(self.k.arg("scales"), self.place(step) + 2 * tile + half)
 
     def _fma(self, dest: Any, index: int, a: Expr, b: Expr, c: Expr) -> None:
         self.k.store(dest, index, self.k.device("uint32", f"spc_fma2_{SUFFIX[self.storage]}", a, b, c))

@@ -121,6 +121,13 @@ class ScatteredDecoder(Decoder):
         """Which 64 inputs a step has."""
         return self.k.load(self.k.arg("inputs"), self.first_step + step)
 
+    def prefetch(self, step: Expr) -> None:
+        """Ask for where the codes of a step begin, and what is stored before them."""
+        k, where = self.k, self.k.let(self.first_step + step)
+        k.do("spc_prefetch", k.at(k.arg("starts"), where))
+        if self.grouped:
+            k.do("spc_prefetch", k.at(k.arg("ranks"), (where * 8 + self.g) * (2 * self.p["tiles"])))
+
     def begin(self, words: Any, at: int, step: Expr) -> None:
         """Find where the lane's codes of a step are; words[at:] are those of all tiles."""
         k, T, tiles = self.k, self.T, self.p["tiles"]

@@ -198,3 +198,23 @@ def test_nothing_spills(scheme: str, arch: str, rng: np.random.Generator) -> Non
     assert image.spills == 0
     assert source.launch.grid == (40, 1, 1)
     assert [arg.name for arg in source.signature.args[-4:]] == ["pieces", "c", "parts", "counters"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("scheme", "asked"),
+    [("cb4-g128", "scales"), ("int4-g32", ""), ("fp16", ""), ("s16x1@50-cb4-g128", "scales"), ("s70-int8-g128", "starts ranks")],
+)  # fmt: skip
+def test_what_is_asked_for_ahead(scheme: str, asked: str, rng: np.random.Generator) -> None:
+    """Before the table is there, for the first chunk, and before every chunk for the next one."""
+    target = resolve_target("cuda")
+    packed = packed_of(unpack(encoded(scheme, 64, 4096, rng)), "float16")
+    params = {"m": 1, "weight": packed.params, "vector": 8, **PLAIN}
+    storage = ("float16", *(str(array.dtype) for _, array in packed.arrays), "float16")
+    text = cuda_source(KernelSpec("cuda.gemv", params, storage), target, "product").text
+    found = [line for line in text.splitlines() if "spc_prefetch" in line]
+    assert len(found) == 2 * len(asked.split())
+    assert all(sum(f"{name}_p[" in line for line in found) == 2 for name in asked.split())
+    if asked:
+        assert text.index("spc_prefetch") < text.index("__syncthreads")
+    assert compile_image(text, "product", target.gpu).ptx.count(b"prefetch.global.L2") == len(found)

@@ -201,6 +201,7 @@ class _Gemv:
             if self.w.get("scattered"):
                 place = self.T.Cast("uint32", self.decoder.inputs_of(chunk))
                 self.k.store(words, self.words - 1, place)
+        self.decoder.prefetch(chunk * self.chunk)
 
     def _multiply(self, words: Any, chunk: Any, sums: Any) -> None:
         """sums += the products of one chunk of inputs."""
@@ -212,10 +213,9 @@ class _Gemv:
                 step = self.T.Cast("int32", words[self.words - 1])
             for c in range(self.columns):
                 self._inputs(k.at(inputs, (s * self.columns + c) * self.pairs), k.let(step), c)
-        part, scales = sums, k.local(2 * self.tiles)
+        part, scales = sums, k.local(self.tiles, "uint32")
         if after_sum(self.w):
-            for i in range(2 * self.tiles):
-                k.store(scales, i, self.decoder.scale(chunk * self.chunk, i // 2, i % 2))
+            self.decoder.load_group(scales, 0, chunk * self.chunk)
             part = k.local(_sums(p))
             for i in range(_sums(p)):
                 k.store(part, i, k.f32(0.0))
@@ -234,10 +234,11 @@ class _Gemv:
             return
         for tile in range(self.tiles):
             for half in range(2):
+                scale = k.let(self.decoder.group_scale(scales, 0, tile, half), "float32")
                 for c in range(self.columns):
                     for i in (0, 1):
                         at = (tile * self.columns + c) * 4 + 2 * half + i
-                        k.store(sums, at, sums[at] + part[at] * scales[2 * tile + half])
+                        k.store(sums, at, sums[at] + part[at] * scale)
 
     def _finish(self, sums: Any, piece: joining.Piece | None) -> None:
         """The sums of all warps, added in order, become outputs, of a piece of a panel once the others are there."""

@@ -35,6 +35,8 @@ inline void spc_stream2(uint *to, const uint *from)
     to[0] = found.x, to[1] = found.y;
 }
 inline void spc_stream1(uint *to, const uint *from) { to[0] = from[0]; }
+// Reads what is asked for, since an address that is not there would be a mistake.
+template <class T> inline void spc_prefetch(const T *place) { (void)*(const volatile char *)place; }
 inline void spc_hand_over(uint *to, float value) { *to = sim_bits<uint>(value); }
 inline float spc_take_over(const uint *from) { return sim_bits<float>(*from); }
 
