@@ -19,8 +19,9 @@ from sparsec.formats.encoded import encode, unpack
 from sparsec.runtime import DeviceArray, Session
 from sparsec.target import resolve_target
 from tests.cuda import simulator
+from tests.cuda.compare import differences
 from tests.cuda.compiler import needs_compiler
-from tests.cuda.device import Device, differences, needs_gpu, real_gpu
+from tests.cuda.device import Device, needs_gpu, real_gpu
 from tests.cuda.driver import FakeGpu
 from tests.cuda.joins import join_program, join_reference
 from tests.cuda.products import check
@@ -58,13 +59,15 @@ def test_differences_are_told() -> None:
     x = np.array([1.0, 2.0, 100.0], np.float32)
     assert differences([x], [x + np.float32(0.1)]) == ""
     assert differences([np.array([np.nan, 1])], [np.array([np.nan, 1.001])]) == ""
-    assert "argument 0: 1 elements differ, element 1: 2.0 simulated, 3.0" in differences([x], [x + np.array([0, 1, 0])])
+    assert "argument 0: 1 of 3 elements differ, largest error 0.01, element 1: 2 simulated, 3 on" in differences(
+        [x], [x + np.array([0, 1, 0])]
+    )
     assert differences([np.array([7], np.int8)], [np.array([8], np.int8)]) == ""
-    assert "1 elements differ" in differences([np.array([7])], [np.array([8])])
-    assert "1 elements differ" in differences([np.array([True, False])], [np.array([True, True])])
+    assert "1 of 1 elements differ" in differences([np.array([7])], [np.array([8])])
+    assert "1 of 2 elements differ" in differences([np.array([True, False])], [np.array([True, True])])
     bits = [x.view(np.uint32), (x + np.float32(0.1)).view(np.uint32), (x + np.float32(9)).view(np.uint32)]
     assert differences(bits[:1], bits[1:2]) == ""
-    assert "3 elements differ" in differences(bits[:1], bits[2:])
+    assert "3 of 3 elements differ" in differences(bits[:1], bits[2:])
 
 
 def test_a_step_of_a_half_is_a_rounding_that_turned() -> None:
@@ -74,7 +77,7 @@ def test_a_step_of_a_half_is_a_rounding_that_turned() -> None:
         near, far = (x + np.array([0, 0, steps * nearest], dtype) for steps in (1, 8))
         assert near[2] > 1
         assert differences([x], [near]) == ""
-        assert "argument 0: 1 elements differ, element 2" in differences([x], [far])
+        assert "argument 0: 1 of 3 elements differ" in differences([x], [far])
 
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])

@@ -35,7 +35,7 @@ def lines(blocks: int, threads: int, shared: int = 0) -> Launch:
 
 
 def kernel(body: str, parameters: str = "float* x_p, float* y_p") -> str:
-    return f'extern "C" __global__ void kern({parameters}) {{\n{body}\n}}\n'
+    return f'#include "device.cuh"\n\nextern "C" __global__ void kern({parameters}) {{\n{body}\n}}\n'
 
 
 def run(body: str, blocks: int = 2, threads: int = 64, size: int = 128, shared: int = 0) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_shuffles() -> None:
   float up = __shfl_up_sync(0xffffffffu, v, 1), down = __shfl_down_sync(0xffffffffu, v, 3, 8);
   float third = __shfl_sync(0xffffffffu, v, 3);
   unsigned odd = __ballot_sync(0xffffffffu, threadIdx.x & 1);
-  y_p[blockIdx.x * 64 + threadIdx.x] = s + 2 * up + 3 * down + 5 * third + (odd == 0xaaaaaaaau ? 0 : NAN);"""
+  y_p[blockIdx.x * 64 + threadIdx.x] = s + 2 * up + 3 * down + 5 * third + (odd == 0xaaaaaaaau ? 0 : 1e30f);"""
     x = np.random.default_rng(3).normal(size=128).astype(np.float32).reshape(4, 32)
     lane = np.arange(32)
     down = x[:, np.where(lane % 8 + 3 < 8, lane + 3, lane)]

@@ -510,6 +510,15 @@ DEFINE(cuMemcpyDtoHAsync_v2, void *to, device_ptr from, size_t bytes, void *s) B
     return copy_async(to, (void *)(uintptr_t)from, bytes, s, 0);
 }
 
+DEFINE(cuMemcpyDtoDAsync_v2, device_ptr to, device_ptr from, size_t bytes, void *s) BODY(cuMemcpyDtoDAsync_v2, to, from, bytes, s)
+(device_ptr to, device_ptr from, size_t bytes, void *s)
+{
+    operation one = {.kind = COPY, .to = (void *)(uintptr_t)to, .from = (const void *)(uintptr_t)from, .bytes = bytes};
+    const block *a = find_block(one.to, bytes), *b = find_block(one.from, bytes);
+    if (a == NULL || b == NULL || a->pinned || b->pinned) return problem(INVALID_VALUE, "a copy leaves the GPU's memory");
+    return submit(s, &one);
+}
+
 DEFINE(cuMemsetD8Async, device_ptr to, unsigned char value, size_t bytes, void *s) BODY(cuMemsetD8Async, to, value, bytes, s)
 (device_ptr to, unsigned char value, size_t bytes, void *s)
 {
@@ -545,6 +554,11 @@ DEFINE(cuStreamDestroy_v2, void *s) BODY(cuStreamDestroy_v2, s)(void *s)
 }
 
 DEFINE(cuStreamSynchronize, void *s) BODY(cuStreamSynchronize, s)(void *s)
+{
+    return current ? flush(s != NULL ? s : &default_stream) : INVALID_CONTEXT;
+}
+
+DEFINE(cuStreamQuery, void *s) BODY(cuStreamQuery, s)(void *s)
 {
     return current ? flush(s != NULL ? s : &default_stream) : INVALID_CONTEXT;
 }

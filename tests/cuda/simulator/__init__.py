@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import numpy as np
 from sparsec.cache import digest, entry, source_digest, used, writing
 from sparsec.codegen import zig
 from sparsec.codegen.cuda.launch import Launch
-from tests.cuda.device import differences, real_gpu
+from tests.cuda.compare import differences
+from tests.cuda.device import real_gpu
 from tests.cuda.simulator.device import plain_functions
 
 HERE = Path(__file__).parent
@@ -34,6 +35,8 @@ GUARD = 16
 _OUTSIDE = 0xFF
 
 Array = np.ndarray[Any, Any]
+OBSERVERS: list[Callable[[str, str, Launch, Sequence[Array], Sequence[Array], int], None]] = []
+"""Told of every simulated kernel: CUDA C, name, launch, arguments before and after, bytes they lie off (tests/cuda/record.py)."""
 
 
 class SimulationError(AssertionError):
@@ -89,8 +92,11 @@ def simulate(
                     f"element {at}: {one.flat[at]} {orders[0]}, {other.flat[at]} {order}"
                 )
         first = first or after
+    shift = align % GUARD
+    for told in OBSERVERS:
+        told(source, name, launch, arrays, first, shift)
     real = real_gpu()
-    if real is not None and (differ := differences(first, real.run(source, name, launch, arrays))):
+    if real is not None and (differ := differences(first, real.run(source, name, launch, arrays, shift))):
         raise SimulationError(f"{name}: {differ}")
     return first
 
