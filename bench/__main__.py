@@ -4,7 +4,7 @@
     python -m bench kernels [--only WORD]... [--threads N]...             single products against the rivals
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
-    python -m bench gpu [--only PRODUCT]...                               products on an NVIDIA GPU against the rivals there
+    python -m bench gpu [--prepare DIR | --run DIR] [--only PRODUCT]...   products and MiniLM on an NVIDIA GPU against the rivals there
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
     python -m bench methods [zeros | codes | scope]...                    each algorithm of a recipe on the same schemes
@@ -98,8 +98,21 @@ def _parser() -> argparse.ArgumentParser:
 
     gpu = command("gpu", "products on an NVIDIA GPU against cuBLAS, torch, bitsandbytes and Triton")
     gpu.add_argument(
-        "--only", action="append", default=[], metavar="PRODUCT", help='such as "1 x 4096x4096" (repeatable)'
+        "--only",
+        action="append",
+        default=[],
+        metavar="PRODUCT",
+        help='such as "1 x 4096x4096", "minilm 1 x 128" (repeatable)',
     )
+    where = gpu.add_mutually_exclusive_group()
+    where.add_argument(
+        "--prepare", type=Path, metavar="DIR", help="compile what is timed, for another machine; needs no GPU"
+    )
+    where.add_argument(
+        "--run", type=Path, metavar="DIR", help="time what was prepared; needs numpy and a driver, torch for rivals"
+    )
+    gpu.add_argument("--resume", action="store_true", help="of --run: go on behind the rows in --json's file")
+    gpu.add_argument("--arch", default="sm_90", help="of --prepare: the GPU's architecture (default: sm_90)")
 
     operators = command("operators", "time of every step of a compiled model")
     operators.add_argument("model", choices=sorted(MODELS), metavar="MODEL")
@@ -165,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "gpu":
         from bench import gpu
 
-        return gpu.run(args.json, args.only)
+        if args.prepare is not None:
+            return gpu.prepare(args.prepare, args.arch, args.only)
+        return gpu.run(args.run, args.json, args.only, args.resume)
     if args.command == "instructions":
         from bench import instructions
 

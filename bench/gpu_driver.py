@@ -163,7 +163,7 @@ class Workspace:
             raise GpuError(f"cuStreamQuery failed with {code}")
 
     def graph(self, stream: ctypes.c_void_p, start: Callable[[], None]) -> ctypes.c_void_p:
-        """What `start` puts into the stream, as a graph that can be replayed."""
+        """What `start` puts into the stream, as a graph that can be replayed; its kernels must have been started before."""
         graph, made = ctypes.c_void_p(), ctypes.c_void_p()
         self.gpu.call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
         try:

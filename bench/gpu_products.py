@@ -130,6 +130,17 @@ def random_weight(scheme: str, rows: int, cols: int, rng: np.random.Generator) -
     return EncodedWeight.from_arrays(parsed, rows, cols, arrays)
 
 
+def repeated(weight: EncodedWeight | Array, times: int) -> EncodedWeight | Array:
+    """The rows of a weight of `random_weight`, again and again; rows must end with whole bytes of codes."""
+    if not isinstance(weight, EncodedWeight):
+        return np.tile(weight, (times, 1))
+    arrays = {
+        role: array if role == "codebook" or array.shape == (1, 1) else np.tile(array, (times, 1)[: array.ndim])
+        for role, array in weight.arrays().items()
+    }
+    return EncodedWeight.from_arrays(weight.scheme, times * weight.rows, weight.cols, arrays)
+
+
 def _random_mask(scheme: Scheme, grid: tuple[int, int], rng: np.random.Generator) -> Array | None:
     structure = scheme.structure
     if structure.is_dense:

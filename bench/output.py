@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,16 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": _onnxruntime(),
     }
+
+
+def _onnxruntime() -> str | None:
+    """Its version; None where it is not installed, as on a machine that only runs what was prepared."""
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        return None
 
 
 def write_json(path: Path | None, results: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
     from sparsec.compiled import CompiledModel
@@ -123,6 +123,8 @@ class ZooModel:
         """
         if self.path is not None:
             return self.path
+        import onnx_ir as ir
+
         path = _export_folder() / f"{self.name}.onnx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +142,8 @@ class ZooModel:
 
     def onnx(self) -> ir.Model:
         """The uncompressed model, a new object at every call."""
+        import onnx_ir as ir
+
         return ir.load(self.onnx_file())
 
     def reference_run(self, threads: int = 1) -> Run:
