@@ -55,7 +55,7 @@ static int32_t upload(spc_cuda_loaded *l)
     return spc_cuda_check(d, error, SPC_E_CUDA_MEMORY, "the weights cannot be uploaded");
 }
 
-/* The image that this GPU runs: machine code of the same major and not newer minor version, else PTX of an older one. */
+/* The image that this GPU runs: machine code of the same major and not newer minor version if the driver takes it, else PTX. */
 static int32_t load_image(spc_cuda_loaded *l, int32_t index, const spc_cuda_kernel *kernel)
 {
     const spc_cuda_driver *d = &l->driver;
@@ -75,6 +75,8 @@ static int32_t load_image(spc_cuda_loaded *l, int32_t index, const spc_cuda_kern
                              sm, kernel->name, (unsigned long long)shared, l->sm, name, l->shared_bytes, l->sm);
     }
     int error = d->module_load(&l->modules[index], native ? kernel->cubin : (const void *)kernel->ptx);
+    if (native && error == SPC_CU_NO_BINARY) /* a Jetson does not take machine code of other GPUs of its major version */
+        error = d->module_load(&l->modules[index], (const void *)kernel->ptx);
     if (error != 0) l->modules[index] = NULL;
     if (error == SPC_CU_UNSUPPORTED_PTX || error == SPC_CU_NO_BINARY)
         return spc_cuda_fail(error == SPC_CU_NO_BINARY ? SPC_E_CUDA_ARCH : SPC_E_CUDA_OLD_DRIVER,

@@ -390,6 +390,19 @@ def test_a_newer_gpu_gets_the_ptx(
     assert (gpu.calls("cubin"), gpu.calls("ptx")) == (0, 3)
 
 
+def test_a_gpu_that_does_not_take_the_machine_code_gets_the_ptx(
+    gpu: FakeGpu, compiled: Compiled, loadable: Loadable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Jetson (sm_87) with code for sm_80."""
+    monkeypatch.setenv("SPC_FAKE_NO_CUBIN", "1")
+    with open_with(gpu, compiled, loadable) as session:
+        check(session.run(arrays(1)), arrays(1))
+    assert (gpu.calls("cubin"), gpu.calls("ptx")) == (0, 3)
+    monkeypatch.setenv("SPC_FAKE_NO_PTX", "1")
+    with pytest.raises(DeviceError, match="the driver cannot translate it"):
+        open_with(gpu, compiled, loadable)
+
+
 def test_no_memory_for_staging_and_then_some(
     gpu: FakeGpu, compiled: Compiled, loadable: Loadable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

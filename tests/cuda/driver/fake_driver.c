@@ -3,7 +3,8 @@
  * cannot be touched by the host, arguments must point into it, and asynchronous copies take pinned memory only.
  *
  * Environment (read by cuInit): SPC_FAKE_NO_DEVICE=1, SPC_FAKE_VERSION=12090, SPC_FAKE_SM=90, SPC_FAKE_FAIL_ALLOC=n (the n-th
- * allocation from cuInit on), SPC_FAKE_FAIL_LAUNCH=n (the n-th kernel that runs), SPC_FAKE_ORDER (sim_launch.order), SPC_FAKE_NO_PTX=1.
+ * allocation from cuInit on), SPC_FAKE_FAIL_LAUNCH=n (the n-th kernel that runs), SPC_FAKE_ORDER (sim_launch.order), SPC_FAKE_NO_PTX=1,
+ * SPC_FAKE_NO_CUBIN=1.
  */
 #define _GNU_SOURCE
 #include "../simulator/launch.h"
@@ -70,7 +71,7 @@ typedef struct { /* lies at the end of its pages, as far as its alignment allows
 } block;
 
 static struct {
-    int sm, version, no_device, fail_alloc, fail_launch, order, no_ptx;
+    int sm, version, no_device, fail_alloc, fail_launch, order, no_ptx, no_cubin;
 } settings;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block blocks[MAX_BLOCKS];
@@ -291,6 +292,7 @@ DEFINE(cuInit, unsigned flags) BODY(cuInit, flags)(unsigned flags)
     settings.fail_launch = number("SPC_FAKE_FAIL_LAUNCH", 0);
     settings.order = number("SPC_FAKE_ORDER", 0);
     settings.no_ptx = number("SPC_FAKE_NO_PTX", 0);
+    settings.no_cubin = number("SPC_FAKE_NO_CUBIN", 0);
     allocations = launches = 0;
     return settings.no_device ? NO_DEVICE : OK;
 }
@@ -384,6 +386,7 @@ DEFINE(cuModuleLoadData, void **module, const void *image) BODY(cuModuleLoadData
     int cubin = memcmp(image, "\177ELF", 4) == 0;
     if (!cubin && strstr(image, ".version") == NULL) return INVALID_IMAGE;
     if (!cubin && settings.no_ptx) return UNSUPPORTED_PTX;
+    if (cubin && settings.no_cubin) return NO_BINARY;
     count(cubin ? "cubin" : "ptx");
     live++;
     *module = calloc(1, sizeof(function *));
