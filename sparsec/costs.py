@@ -17,7 +17,7 @@ from sparsec.codegen.program import Program
 from sparsec.emulate import runs_here
 from sparsec.errors import TargetError
 from sparsec.passes import Compressed
-from sparsec.portable import portable
+from sparsec.portable import portable, saved_by_halves
 from sparsec.readers import readers_of
 from sparsec.reference import onnx_bytes
 from sparsec.runtime import Session
@@ -95,10 +95,11 @@ class FileCosts:
     program: Callable[[Compressed], Cost] | None = None
 
     def __call__(self, compressed: Compressed) -> Cost:
-        found = Cost(
-            len(onnx_bytes(portable(compressed.model))),
-            layer_nbytes={r.name: float(r.nbytes) for r in compressed.layers},
-        )
+        made, readers = portable(compressed.model), readers_of(compressed.model)
+        saved = saved_by_halves(made)
+        nodes = {r.name: readers.get(r.name, (r.node,))[0] for r in compressed.layers}
+        own = {r.name: float(r.nbytes - saved.get(nodes[r.name], 0)) for r in compressed.layers}
+        found = Cost(len(onnx_bytes(made)), layer_nbytes=own)
         if self.program is not None:
             timed = self.program(compressed)
             found.seconds, found.layer_seconds = timed.seconds, timed.layer_seconds

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from sparsec.formats.meaning import FloatValue
 from sparsec.op_view import SparsecNode, is_sparsec, view
 
-__all__ = ["portable"]
+__all__ = ["portable", "saved_by_halves"]
 
 _LEAST = 64
 """Elements of a bias that are worth a Cast node of some 60 bytes."""
@@ -33,6 +33,23 @@ def portable(model: ir.Model) -> ir.Model:
             continue
         _halve(result.graph, name, ops)
     return result
+
+
+def saved_by_halves(model: ir.Model) -> dict[str, int]:
+    """Bytes that the fp16 bias of a node saves, by the node's name, in a graph that `portable` made."""
+    found = {}
+    for node in model.graph:
+        if is_sparsec(node) and node.op_type in ("MatMul", "Conv") and (bias := view(node).bias) is not None:
+            cast = bias.producer()
+            if (
+                cast is not None
+                and cast.op_type == "Cast"
+                and (half := cast.inputs[0]) is not None
+                and half.is_initializer()
+            ):
+                assert half.const_value is not None
+                found[node.name or ""] = half.const_value.nbytes
+    return found
 
 
 def _is_rounded(op: SparsecNode) -> bool:

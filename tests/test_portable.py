@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 import sparsec
-from sparsec.portable import portable
+from sparsec.portable import portable, saved_by_halves
 from sparsec.reference import Reference
 from tests.passes.calibrate.networks import chain, image_network, with_tensors
 
@@ -46,6 +46,7 @@ def test_biases_are_halves(scheme: str, twice: bool) -> None:
     model = layers(rng.standard_normal(WIDTH), twice=twice)
     made = sparsec.compress(model, scheme, verify=False)
     assert halves(made.model) == ["bias.half"]
+    assert set(saved_by_halves(made.model).values()) == {2 * WIDTH}
     feed = {"x": rng.standard_normal((1, 8, WIDTH)).astype(np.float32)}
     wide = {
         value.name: value.const_value.numpy().astype(np.float32)
