@@ -7,6 +7,7 @@ copy is memory of its own, so that the time is that of any other values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sparsec.target import Target, resolve_target
 _COLD_BYTES = 512 << 20
 """What copies of a weight are together: several times the level-2 cache of any GPU."""
 _PERIOD, _SPARSE_PERIOD = 64, 512
-"""Outputs after which a weight's rows repeat: strips of many panels, since sparse ones are uneven."""
+"""Most outputs after which a weight's rows repeat: of sparse ones many panels, since they are uneven."""
 _INPUT_ROWS = 16
 
 
@@ -56,8 +57,7 @@ def put_product(job: Job, scheme: str, target: Target, blobs: BlobWriter) -> dic
     """
     entry: dict[str, Any] = {"job": str(job), "scheme": scheme, "m": job.m, "n": job.n, "k": job.k}
     rng = np.random.default_rng(0)
-    period = _PERIOD if Scheme.parse(scheme).is_dense else _SPARSE_PERIOD
-    period = period if job.n % period == 0 else job.n
+    period = gcd(job.n, _PERIOD if Scheme.parse(scheme).is_dense else _SPARSE_PERIOD)
     part = random_weight(scheme, period, job.k, rng)
     inputs = rng.standard_normal((min(job.m, _INPUT_ROWS), job.k)).astype(np.float16)
     values = decode(part) if isinstance(part, EncodedWeight) else part

@@ -26,7 +26,7 @@ from bench.zoo import MissingData
 from sparsec.cache import digest, entry, source_digest, used, writing
 from sparsec.codegen.cuda.launch import Launch
 from sparsec.codegen.nvrtc import DEVICE_HEADER, compile_image, compiler_version, require_compiler
-from sparsec.errors import ToolchainError
+from sparsec.errors import SparsecError, ToolchainError
 from tests.cuda import simulator
 from tests.cuda.recorded_models import MODELS, record_model
 
@@ -34,13 +34,18 @@ Array = np.ndarray[Any, Any]
 _FOLDER = Path(__file__).parent
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """An observer of the simulator (simulator.OBSERVERS): keeps each kernel, and each way it was started, once."""
 
     blobs: BlobWriter
     sources: dict[tuple[str, str], None] = field(default_factory=dict)
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """What a failed test recorded goes: what is wrong here would only be wrong there."""
+        if report.failed:
+            self.kernels = {key: kept for key, kept in self.kernels.items() if kept["test"] != report.nodeid}
 
     def __call__(
         self, source: str, name: str, launch: Launch, given: Sequence[Array], wanted: Sequence[Array], shift: int
@@ -59,7 +64,7 @@ class Recorder:
             ],
         }
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.kernels.setdefault(digest(repr(kept)), {"name": f"{test} {name}".strip(), **kept})
+        self.kernels.setdefault(digest(repr(kept)), {"test": test, "name": f"{test} {name}".strip(), **kept})
 
     def entries(self, arch: str) -> list[dict[str, Any]]:
         """The recorded kernels for the archive, compiled for an architecture; of those that do not compile a line says so."""
@@ -71,7 +76,7 @@ class Recorder:
             if tuple(kept["source"]) not in places:
                 print(f"left out {kept['name']}: it does not compile for {arch}")
         return [
-            {"name": kept["name"], "image": places[tuple(kept["source"])], **_without(kept, "name", "source")}
+            {"name": kept["name"], "image": places[tuple(kept["source"])], **_without(kept, "test", "name", "source")}
             for kept in self.kernels.values()
             if tuple(kept["source"]) in places
         ]
@@ -106,24 +111,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recorder = Recorder(blobs)
     simulator.OBSERVERS.append(recorder)
     try:
-        status = pytest.main([str(_FOLDER), "-q", "-m", "not slow", "-k", options.k, "-p", "no:cacheprovider"])
+        words = [str(_FOLDER), "-q", "-m", "not slow", "-k", options.k, "-p", "no:cacheprovider"]
+        status = pytest.main(words, plugins=[recorder])
     finally:
         simulator.OBSERVERS.remove(recorder)
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return 1  # what is wrong here would only be wrong there
-    models = (
-        [] if options.no_models else [m for name, recipe in MODELS if (m := _model(name, recipe, options.arch, blobs))]
-    )
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return 1
+    made = [] if options.no_models else [_model(name, recipe, options.arch, blobs) for name, recipe in MODELS]
+    models = [model for model in made if model is not None]
     index = {"arch": options.arch, "kernels": recorder.entries(options.arch), "models": models}
     size = blobs.save(options.file, index)
     print(f"{options.file}: {len(index['kernels'])} kernel checks, {len(models)} models, {size / 1e6:.1f} MB")
-    return int(len(index["kernels"]) < len(recorder.kernels))
+    return int(status == pytest.ExitCode.TESTS_FAILED or len(index["kernels"]) < len(recorder.kernels))
 
 
 def _model(name: str, recipe: str | None, arch: str, blobs: BlobWriter) -> dict[str, Any] | None:
     try:
         made = record_model(name, recipe, arch, blobs)
-    except (MissingData, ModuleNotFoundError) as missing:
+    except (MissingData, ModuleNotFoundError, SparsecError) as missing:
         print(f"left out {name}: {missing}")
         return None
     print(f"{made['name']}: {made['weights'][2] / 1e6:.1f} MB of weights", flush=True)

@@ -108,6 +108,17 @@ def test_for_another_gpu(recorded: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "recorded for sm_90, this is an sm_80 (Simulated 80)\n")
 
 
+def test_what_a_failed_test_recorded_goes(recorder: Recorder) -> None:
+    simulate(SOURCE, "kernel", Launch((2, 1, 1), (64, 1, 1)), [np.ones(100, np.float32), np.zeros(100, np.float16)])
+    (kept,) = recorder.kernels.values()
+    assert kept["name"].startswith("tests/cuda/test_replay.py::test_what_a_failed_test_recorded_goes")
+    for outcome, left in (("passed", 1), ("failed", 0)):
+        recorder.pytest_runtest_logreport(
+            pytest.TestReport(kept["test"], ("", 0, ""), {}, outcome, None, "call")  # type: ignore[arg-type]
+        )
+        assert len(recorder.kernels) == left
+
+
 def test_blobs_come_back(tmp_path: Path) -> None:
     blobs, rng = BlobWriter(), np.random.default_rng()
     arrays: list[np.ndarray] = [
