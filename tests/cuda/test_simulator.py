@@ -194,7 +194,7 @@ def test_halves_round_like_numpy(kind: str) -> None:
 
 
 def test_byte_permute_and_dot() -> None:
-    body = "y_p[0] = __byte_perm(0x83020100u, 0x07060504u, 0xb7a0u); y_p[1] = __dp4a(0x01ff02feu, 0x030405fbu, 100);"
+    body = "y_p[0] = __byte_perm(0x83020100u, 0x07060504u, 0xb7a0u); y_p[1] = __dp4a((int)0x01ff02feu, (int)0x030405fbu, 100);"
     y = simulate(kernel(body, "int* y_p"), "kern", lines(1, 1), [np.zeros(2, np.int32)])[0]
     assert y.view(np.uint32)[0] == 0xFF070000
     assert y[1] == 100 + 1 * 3 - 1 * 4 + 2 * 5 + 2 * 5
