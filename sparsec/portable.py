@@ -26,12 +26,12 @@ def portable(model: ir.Model) -> ir.Model:
     found: dict[str, list[SparsecNode]] = {}
     for node in result.graph:
         op = view(node) if is_sparsec(node) and node.op_type in ("MatMul", "Conv") else None
-        if op is not None and op.bias is not None and op.bias.name in result.graph.initializers:
+        if op is not None and op.bias is not None and op.bias.name and op.bias.is_initializer():
             found.setdefault(op.bias.name, []).append(op)
     for name, ops in found.items():
-        if not all(_is_rounded(op) for op in ops) or len(ops[0].bias.uses()) != len(ops):  # type: ignore[union-attr]
-            continue
-        _halve(result.graph, name, ops)
+        value = result.graph.initializers[name]
+        if all(_is_rounded(op) for op in ops) and len(value.uses()) == len(ops) and not value.is_graph_output():
+            _halve(result.graph, value, ops[0].node)
     return result
 
 
@@ -57,8 +57,9 @@ def _is_rounded(op: SparsecNode) -> bool:
     return not op.scheme.is_plain and not (isinstance(meaning, FloatValue) and meaning.width == 32)
 
 
-def _halve(graph: ir.Graph, name: str, ops: list[SparsecNode]) -> None:
-    value = graph.initializers[name]
+def _halve(graph: ir.Graph, value: ir.Value, first: ir.Node) -> None:
+    name = value.name
+    assert name is not None
     assert value.const_value is not None
     array = value.const_value.numpy()
     with np.errstate(over="ignore"):
@@ -78,7 +79,7 @@ def _halve(graph: ir.Graph, name: str, ops: list[SparsecNode]) -> None:
     wide = cast.outputs[0]
     wide.dtype, wide.shape = ir.DataType.FLOAT, ir.Shape(half.shape)
     graph.initializers.add(stored)
-    graph.insert_before(ops[0].node, cast)
+    graph.insert_before(first, cast)
     value.replace_all_uses_with(wide)
     graph.initializers.pop(name)
     wide.name = name
