@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsec.errors import WeightError
+from sparsec.errors import CalibrationError, WeightError
 from sparsec.formats import EncodedWeight, Scheme, Structure, decode, encode
 from sparsec.passes import hessian
 from sparsec.passes.calibrate.few_samples import damped_for
@@ -79,7 +79,14 @@ class Solved:
 
 
 def solve(layer: Layer) -> Solved:
-    """Compress one layer as its rule says."""
+    """Compress one layer as its rule says. Raises CalibrationError, with the layer's name, for statistics that cannot be used."""
+    try:
+        return _solve(layer)
+    except CalibrationError as error:
+        raise CalibrationError(f"weight '{layer.name}': {error}") from None
+
+
+def _solve(layer: Layer) -> Solved:
     layer = replace(layer, rule=damped_for(layer.rule, layer.statistics))
     statistics = layer.statistics
     parts = [

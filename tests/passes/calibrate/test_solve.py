@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sparsec
-from sparsec.errors import RecipeError
+from sparsec.errors import CalibrationError, RecipeError
 from sparsec.formats import Scheme
 from sparsec.passes.calibrate.solve import Layer, Solved, solve
 from sparsec.passes.statistics import Moments, Statistics
@@ -82,3 +82,13 @@ def test_biases_can_be_left_alone() -> None:
     assert any(np.array_equal(array, bias.numpy()) for array in kept)
     assert len(models[True].graph.initializers) > len(models[False].graph.initializers)
     assert distance(models[True], text_network(), feeds) < distance(models[False], text_network(), feeds)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "s50", "s2:4-cb3-c"])
+def test_statistics_that_cannot_be_used_name_the_layer(scheme: str) -> None:
+    (found,) = inputs(40)
+    found.second_moment[3, 3] = np.nan
+    weight = np.random.default_rng().standard_normal((24, 40)).astype(np.float32)
+    layer = Layer("up", weight, scheme, Scheme.parse(scheme).structure, Rule(scheme=scheme), Calibrate(), [found])
+    with pytest.raises(CalibrationError, match="weight 'up': the second moment of a layer's inputs holds NaN"):
+        solve(layer)
