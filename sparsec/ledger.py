@@ -173,11 +173,13 @@ class Ledger:
 
     def _around(self, used: set[str]) -> list[tuple[str, ...]]:
         """Pairs of schemes not in use, one with fewer bytes than a scheme in use and one with more."""
+        size = {scheme: self._bytes_of(scheme) for scheme in self.prices}
+        others = [scheme for (scheme,) in self._others(used)]
         return [
             (small, large)
-            for (small,) in self._others(used)
-            for (large,) in self._others(used)
-            if any(self._bytes_of(small) < self._bytes_of(scheme) < self._bytes_of(large) for scheme in used)
+            for small in others
+            for large in others
+            if any(size[small] < size[scheme] < size[large] for scheme in used)
         ]
 
     def _among(self, schemes: set[str], objective: int, room: Mapping[int, float]) -> list[int] | None:
