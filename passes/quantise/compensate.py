@@ -21,7 +21,7 @@ from sparsec.passes.quantise.choose import chooser_of
 from sparsec.passes.quantise.parts import compensated_parts
 from sparsec.passes.quantise.products import damped
 
-__all__ = ["Order", "compensate", "compensated"]
+__all__ = ["Order", "compensate", "compensated", "ordered"]
 
 Matrix = NDArray[np.float32]
 Order = Literal["activation", "natural"]
@@ -57,7 +57,7 @@ def compensated(
 ) -> EncodedWeight:
     """`compensate` for a damped Hessian, with the positions, scales and tables of `encoded`."""
     chooser = chooser_of(encoded)
-    inputs, starts = _ordered(hessian.diagonal(), chooser.dim, order)
+    inputs, starts = ordered(hessian.diagonal(), chooser.dim, order)
     upper = inverse_upper_cholesky(hessian[np.ix_(inputs, inputs)])
     metrics = [np.linalg.inv(upper[a:b, a:b].T).astype(np.float32) for a, b in pairwise(starts)]
     factor = upper.astype(np.float32)
@@ -83,7 +83,7 @@ def compensated(
     return chooser.encoded(values)
 
 
-def _ordered(diagonal: NDArray[np.float64], dim: int, order: Order) -> tuple[NDArray[np.int64], list[int]]:
+def ordered(diagonal: NDArray[np.float64], dim: int, order: Order) -> tuple[NDArray[np.int64], list[int]]:
     """Inputs in the order in which they are rounded, `dim` neighbours together, and where each such group starts (and ends)."""
     cols = len(diagonal)
     edges = np.arange(0, cols, dim)

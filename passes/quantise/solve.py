@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsec.formats import EncodedWeight, Scheme, decode, encode
-from sparsec.formats.meaning import FloatValue
-from sparsec.passes.hessian import diagonals
+from sparsec.formats.meaning import FloatValue, VectorValue
+from sparsec.passes.hessian import Square, diagonals
 from sparsec.passes.quantise.compensate import Order, compensated
 from sparsec.passes.quantise.descent import descended
+from sparsec.passes.quantise.k_best import k_best, width_for
 from sparsec.passes.quantise.parts import compensated_parts, descended_parts
 from sparsec.passes.quantise.products import damped, error
 from sparsec.passes.quantise.refit import refit_codebook, refit_scales
@@ -61,13 +62,20 @@ def quantise(
             best, lowest = candidate, found
         return gained
 
-    if hessian.ndim == 2:
-        better(compensated(values, hessian, best, order=order))
-    else:
-        better(compensated_parts(values, hessian, best))
+    better(_rounded(values, hessian, best, order))
     descent = descended if hessian.ndim == 2 else descended_parts
     for _ in range(refits):
         fitted = refit_codebook(weight, hessian, refit_scales(weight, hessian, best))
         if not better(descent(weight, hessian, fitted, sweeps=sweeps)):
             break
     return best
+
+
+def _rounded(weight: Matrix, hessian: Square, encoded: EncodedWeight, order: Order) -> EncodedWeight:
+    """Compensated rounding, with more than one beginning of each row where it pays and the codec has codes of single values."""
+    width = width_for(weight.shape[1])
+    if width > 1 and not isinstance(encoded.scheme.codec.meaning, FloatValue | VectorValue):
+        return k_best(weight, hessian, encoded, width=width, order=order)
+    if hessian.ndim == 3:
+        return compensated_parts(weight, hessian, encoded)
+    return compensated(weight, hessian, encoded, order=order)

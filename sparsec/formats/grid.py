@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -72,6 +73,7 @@ class Grid:
             borders = (levels[:, 1:].astype(np.float64) + levels[:, :-1]) / 2
         borders[~np.isfinite(levels[:, 1:])] = np.inf
         self._levels, self._borders = levels, borders.astype(np.float32)
+        self._beside = _beside(levels)
 
     def round(self, values: Matrix, columns: slice | NDArray[np.integer] | None = None) -> Matrix:
         """The representable values nearest to values [N, k] of the inputs `columns` (None: all), float32 [N, k]."""
@@ -82,6 +84,47 @@ class Grid:
         """`round`, transposed: values [k, N] of k inputs, float32 [k, N]."""
         found = self._nearest(values, inputs)
         return found if self._kept is None else np.where(self._kept[inputs], found, np.float32(0))
+
+    def of_rows(self, rows: slice) -> Self:
+        """The grid of some rows alone, which shares its arrays."""
+        found = copy.copy(self)
+        found.kept = self.kept[rows]
+        found.rows = len(found.kept)
+        for name in ("_kept", "_scale", "_inverse", "_zero", "_scope"):
+            array = getattr(self, name, None)
+            if array is not None and array.shape[1] > 1:
+                setattr(found, name, array[:, rows])
+        return found
+
+    def two_nearest(self, values: Matrix, index: int) -> tuple[Matrix, Matrix]:
+        """Of one input: the representable values nearest to values [k, N] and those nearest to them on the other side (nearer to the
+        middle where there is no other side), float32 [k, N] each; equal where there is but one. Raises WeightError for codecs of floats.
+        """
+        inputs = slice(index, index + 1)
+        scale = _part(self._scale, inputs)
+        if isinstance(self.meaning, FloatValue):
+            raise WeightError(
+                f"floats of {self.meaning.width} bits have no next value to choose; use a codec with codes"
+            )
+        if isinstance(self.meaning, AffineValue):
+            zero, inverse = _part(self._zero, inputs), _part(self._inverse, inputs)
+            assert zero is not None
+            assert inverse is not None
+            wanted = values * inverse + zero
+            code = np.clip(np.rint(wanted), 0, self._top)
+            other = code + np.where(wanted < code, np.float32(-1), np.float32(1))
+            other = np.where((other < 0) | (other > self._top), 2 * code - other, other)
+            pair = code - zero, other - zero
+        else:
+            scope, place = self._look_up(values, inputs)
+            inverse = _part(self._inverse, inputs)
+            below = (values if inverse is None else values * inverse) < self._levels[scope, place]
+            pair = self._levels[scope, place], self._levels[scope, self._beside[np.where(below, 0, 1), scope, place]]
+        first, second = pair if scale is None else (pair[0] * scale, pair[1] * scale)
+        if self._kept is None:
+            return first, second
+        kept = self._kept[inputs]
+        return np.where(kept, first, np.float32(0)), np.where(kept, second, np.float32(0))
 
     def _nearest(self, values: Matrix, inputs: slice | NDArray[np.integer]) -> Matrix:
         if isinstance(self.meaning, FloatValue):
@@ -148,6 +191,24 @@ class Grid:
         if self._kept is not None:
             found = np.where(self._kept, found, found.dtype.type(0))
         return np.ascontiguousarray(found.T)
+
+
+def _beside(levels: Matrix) -> NDArray[np.intp]:
+    """[2, S, E]: of each of the ascending levels [S, E] the place of the next smaller and of the next larger finite one; of the other where
+    there is none, its own where there is neither."""
+    places = np.broadcast_to(np.arange(levels.shape[1]), levels.shape)
+    rises = levels[:, 1:] > levels[:, :-1]
+    ends = np.ones((len(levels), 1), bool)
+    first = np.maximum.accumulate(np.where(np.concatenate((ends, rises), 1), places, 0), 1)
+    from_end = np.maximum.accumulate(np.where(np.concatenate((ends, rises[:, ::-1]), 1), places, 0), 1)
+    last = levels.shape[1] - 1 - from_end[:, ::-1]
+    smaller, larger = first - 1, last + 1
+    has_larger = larger < np.isfinite(levels).sum(1, keepdims=True)
+    smaller, larger = (
+        np.where(smaller >= 0, smaller, np.where(has_larger, larger, places)),
+        np.where(has_larger, larger, np.where(smaller >= 0, smaller, places)),
+    )
+    return np.stack((smaller, larger))
 
 
 def _part(array: np.ndarray | None, inputs: slice | NDArray[np.integer]) -> np.ndarray | None:

@@ -47,6 +47,31 @@ def test_nearest_of_all_codes(scheme: Scheme) -> None:
         assert not found[~Grid.of(encoded).kept].any()
 
 
+@pytest.mark.parametrize("scheme", [s for s in SCALAR if 0 < s.codec.code_bits <= 4], ids=str)
+def test_two_nearest_of_all_codes(scheme: Scheme) -> None:
+    """The nearest value, and the nearest beyond the wanted one (the next inwards at the ends); of some rows as of all."""
+    rng = np.random.default_rng()
+    encoded = encode(rng.standard_normal((7, 20)).astype(np.float32), scheme, random_mask(scheme, 7, 20, rng))
+    every = np.stack(
+        [decode(with_codes(encoded, np.full((7, 20), code, np.uint8))) for code in range(scheme.codec.top_code + 1)]
+    )
+    grid = Grid.of(encoded)
+    for index in (0, 7, 19):
+        wanted = rng.standard_t(3, (3, 7)).astype(np.float32) * 2
+        near, other = grid.two_nearest(wanted, index)
+        np.testing.assert_array_equal(near, grid.round_inputs(wanted, slice(index, index + 1)))
+        for k, row in np.ndindex(wanted.shape):
+            levels = np.unique(every[:, row, index])
+            place = int(np.abs(levels - near[k, row]).argmin())
+            step = 1 if wanted[k, row] >= near[k, row] else -1
+            beside = place + step if 0 <= place + step < len(levels) else place - step
+            expected = levels[beside] if 0 <= beside < len(levels) else levels[place]
+            np.testing.assert_allclose(other[k, row], expected, rtol=1e-5, atol=1e-6)
+        for part in (slice(0, 1), slice(2, 6)):
+            again = grid.of_rows(part).two_nearest(np.ascontiguousarray(wanted[:, part]), index)
+            np.testing.assert_array_equal(again, (near[:, part], other[:, part]))
+
+
 @pytest.mark.parametrize("scheme", VECTOR, ids=str)
 def test_codes_of_vectors(scheme: Scheme) -> None:
     rng = np.random.default_rng()
