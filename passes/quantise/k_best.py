@@ -77,7 +77,7 @@ def _search(weight: Matrix, upper: Square, grid: Grid, inputs: Numbers, width: i
     """`_values` in one piece: arrays [inputs, beginnings, rows] hold what is left of the weight for each beginning."""
     cols, count = weight.shape
     parts, factor = len(upper), upper.astype(np.float32)
-    inverse = _by_row(1 / np.diagonal(factor, axis1=1, axis2=2), count)  # [K, 1, N]
+    inverse = _by_row(np.reciprocal(np.diagonal(factor, axis1=1, axis2=2)), count)  # [K, 1, N]
     rest = np.repeat(weight[:, None], width, 1)
     cost = np.full((width, count), np.inf, np.float32)
     cost[0] = 0
