@@ -4,6 +4,7 @@
     python -m bench kernels [--only WORD]... [--threads N]...             single products against the rivals
     python -m bench models [MODEL...] [--recipe R]... [--threads N]...    whole models against the rivals
     python -m bench roof                                                  read bandwidth and multiply-add peaks of this machine
+    python -m bench isa [FAMILY...]                                       what is run of the instructions that --isa hides
     python -m bench gpu [--prepare DIR | --run DIR] [--only PRODUCT]...   products and MiniLM on an NVIDIA GPU against the rivals there
     python -m bench operators MODEL [--recipe R] [--threads N]            time of every step of a compiled model
     python -m bench accuracy [MODEL...] [--scheme S]... [--no-rivals]     what schemes cost in accuracy, beside the rivals
@@ -16,6 +17,7 @@
     python -m bench size [MODEL...] [--recipe R]...                       code size, memory, compile and import time
 
 Models are those of the zoo (default: every model whose data is there); `--json FILE` keeps the figures.
+setup, kernels, models, operators and roof: `--isa avx2` takes the processor for one without AVX-512 and VNNI.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import isa
 from bench.bars import BARS
 from bench.environments import FAMILIES
 from bench.zoo import MODELS, MissingData, get
@@ -54,6 +57,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _add_isa(parser: argparse.ArgumentParser) -> None:
+    choices = (isa.NATIVE, *isa.HOSTS)
+    text = "what of this processor ours and the rivals may know (default: native, all of it)"
+    parser.add_argument("--isa", choices=choices, default=isa.chosen(), help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     setup = commands.add_parser("setup", help="make the rivals' environments below the cache folder")
     setup.add_argument("rivals", nargs="*", metavar="RIVAL", help="default: all")
     setup.add_argument("--force", action="store_true", help="make them anew")
+    _add_isa(setup)
 
     kernels = command("kernels", "time single products against the rivals")
     kernels.add_argument(
@@ -82,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument(
         "--roof", type=Path, metavar="FILE", help="JSON of `bench roof` (default: this machine's cached rates)"
     )
+    _add_isa(kernels)
 
     models = command("models", "time whole models against the rivals")
     models.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(TIMED)}")
@@ -91,8 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--recipe", action="append", default=[], help="time this compression too (repeatable)")
     models.add_argument("--threads", action="append", type=int, help="thread count (repeatable; default: 1 and all)")
     models.add_argument("--rounds", type=int, default=9)
+    _add_isa(models)
 
-    command("roof", "read bandwidth of each memory level and multiply-add peaks of this machine, 1 thread and all")
+    _add_isa(
+        command("roof", "read bandwidth of each memory level and multiply-add peaks of this machine, 1 thread and all")
+    )
+
+    check = command("isa", "which share of the instructions that candidates run is beyond AVX2, native and hidden")
+    check.add_argument("families", nargs="*", metavar="FAMILY", help="sparsec or a rival (default: all)")
 
     command("instructions", "instructions a multiplication of int8 products on aarch64, from their assembly")
 
@@ -120,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     operators.add_argument("--threads", type=int, default=1)
     operators.add_argument("--top", type=int, default=25, help="steps to show")
     operators.add_argument("--rounds", type=int, default=9)
+    _add_isa(operators)
 
     accuracy = command("accuracy", "what schemes cost in accuracy, beside the rivals")
     accuracy.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(JUDGED)}")
@@ -156,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 1 when something could not be measured or broke its limit."""
     args = _parser().parse_args(arguments)
+    if "isa" in args:
+        isa.choose(args.isa)
     if args.command == "setup":
         from bench import setup
 
@@ -175,6 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import roof
 
         return roof.run(args.json)
+    if args.command == "isa":
+        from bench import isa_check
+
+        return isa_check.run(args.families, args.json)
     if args.command == "gpu":
         from bench import gpu
 

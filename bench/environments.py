@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import isa
+
 ROOT = Path(__file__).resolve().parent.parent
 PINS = Path(__file__).resolve().parent / "rivals"
 
@@ -65,6 +67,11 @@ def cache_folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "sparsec" / "bench"
 
 
+def isa_folder() -> Path:
+    """Where the library that hides instructions is kept, and its table."""
+    return cache_folder() / "isa"
+
+
 def folder(family: Family) -> Path:
     return cache_folder() / family.name
 
@@ -82,25 +89,34 @@ def python_of(family: Family) -> Path:
     return folder(family) / "bin" / "python"
 
 
-def is_ready(family: Family) -> bool:
+def is_ready(family: Family, instruction_set: str) -> bool:
+    if not family.own:
+        return True
     stamp = folder(family) / "ready"
-    return not family.own or (stamp.is_file() and stamp.read_text() == digest(family))
+    built = family.name != "ggml" or isa.program(folder(family), instruction_set).is_file()
+    return stamp.is_file() and stamp.read_text() == digest(family) and built
 
 
 def worker_command(name: str, threads: int) -> Command:
-    """The worker of a family, or of "sparsec". Raises NotSetUpError."""
+    """The worker of a family, or of "sparsec", for the instruction set that was chosen (isa.py). Raises NotSetUpError."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
     environment.update({variable: str(threads) for variable in _THREAD_VARIABLES})
     if name == "sparsec":
         return Command([sys.executable, "-m", "bench.worker"], environment)
     family = FAMILIES[name]
-    if not is_ready(family):
+    if not is_ready(family, chosen := isa.chosen()):
         failed = folder(family).with_suffix(".failed")
         reason = f" ({failed.read_text().strip()})" if failed.is_file() else ""
-        raise NotSetUpError(f"not set up{reason}: python -m bench setup {name}")
+        option = "" if chosen == isa.NATIVE else f"--isa {chosen} "
+        raise NotSetUpError(f"not set up{reason}: python -m bench setup {option}{name}")
     python = sys.executable
     if family.own:
         environment["SPARSEC_BENCH_FOLDER"] = str(folder(family))
         python = str(python_of(family))
         environment["PYTHONPATH"] = str(ROOT)  # this project's own packages are not for their Python
+    if chosen != isa.NATIVE:
+        try:
+            environment |= isa.hiding(Path(python), isa_folder())
+        except isa.HidingError as error:
+            raise NotSetUpError(f"instructions cannot be hidden: {error}") from error
     return Command([python, "-m", f"bench.rivals.{name}"], environment)

@@ -62,7 +62,7 @@ class Worker:
     """A child process that speaks the protocol of rivals/protocol.py."""
 
     def __init__(self, command: Command) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  read when the worker dies
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  read when the worker dies
         self._process = subprocess.Popen(
             command.arguments, cwd=ROOT, env=command.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log, text=True, start_new_session=True,

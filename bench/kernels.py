@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench import isa
 from bench.contests import (
     CONTESTS,
     SWEEP_PERCENT,
@@ -56,9 +57,9 @@ def run(only: Sequence[str], threads: Sequence[int], rounds: int, roof: Path | N
         if _chosen(only, str(product), ("sweep",)):
             sweeps += _sweep(product, form, threads, rounds, problems)
     if results:
-        print(markdown(HEADERS, [row(r) for r in results], left=3))
+        print(isa.title() + markdown(HEADERS, [row(r) for r in results], left=3))
     if sweeps:
-        print("\n" + markdown(SWEEP_HEADERS, [sweep_row(r) for r in sweeps], left=2))
+        print("\n" + isa.title() + markdown(SWEEP_HEADERS, [sweep_row(r) for r in sweeps], left=2))
     print(absent_text(absent))
     for problem in problems:
         print(f"\nnot timed: {problem}")

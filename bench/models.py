@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench import isa
 from bench.contests import Bar, Candidate, of
 from bench.interleave import Series, Worker, interleave, start
 from bench.model_files import files_of
@@ -124,7 +125,7 @@ def run(
     absent: dict[str, str] = {}
     for name in names:
         results += _model(name, entry_of(name, recipes), recipes, threads, rounds, families, problems, absent)
-    print(markdown(HEADERS, [row(r) for r in results], left=2))
+    print(isa.title() + markdown(HEADERS, [row(r) for r in results], left=2))
     print(absent_text(absent))
     for problem in problems:
         print(f"\nnot timed: {problem}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import isa
 from bench.output import markdown, write_json
 from bench.zoo import get
 
@@ -56,7 +57,7 @@ def run(name: str, recipe: str | None, threads: int, top: int, rounds: int, json
     total = sum(r["us"] for r in results)
     flagged = slow_relax(results)
     title = f"{name}{' ' + recipe if recipe else ''}: {len(results)} steps, {total / 1e3:.3f} ms, {threads} thread(s)"
-    print(f"{title}\n\n{markdown(HEADERS, [_row(r) for r in results[:top]], left=3)}")
+    print(f"{isa.title()}{title}\n\n{markdown(HEADERS, [_row(r) for r in results[:top]], left=3)}")
     print(f"\nby kernel family\n\n{markdown(('family', 'steps', 'us', 'share %'), _families(results))}")
     for r in flagged:
         print(f"\nRelax: step {r['step']} ({r['op']} '{r['node']}') takes {100 * r['share']:.0f} % of the time")

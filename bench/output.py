@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import isa
+
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A Markdown table, padded so that it reads as plain text too; the first `left` columns are left-aligned."""
@@ -38,6 +40,7 @@ def machine() -> dict[str, Any]:
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
+        "isa": isa.chosen(),
         "python": platform.python_version(),
         "onnxruntime": _onnxruntime(),
     }

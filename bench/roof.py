@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench import isa
 from bench.output import markdown, write_json
 from sparsec.codegen.machine import Machine, this_machine
 
@@ -14,7 +15,7 @@ HEADERS = ("rate", "working set", "1 thread", "all threads", "unit")
 def run(json_path: Path | None) -> int:
     """Measure anew (compilers that go by the cached rates see the new ones), print the table."""
     found = this_machine(again=True)
-    print(f"{found.cpu}, {found.threads} threads, {found.vector_bits}-bit vectors\n")
+    print(f"{isa.title()}{found.cpu}, {found.threads} threads, {found.vector_bits}-bit vectors\n")
     print(markdown(HEADERS, rows(found), left=2))
     write_json(json_path, results(found))
     return 0

@@ -10,10 +10,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench import isa
 from bench.environments import (
     FAMILIES,
     PINS,
     Family,
+    NotSetUpError,
     cache_folder,
     digest,
     folder,
@@ -21,6 +23,7 @@ from bench.environments import (
     python_of,
     worker_command,
 )
+from bench.isa import NATIVE
 
 
 class SetupError(Exception):
@@ -28,24 +31,29 @@ class SetupError(Exception):
 
 
 def run(names: Sequence[str], force: bool) -> int:
-    """Make the environments that are missing or out of date; 1 if one cannot be made (the others are made all the same)."""
+    """Make the environments that are missing or out of date; 1 if one cannot be made (the others are made all the same).
+
+    With another instruction set than this machine's (isa.py), programs that choose theirs when they are built are built for it too.
+    """
     for name in names:
         if name not in FAMILIES:
             raise SystemExit(f"no rival '{name}'; there are: {', '.join(FAMILIES)}")
     print(f"environments are kept in {cache_folder()}", flush=True)
     failed = False
     for family in (FAMILIES[name] for name in names or FAMILIES):
-        if is_ready(family) and not force:
+        if is_ready(family, isa.chosen()) and not force:
             print(f"{family.name}: ready ({family.what})", flush=True)
             continue
         print(f"{family.name}: {family.what} ...", flush=True)
         note = folder(family).with_suffix(".failed")
         note.unlink(missing_ok=True)
+        anew = force or not is_ready(family, NATIVE)
         try:
-            _make(family)
+            _make(family, anew)
         except SetupError as error:
             failed = True
-            shutil.rmtree(folder(family), ignore_errors=True)
+            if anew:
+                shutil.rmtree(folder(family), ignore_errors=True)
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(str(error) + "\n")
             print(f"{family.name}: not set up: {error}", flush=True)
@@ -54,10 +62,10 @@ def run(names: Sequence[str], force: bool) -> int:
     return 1 if failed else 0
 
 
-def _make(family: Family) -> None:
-    """Virtual environment, packages, what has to be built, and a check that the worker loads."""
+def _make(family: Family, anew: bool) -> None:
+    """Virtual environment and packages (`anew`), what has to be built, and a check that the worker loads."""
     place = folder(family)
-    if family.own:
+    if family.own and anew:
         python = _find_python(family.python)
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +73,14 @@ def _make(family: Family) -> None:
         pins = PINS / f"{family.name}.txt"
         _command([str(python_of(family)), "-m", "pip", "install", "-q", *family.pip_options, "-r", str(pins)])
         if family.name == "ggml":
-            _build_ggml(place)
+            _build_ggml(place, NATIVE)
         (place / "ready").write_text(digest(family))
-    command = worker_command(family.name, 1)
+    if family.name == "ggml" and (chosen := isa.chosen()) != NATIVE:
+        _build_ggml(place, chosen)
+    try:
+        command = worker_command(family.name, 1)
+    except NotSetUpError as error:  # its instructions cannot be hidden
+        raise SetupError(str(error)) from error
     done = subprocess.run(
         command.arguments, env=command.environment, cwd=PINS.parents[1], stdin=subprocess.DEVNULL, text=True,
         capture_output=True, check=False,
@@ -76,8 +89,14 @@ def _make(family: Family) -> None:
         raise SetupError(f"its worker does not start: {_last_line(done.stderr)}")
 
 
-def _build_ggml(place: Path) -> None:
-    """libggml as the sdist of its Python binding vendors it, and our program on top, for this machine's processor."""
+_GGML_OPTIONS = {
+    NATIVE: ["-DGGML_NATIVE=ON"],
+    "avx2": ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"))],
+}
+
+
+def _build_ggml(place: Path, instruction_set: str) -> None:
+    """libggml as the sdist of its Python binding vendors it, and our program on top, for an instruction set."""
     if not (cc := shutil.which("cc")) or not shutil.which("c++"):
         raise SetupError("no C and C++ compiler (cc, c++) on the PATH")
     python, source, build = str(place / "bin" / "python"), place / "source", place / "build"
@@ -92,14 +111,16 @@ def _build_ggml(place: Path) -> None:
     (ggml,) = source.glob("*/vendor/llama.cpp/ggml")
     (ggml / "ggml.pc.in").touch()  # the sdist lacks it; it only fills a file for pkg-config
     cmake = [str(place / "bin" / "cmake")]
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=ON"]
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *_GGML_OPTIONS[instruction_set]]
     options += ["-DGGML_BUILD_TESTS=OFF", "-DGGML_BUILD_EXAMPLES=OFF"]
     _command([*cmake, "-S", str(ggml), "-B", str(build), *options])
     _command([*cmake, "--build", str(build), "--target", "ggml", "-j", str(os.cpu_count() or 1)])
     libraries = [str(build / "src" / f"lib{name}.a") for name in ("ggml", "ggml-cpu", "ggml-base")]
     flags = ["-O2", "-std=c11", "-D_POSIX_C_SOURCE=199309L", "-I", str(ggml / "include")]
     system = ["-lstdc++", "-lm", "-lgomp", "-lpthread", "-ldl"]
-    _command([cc, *flags, str(PINS / "ggml_bench.c"), *libraries, *system, "-o", str(place / "ggml_bench")])
+    _command(
+        [cc, *flags, str(PINS / "ggml_bench.c"), *libraries, *system, "-o", str(isa.program(place, instruction_set))]
+    )
     shutil.rmtree(source)
     shutil.rmtree(build)
 

@@ -1,12 +1,13 @@
 """Named targets and target triples -> the features code generation needs.
 
 A target is a pure description: nothing here runs a compiler or inspects a tool chain. `cpu` alone looks at the
-machine it runs on.
+machine it runs on (`SPARSEC_HOST=x86-avx2` takes it for a lesser one).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -150,10 +151,14 @@ def _host_flags() -> frozenset[str]:
 
 
 def host_target() -> Target:
-    """The target of the machine this runs on.
+    """The target of the machine this runs on, or the one that SPARSEC_HOST names: what a lesser machine would make and run.
 
-    Raises TargetError when the machine is neither x86-64 with AVX2 and FMA nor aarch64.
+    Raises TargetError when the machine is neither x86-64 with AVX2 and FMA nor aarch64, and for an unknown name.
     """
+    if named := os.environ.get("SPARSEC_HOST"):
+        if named not in NAMED:
+            raise _unknown(named, list(NAMED))
+        return replace(NAMED[named], name="cpu")
     machine, flags = platform.machine(), _host_flags()
     if machine == "x86_64" and {"avx2", "fma"} <= flags:
         wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"} <= flags

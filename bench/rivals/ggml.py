@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench import isa
 from bench.rivals.protocol import CannotError, Job, Prepared, serve
 
 # the process of the last job; it ends when the next one starts
@@ -23,7 +24,7 @@ def prepare(job: Job) -> Prepared:
         old.communicate()
     kind, _, repacked = job["variant"].partition("-")
     numbers = [job["n"], job["k"], job["m"], job["layers"], job["threads"]]
-    program = Path(os.environ["SPARSEC_BENCH_FOLDER"]) / "ggml_bench"
+    program = isa.program(Path(os.environ["SPARSEC_BENCH_FOLDER"]), isa.chosen())
     process = subprocess.Popen(
         [program, kind, str(int(repacked == "repacked")), *map(str, numbers)],
         stdin=subprocess.PIPE,
