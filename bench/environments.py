@@ -101,10 +101,12 @@ def worker_command(name: str, threads: int) -> Command:
     """The worker of a family, or of "sparsec", for the instruction set that was chosen (isa.py). Raises NotSetUpError."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
     environment.update({variable: str(threads) for variable in _THREAD_VARIABLES})
+    if (chosen := isa.chosen()) != isa.NATIVE:
+        environment["GLIBC_TUNABLES"] = isa.GLIBC
     if name == "sparsec":
         return Command([sys.executable, "-m", "bench.worker"], environment)
     family = FAMILIES[name]
-    if not is_ready(family, chosen := isa.chosen()):
+    if not is_ready(family, chosen):
         failed = folder(family).with_suffix(".failed")
         reason = f" ({failed.read_text().strip()})" if failed.is_file() else ""
         option = "" if chosen == isa.NATIVE else f"--isa {chosen} "

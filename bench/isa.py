@@ -45,8 +45,8 @@ _BEHIND_AVX2 = {
 }
 _BEHIND_AVX2_WORDS = ("avx512", "avx_vnni", "avx_ifma", "avx_ne_convert", "avx10", "amx", "gfni", "vaes", "vpclmulqdq")
 """How flags in /proc/cpuinfo begin that are not there then."""
-_GLIBC = "glibc.cpu.hwcaps=" + ",".join(f"-AVX512{part}" for part in ("F", "VL", "BW", "CD", "DQ"))
-"""The loader itself asks before anybody can hide something: its own switch."""
+GLIBC = "glibc.cpu.hwcaps=" + ",".join(f"-AVX512{part}" for part in ("F", "VL", "BW", "CD", "DQ"))
+"""GLIBC_TUNABLES: the loader itself asks before anybody can hide something, so functions such as memcpy have a switch."""
 
 
 class HidingError(Exception):
@@ -101,7 +101,6 @@ def hiding(python: Path, folder: Path) -> dict[str, str]:
         "SPARSEC_CPUID_MASK": mask(_BEHIND_AVX2),
         "SPARSEC_CPUID_TABLE": str(table),
         "SPARSEC_CPUINFO": str(_cpuinfo(folder)),
-        "GLIBC_TUNABLES": _GLIBC,
     }
 
 
