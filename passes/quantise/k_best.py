@@ -24,7 +24,7 @@ Matrix = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 _WIDEST = 16
-_WORK = 6144  # beginnings times inputs: the work stays within a small multiple of one beginning's
+_WORK = 9216  # beginnings times inputs: the work stays within a small multiple of one beginning's
 _BLOCK = 32  # inputs between two updates of all later ones
 _HELD = 1 << 24  # numbers in memory at once: rows are worked on in portions
 

@@ -81,7 +81,7 @@ def test_parts_and_portions(token: str, cols: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_width_falls_with_the_inputs() -> None:
-    assert [width_for(cols) for cols in (0, 1, 384, 1536, 4096, 6145)] == [16, 16, 16, 4, 1, 1]
+    assert [width_for(cols) for cols in (0, 1, 576, 1536, 4096, 9217)] == [16, 16, 16, 6, 2, 1]
 
 
 @pytest.mark.parametrize("token", ["fp16", "vq2d4"])
