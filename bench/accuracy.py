@@ -56,9 +56,9 @@ def run(names: Sequence[str], schemes: Sequence[str], with_rivals: bool, json_pa
             for bar in bars:
                 print(f"{name}, {bar.recipe}, {bar.score} ...", file=sys.stderr, flush=True)
                 results.append(_result(bar, rivals))
+                write_json(json_path, {"samples": SAMPLES, "results": results, "absent": absent})
     print(markdown(HEADERS, [row(result) for result in results], left=2))
     print(absent_text(absent), end="")
-    write_json(json_path, {"samples": SAMPLES, "results": results, "absent": absent})
     return 0 if all(result["met"] and not result["behind"] for result in results) else 1
 
 

@@ -5,7 +5,9 @@ Runs in this project's environment, where torch and onnx-ir are, which some of t
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -50,6 +52,7 @@ def prepare(job: Job) -> Prepared:
     """variant: <algorithm><bits>[_asym]-g<group> for weights of MatMul; static[-percentile|-entropy], static4, dynamic."""
     if job["kind"] != "outputs":
         raise CannotError(f"no jobs of kind {job['kind']}")
+    _leave_memory()
     with tempfile.TemporaryDirectory(prefix="sparsec-bench-") as folder:
         path = Path(folder) / "quantised.onnx"
         _quantise(job, path)
@@ -60,6 +63,12 @@ def prepare(job: Job) -> Prepared:
         names = {i.name for i in session.get_inputs()}
         stored = sum(file.stat().st_size for file in Path(folder).iterdir() if file.name.startswith("quantised"))
         return answer(job, lambda feed: session.run(None, {k: v for k, v in feed.items() if k in names}), stored)
+
+
+def _leave_memory() -> None:
+    """Fail where three quarters of this machine's memory do not do (GPTQ keeps all activations), before everything else here does."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _quantise(job: Job, path: Path) -> None:
