@@ -457,6 +457,19 @@ SPC_DEVICE void spc_stage_bf16(float *to, const nv_bfloat16 *from, int left) {
   spc_stage_words<VECTOR>(to, (const ushort *)from, left);
 }
 
+// 8 neighbours to shared memory, of which `left` are there: copied without waiting where they are stored as they are multiplied and their
+// address allows it.
+SPC_DEVICE void spc_fetch_words(float *to, const ushort *from, int left) {
+  if (left >= 8 && spc_aligned16(from))
+    spc_copy_async(to, from, 16);
+  else
+    spc_stage_words<1>(to, from, left);
+}
+template <class T> SPC_DEVICE void spc_fetch_f16(float *to, const T *from, int left) { spc_stage_f16<1>(to, from, left); }
+template <class T> SPC_DEVICE void spc_fetch_bf16(float *to, const T *from, int left) { spc_stage_bf16<1>(to, from, left); }
+SPC_DEVICE void spc_fetch_f16(float *to, const half *from, int left) { spc_fetch_words(to, (const ushort *)from, left); }
+SPC_DEVICE void spc_fetch_bf16(float *to, const nv_bfloat16 *from, int left) { spc_fetch_words(to, (const ushort *)from, left); }
+
 // Where an input of a receptive field lies in an image, -1 if outside. first: where the field's first pixel would be, in line y, column x;
 // place: how many elements further the input is, and how many lines (upper 16 bits) and columns.
 SPC_DEVICE int spc_place(const int *place, int first, int y, int x, int height, int width) {

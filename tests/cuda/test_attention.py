@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparsec.codegen.cuda.capacity import shared_limit
 from sparsec.codegen.cuda.kernels.attention import LARGEST_HEAD
 from sparsec.codegen.cuda.table import family_for
+from sparsec.codegen.nvrtc import compile_image
 from sparsec.codegen.program import KernelSpec
-from tests.cuda.programs import run_kernel
+from sparsec.target import resolve_target
+from tests.cuda.compiler import ARCHITECTURES, needs_compiler
+from tests.cuda.programs import run_kernel, source_of
 from tests.kernels.test_attention import expected, strided
 
 Array = np.ndarray[Any, Any]
@@ -89,3 +93,29 @@ def test_large_scores(rng: np.random.Generator) -> None:
 def test_larger_heads_run_on_threads() -> None:
     assert family_for("attention", {"d": LARGEST_HEAD, "dv": LARGEST_HEAD}) == "cuda.attention"
     assert family_for("attention", {"d": LARGEST_HEAD + 1, "dv": 8}) == "attention"
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("queries", [1, 128])
+def test_largest_heads_fit(queries: int, arch: str) -> None:
+    """Registers and shared memory suffice; keys and values come by asynchronous copies and leave shared memory as matrices."""
+    heads, size = 4, LARGEST_HEAD
+    memory = {
+        name: strided(np.zeros((1, heads, t, size), np.float32), True)[0]
+        for name, t in (("q", queries), ("k", 200), ("v", 200), ("out", queries))
+    }
+    params = {
+        "batch": 1, "heads": heads, "groups": 1, "t": queries, "s": 200, "d": size, "dv": size, "scale": 0.1, "causal": False, "mask": None,
+        **memory,
+    }  # fmt: skip
+    text, launch = source_of(KernelSpec("cuda.attention", params, ("float16",) * 4), resolve_target(f"cuda:{arch}"))
+    image = compile_image(text, "kernel", arch)
+    assert image.spills == 0
+    assert launch.shared_bytes <= shared_limit(arch)
+    for instruction in (
+        b"cp.async.cg",
+        b"ldmatrix.sync.aligned.m8n8.x4.shared",
+        b"ldmatrix.sync.aligned.m8n8.x4.trans",
+    ):
+        assert instruction in image.ptx

@@ -2,7 +2,9 @@
 
 A block holds 16 queries a warp in registers and passes over the keys, 64 at a time, which all its warps read from shared memory;
 maximum and sum of each row of scores run along in float32 (online softmax: Milakov and Gimelshein 2018; Dao et al.,
-"FlashAttention", 2022). The sums of the first product lie in registers as the first operand of the second one wants them.
+"FlashAttention", 2022). The sums of the first product lie in registers as the first operand of the second one wants them. Keys and values
+come to shared memory as they lie, by asynchronous copies while those before them are multiplied; `ldmatrix` takes keys from there, and
+turns values.
 
 Of few queries (decoding) a block has 16 at most: those of all heads that share keys, so that keys are read once for them. Its warps
 share the keys instead, and what each found is put together at the end.
@@ -21,7 +23,7 @@ from sparsec.target import Target
 
 LARGEST_HEAD = 128
 """Elements of a head up to which everything stays in registers."""
-_WARPS, _QUERIES, _KEYS = 4, 16, 64
+_WARPS, _QUERIES, _KEYS, _STAGES = 4, 16, 64, 2
 _LOWEST = -3.4028234663852886e38
 
 
@@ -59,14 +61,18 @@ def _width(p: Mapping[str, Any]) -> int:
 
 
 def _pitches(p: Mapping[str, Any]) -> tuple[int, int]:
-    """Words from key to key, and from element to element of the turned values: 8 rows of 4 words meet all banks."""
-    return _depth(p) // 2 + 4, _KEYS // 2 + 4
+    """Words from key to key, and from value to value: an odd number of chunks of 4, so that 8 rows meet all banks."""
+    return 4 * (_depth(p) // 8 | 1), 4 * (_width(p) // 8 | 1)
+
+
+def _stages(p: Mapping[str, Any]) -> int:
+    """Blocks of keys that are in shared memory or on their way there."""
+    return min(_STAGES, ceil(p["s"] / _KEYS))
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
     """A block for each (batch, head or group of heads, block of queries)."""
-    keys, values = _pitches(p)
-    words = _KEYS * keys + _width(p) * values
+    words = _stages(p) * _KEYS * sum(_pitches(p))
     if _few(p):
         words = max(words, _WARPS * _QUERIES * (_width(p) + 2))
     heads = p["heads"] // (p["groups"] if _few(p) else 1)
@@ -87,8 +93,8 @@ class _Flash:
         self.depth, self.width = _depth(p), _width(p)
         self.key_pitch, self.value_pitch = _pitches(p)
         self.thread = k.thread[0]
-        self.warp, lane = k.let(self.thread >> 5), k.let(self.thread & 31)
-        self.g, self.q = k.let(lane >> 2), k.let(lane & 3)
+        self.warp, self.lane = k.let(self.thread >> 5), k.let(self.thread & 31)
+        self.g, self.q = k.let(self.lane >> 2), k.let(self.lane & 3)
         blocks = _query_blocks(p)
         unit = k.let(T.truncdiv(k.block[0], blocks))
         heads = p["heads"] // p["groups"] if self.few else p["heads"]
@@ -103,7 +109,7 @@ class _Flash:
         self.tiles = 2 if self.few else _KEYS // 8
         self.own = k.let(self.warp * 16) if self.few else T.int32(0)
         self.shared = k.dynamic(k.launch.shared_bytes // 4, "float32")
-        self.values0 = _KEYS * self.key_pitch
+        self.stage_words = _KEYS * (self.key_pitch + self.value_pitch)
 
     # --- rows of queries ---
 
@@ -126,10 +132,6 @@ class _Flash:
 
     def _pair(self, low: Any, high: Any) -> Any:
         return self.k.device("uint32", f"spc_pair_{self.suffix}", low, high)
-
-    def _word(self, index: Any) -> Any:
-        """Two halves from shared memory."""
-        return self.k.device("uint32", "__float_as_uint", self.shared[index])
 
     def _read_queries(self) -> Any:
         """First operands of all steps of 16 elements."""
@@ -162,48 +164,52 @@ class _Flash:
                 with T.If(index < count), T.Then():
                     body(index)
 
-    def _stage(self, key0: Any) -> None:
-        """Keys to shared memory as they lie, values turned: pairs of neighbouring keys."""
+    def _stage(self, block: Any, blocks: Any) -> None:
+        """Begin to copy a block of keys and their values, if there is one; zeros stand for those behind the last."""
         k, T, p = self.k, self.T, self.p
-        chunks = self.depth // 8
+        with T.If(block < blocks), T.Then():
+            key0, slot = k.let(block * _KEYS), self._slot(block)
+            self._stage_lines("k", key0, self.keys_at, p["d"], self.depth // 8, slot, self.key_pitch)
+            values = slot + _KEYS * self.key_pitch
+            self._stage_lines("v", key0, self.values_at, p["dv"], self.width // 8, values, self.value_pitch)
+        k.do("spc_copy_commit")
 
-        def keys(index: Any) -> None:
-            key, chunk = k.let(T.truncdiv(index, chunks)), k.let(T.truncmod(index, chunks))
-            inside = key0 + key < p["s"]
-            source = T.Select(inside, self.keys_at + (key0 + key) * p["k"]["row"] + chunk * 8, T.int32(0))
-            left = T.Select(inside, p["d"] - chunk * 8, T.int32(0))
-            place = k.at(self.shared, key * self.key_pitch + chunk * 4)
-            k.do(f"spc_stage_{self.suffix}<1>", place, k.at(k.arg("k"), source), left)
+    def _slot(self, block: Any) -> Any:
+        """Where the keys of a block are in shared memory; their values follow."""
+        return self.k.let(self.T.truncmod(block, _stages(self.p)) * self.stage_words)
 
-        def values(index: Any) -> None:
-            pair, element = k.let(T.truncdiv(index, self.width)), k.let(T.truncmod(index, self.width))
-            low, high = (
-                self._element(
-                    "v",
-                    T.And(key0 + 2 * pair + i < p["s"], element < p["dv"]),
-                    self.values_at + (key0 + 2 * pair + i) * p["v"]["row"] + element,
-                )
-                for i in range(2)
-            )
-            word = k.device("float32", "__uint_as_float", self._pair(low, high))
-            k.store(self.shared, self.values0 + element * self.value_pitch + pair, word)
+    def _stage_lines(self, name: str, key0: Any, at: Any, size: int, chunks: int, place: Any, pitch: int) -> None:
+        """Lines of `size` elements of `name`, whose first one is `at`, to lines of `chunks` times 8."""
+        k, T, p = self.k, self.T, self.p
 
-        self._each(_KEYS * chunks, keys)
-        self._each(_KEYS // 2 * self.width, values)
+        def chunk_of(index: Any) -> None:
+            line, chunk = k.let(T.truncdiv(index, chunks)), k.let(T.truncmod(index, chunks))
+            inside = key0 + line < p["s"]
+            source = T.Select(inside, at + (key0 + line) * p[name]["row"] + chunk * 8, T.int32(0))
+            left = T.Select(inside, size - chunk * 8, T.int32(0))
+            to = k.at(self.shared, place + line * pitch + chunk * 4)
+            k.do(f"spc_fetch_{self.suffix}", to, k.at(k.arg(name), source), left)
+
+        self._each(_KEYS * chunks, chunk_of)
 
     def _mma(self, sums: Any, at: int, a: list[Any], b0: Any, b1: Any) -> None:
         self.k.do(f"spc_mma_{self.suffix}", self.k.at(sums, at), *a, b0, b1)
 
-    def _scores(self, queries: Any, scores: Any) -> None:
+    def _scores(self, queries: Any, slot: Any, scores: Any) -> None:
         """scores = q k^T of this warp's queries and keys."""
         k = self.k
         for i in range(4 * self.tiles):
             k.store(scores, i, k.f32(0.0))
-        for tile in range(self.tiles):
-            line = k.let((self.own + tile * 8 + self.g) * self.key_pitch + self.q)
+        found = k.local(4, "uint32")  # both halves of a step of 16 elements, of 8 keys and of the next 8
+        row, matrix = k.let(self.lane & 7), k.let(self.lane >> 3)
+        line = k.let(slot + (self.own + (matrix >> 1) * 8 + row) * self.key_pitch + (matrix & 1) * 4)
+        for tile in range(0, self.tiles, 2):
             for step in range(self.depth // 16):
+                place = line + (tile * 8 * self.key_pitch + step * 8)
+                k.do("spc_load_matrices", k.at(found, 0), k.at(self.shared, place))
                 a = [queries[step * 4 + i] for i in range(4)]
-                self._mma(scores, tile * 4, a, self._word(line + step * 8), self._word(line + step * 8 + 4))
+                for i in range(2):
+                    self._mma(scores, (tile + i) * 4, a, found[2 * i], found[2 * i + 1])
 
     def _finished(self, scores: Any, key0: Any) -> None:
         """Scale and mask; what is hidden, or no key, is minus infinity."""
@@ -260,23 +266,24 @@ class _Flash:
                     at = tile * 4 + half * 2 + i
                     k.store(result, at, result[at] * shrink)
 
-    def _accumulate(self, scores: Any, result: Any) -> None:
+    def _accumulate(self, scores: Any, slot: Any, result: Any) -> None:
         """result += weights v."""
-        k = self.k
+        k, tiles = self.k, self.width // 8
+        found = k.local(4, "uint32")  # 16 keys' values of 8 elements, and of the next 8 if there are any
+        row, matrix = k.let(self.lane & 7), k.let(self.lane >> 3)
+        values = slot + _KEYS * self.key_pitch
+        line = k.let(values + (self.own + (matrix & 1) * 8 + row) * self.value_pitch)
         for step in range(self.tiles // 2):
             a = [
                 k.let(self._pair(scores[at], scores[at + 1]), "uint32")
                 for at in (step * 8, step * 8 + 2, step * 8 + 4, step * 8 + 6)
             ]
-            for tile in range(self.width // 8):
-                line = k.let(
-                    self.values0
-                    + (tile * 8 + self.g) * self.value_pitch
-                    + self.T.truncdiv(self.own, 2)
-                    + step * 8
-                    + self.q
-                )
-                self._mma(result, tile * 4, a, self._word(line), self._word(line + 4))
+            for tile in range(0, tiles, 2):
+                chunk = self.T.min(tile + (matrix >> 1), tiles - 1)
+                place = line + step * 16 * self.value_pitch + chunk * 4
+                k.do("spc_load_turned", k.at(found, 0), k.at(self.shared, place))
+                for i in range(min(2, tiles - tile)):
+                    self._mma(result, (tile + i) * 4, a, found[2 * i], found[2 * i + 1])
 
     # --- the whole ---
 
@@ -295,15 +302,16 @@ class _Flash:
         if p["causal"] and not self.few:  # keys behind the last query of the block are hidden from all
             seen = T.min(self.first + (_WARPS * _QUERIES), p["t"]) + (p["s"] - p["t"])
             blocks = k.let(T.truncdiv(seen + (_KEYS - 1), _KEYS))
+        self._stage(T.int32(0), blocks)
         with T.serial(0, blocks) as block:
-            key0 = k.let(block * _KEYS)
-            k.sync()
-            self._stage(key0)
-            k.sync()
-            self._scores(queries, scores)
-            self._finished(scores, key0)
+            k.do("spc_copy_wait<0>")
+            k.sync()  # the block is there, and nobody reads the one before it any more
+            self._stage(block + 1, blocks)
+            slot = self._slot(block)
+            self._scores(queries, slot, scores)
+            self._finished(scores, k.let(block * _KEYS))
             self._weigh(scores, peak, total, result)
-            self._accumulate(scores, result)
+            self._accumulate(scores, slot, result)
         for half in range(2):
             k.store(total, half, self._quad(total[half], None))
         if self.few:
