@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from zipfile import BadZipFile
 
 from bench.blobs import BlobReader
 from bench.gpu_bars import HEADERS, JUDGED_HEADERS, WRONG, Roofs, Row, cells, judged
@@ -48,7 +49,11 @@ def run(folder: Path | None, json_path: Path | None, only: Sequence[str] = (), r
         if folder is None:
             folder = Path(scratch)
             prepare(folder, f"sm_{gpu.sm}", only)
-        archive = BlobReader(folder / ARCHIVE)
+        try:
+            archive = BlobReader(folder / ARCHIVE)
+        except (OSError, BadZipFile) as problem:
+            print(f"{folder / ARCHIVE} cannot be read ({problem}); write it with --prepare {folder}")
+            return 1
         if (arch := archive.index["arch"]) != f"sm_{gpu.sm}":
             print(f"{folder} is for {arch}, this is an sm_{gpu.sm} ({gpu.name}): prepare it with --arch sm_{gpu.sm}")
             return 1

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,8 +34,16 @@ Entry = Mapping[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = _options(arguments)
-    archive = BlobReader(options.archive)
-    gpu = Gpu()
+    try:
+        archive = BlobReader(options.archive)
+    except (OSError, BadZipFile) as problem:
+        print(f"{options.archive} cannot be read ({problem}); python -m tests.cuda.record writes such a file")
+        return 1
+    try:
+        gpu = Gpu()
+    except OSError as missing:
+        print(f"a replay needs an NVIDIA GPU; there is none here ({missing})")
+        return 1
     entries = chosen(archive, options)
     if f"sm_{gpu.sm}" != (wanted := archive.index["arch"]):
         print(f"recorded for {wanted}, this is an sm_{gpu.sm} ({gpu.name})")

@@ -39,6 +39,13 @@ def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
     assert out.count("\n") == 1
 
 
+def test_a_folder_without_what_was_prepared(gpu: FakeGpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--run", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tmp_path / 'gpu.zip'} cannot be read (")
+    assert out.endswith(f"write it with --prepare {tmp_path}\n")
+
+
 def test_shares_of_the_roofs() -> None:
     row = Row("2 x 100x50", "int8", 1e-6, 5000, 5600, 20000)
     line = cells(row, Roofs(read=1e10, copy=1.1e10, matmul=4e10))

@@ -108,6 +108,20 @@ def test_for_another_gpu(recorded: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "recorded for sm_90, this is an sm_80 (Simulated 80)\n")
 
 
+def test_what_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recorded.zip"
+    assert replay.main([str(path)]) == 1
+    assert f"{path} cannot be read ([Errno 2] No such file" in capsys.readouterr().out
+    BlobWriter().save(path, {"arch": "sm_90", "kernels": [], "models": []})
+    monkeypatch.setenv("SPC_CUDA_DRIVER", "libcuda-is-nowhere.so")
+    assert replay.main([str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("a replay needs an NVIDIA GPU; there is none here (libcuda-is-nowhere.so: ")
+    assert out.count("\n") == 1
+
+
 def test_what_a_failed_test_recorded_goes(recorder: Recorder) -> None:
     simulate(SOURCE, "kernel", Launch((2, 1, 1), (64, 1, 1)), [np.ones(100, np.float32), np.zeros(100, np.float16)])
     (kept,) = recorder.kernels.values()
