@@ -22,14 +22,18 @@ def blocking(m: int, weight: Mapping[str, Any], arch: str, groups: int = 1, batc
     products in one launch."""
     n, outputs = weight["n"], 16 * weight["tiles"]
     warps_m = 1 if m <= 64 else 2
-    each = fragments.panels(weight) // groups
-    warps_n = next(w for w in range(min(4 // warps_m, each), 0, -1) if groups == 1 or each % w == 0)
+    each, whole = fragments.panels(weight) // groups, groups > 1
+    if "blocks" in weight:  # panels that store the same inputs (blocks.py)
+        each, whole = weight["blocks"] // outputs, True
+    warps_n = next(w for w in range(min(4 // warps_m, each), 0, -1) if not whole or each % w == 0)
+    if "blocks" in weight:
+        warps_m = min(4 // warps_n, ceil(m / 64))
     p = {"columns": min(8, ceil(m / 8)), "warps_m": warps_m, "warps_n": warps_n}
     while not (stages := _stages_of({**p, "weight": weight}, arch)) and p["warps_n"] * p["warps_m"] > 1:
         p["warps_n" if p["warps_n"] >= p["warps_m"] else "warps_m"] //= 2
-    blocks = ceil(n / (outputs * p["warps_n"])) * ceil(m / (8 * p["columns"] * p["warps_m"]))
+    count = ceil(n / (outputs * p["warps_n"])) * ceil(m / (8 * p["columns"] * p["warps_m"]))
     filling = RESIDENT * CAPACITY[arch].multiprocessors
-    parts = max(1, min(filling // (blocks * batch), fragments.steps(weight) // LEAST_STEPS, 8))
+    parts = max(1, min(filling // (count * batch), fragments.steps(weight) // LEAST_STEPS, 8))
     return {**p, "stages": stages or _STAGES[-1], "parts": parts}
 
 

@@ -30,7 +30,9 @@ class Decoder:
         self.lane, self.g, self.q = lane, k.let(lane >> 2), k.let(lane & 3)
         self.storage: str = k.target.storage
         self.scaled = scaled and p["scales"] == "group"
-        self.first_step: Expr = k.load(k.arg("starts"), panel) if "strip" in p else panel * fragments.steps(p)
+        self.first_step: Expr = (
+            k.load(k.arg("starts"), panel) if {"strip", "blocks"} & p.keys() else panel * fragments.steps(p)
+        )
         self.codes = lane_words(p)
         self.scales = (p["tiles"] if self.scaled else 0) + (-(-2 * p["tiles"] // 4) if p["zeros"] else 0)
         self.table: Any = None  # where the table is in shared memory
@@ -45,7 +47,7 @@ class Decoder:
     def fill_table(self, shared: Any, first: Expr, thread: Expr, threads: int, fresh: Expr | None = None) -> None:
         """Copy the panel's table to element `first` of `shared`; a barrier must follow. fresh: whether it is not there yet, where the
         block has computed another panel and all panels share a table."""
-        if self.p["decode"] != "lookup":
+        if self.p["decode"] != "lookup" or "far" in self.p:
             return
         k, p = self.k, self.p
         words = fragments.entry_words(p)

@@ -62,16 +62,29 @@ def row_tiles(weight: Unpacked | Array, wanted: int) -> int:
 
 def refused(weight: Unpacked | Array, panel: int, storage: str, any_group: bool = False) -> str:
     """Why kernels cannot decode this weight in panels of so many rows; "" if they can. any_group: groups may begin anywhere."""
+    if reason := beyond_halves(weight, storage):
+        return reason
+    if isinstance(weight, np.ndarray):
+        return ""
+    scales = weight.scheme.scales
+    if scales.kind == "group" and scales.group % LANE_INPUTS and not any_group:
+        return f"groups of {scales.group} values are no multiple of {LANE_INPUTS}"
+    return refused_book(weight, panel)
+
+
+def beyond_halves(weight: Unpacked | Array, storage: str) -> str:
+    """Which value the storage type does not hold; "" if there is none."""
     values = weight if isinstance(weight, np.ndarray) else weight.codebook
     if isinstance(weight, Unpacked) and isinstance(weight.scheme.codec.meaning, FloatValue):
         values = weight.codes
     if values is not None and storage == "float16" and np.abs(values).max(initial=0) > _HALF_MAX:
         return f"a value of {np.abs(values).max():.3g} is beyond {storage}"
-    if isinstance(weight, np.ndarray):
-        return ""
-    codec, scales, meaning = weight.scheme.codec, weight.scheme.scales, weight.scheme.codec.meaning
-    if scales.kind == "group" and scales.group % LANE_INPUTS and not any_group:
-        return f"groups of {scales.group} values are no multiple of {LANE_INPUTS}"
+    return ""
+
+
+def refused_book(weight: Unpacked, panel: int) -> str:
+    """Why a panel of so many rows cannot have its table in shared memory; "" if it can."""
+    codec, meaning = weight.scheme.codec, weight.scheme.codec.meaning
     several = weight.codebook is not None and len(weight.codebook) > 1
     if several and isinstance(meaning, TableValue | VectorValue):
         whole = meaning.scope.kind == "rows" and meaning.scope.span % panel == 0
@@ -309,7 +322,9 @@ def entry_words(p: Mapping[str, Any]) -> int:
 
 
 def copies(p: Mapping[str, Any]) -> int:
-    """How often a table lies in shared memory."""
+    """How often a table lies in shared memory, where it does (scattered.py)."""
+    if "far" in p:
+        return 0
     count = 32 // entry_words(p)
     while count > 1 and table_words(p) * 4 * count > TABLE_BYTES:
         count //= 2
@@ -325,6 +340,12 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
             Arg("starts", "int32", panels(p) + 1, "in"),
             Arg("positions", "uint32", strips * octets * 8, "in"),
             Arg("ranks", "uint16", strips * (octets + 1), "in"),
+        ]
+    elif "blocks" in p:  # blocks.py
+        args = [
+            Arg("codes", "uint32", FROM_DATA, "in"),
+            Arg("starts", "int32", panels(p) + 1, "in"),
+            Arg("chunks", "uint16", FROM_DATA, "in"),
         ]
     elif p.get("scattered"):  # scattered.py
         args = [

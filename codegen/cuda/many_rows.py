@@ -17,7 +17,8 @@ from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
 
-# What could be read while a warp looks for one stored value of a panel, in bytes; sums that are joined are written once and read twice.
+# What could be read while a warp looks for one stored value of a panel (scattered.py), in bytes; of blocks.py a step takes as long as the
+# copying of what it multiplies. Sums that are joined are written once and read twice.
 _BYTES_PLACE, _JOINED = 1.5, 3
 
 
@@ -65,7 +66,9 @@ def shares_of(params: Mapping[str, Any], packed: Packed, target: Target) -> int:
     most = len(stored) * fragments.steps(w) // blocking.LEAST_STEPS
     blocks = max(1, min(blocking.RESIDENT * capacity.multiprocessors // rows, most))
     now = np.repeat(-(-np.tile(stored, rows) // count), count)
-    step_bytes = _BYTES_PLACE * 16 * w["tiles"] * fragments.INPUTS * params["warps_n"] * params["warps_m"]
+    step_bytes = 4.0 * blocking.stage_words(params)
+    if w.get("scattered"):
+        step_bytes = _BYTES_PLACE * 16 * w["tiles"] * fragments.INPUTS * params["warps_n"] * params["warps_m"]
     join_bytes = _JOINED * blocking.joined_bytes(params) * ceil(blocks * rows / capacity.multiprocessors)
     if not shares.gains(now, step_bytes, 1.0, capacity.multiprocessors, blocks * rows, join_bytes):
         return 0

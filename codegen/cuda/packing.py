@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.cuda import blocking, filters, fragments, pairs, scattered, strips
+from sparsec.codegen.cuda import blocking, blocks, filters, fragments, pairs, scattered, strips
 from sparsec.codegen.cuda.filters import Weight
 from sparsec.codegen.cuda.fragments import Packed
 from sparsec.codegen.cuda.kernels import gemm, gemv
@@ -89,6 +89,18 @@ def as_pairs(weight: Weight, use: Use) -> Packed | Refusal:
     return Refusal(reason) if reason else pairs.pack(rows, tiles, use.storage)
 
 
+def as_blocks(weight: Weight, use: Use) -> Packed | Refusal:
+    """Blocks of 32 outputs and more, for more than 16 rows: steps have inputs that are stored."""
+    if isinstance(weight, np.ndarray) or weight.scheme.is_dense:
+        return Refusal(_IS_DENSE)
+    if use.few:
+        return Refusal(f"blocks take more than {gemv.MOST_ROWS} rows")
+    reason = "filters are in groups" if use.groups > 1 else blocks.refused(weight)
+    if not reason:
+        reason = fragments.refused(weight, 16 * blocks.tiles_of(weight), use.storage)
+    return Refusal(reason) if reason else blocks.pack(weight, use.storage)
+
+
 def as_scattered(weight: Weight, use: Use) -> Packed | Refusal:
     """Any structure: tiles are put together of what is stored."""
     if isinstance(weight, np.ndarray) or weight.scheme.is_dense:
@@ -124,7 +136,18 @@ def as_dense(weight: Weight, use: Use) -> Packed | Refusal:
     return Refusal(reason) if reason else fragments.pack(rows, tiles, use.storage)
 
 
-FORMS: tuple[Form, ...] = (as_strips, as_pairs, as_scattered, as_dense)
+def as_single(weight: Weight, use: Use) -> Packed | Refusal:
+    """Any scheme, for up to 16 rows: codes are found one by one, dense ones too, and tables may stay in memory."""
+    if isinstance(weight, np.ndarray):
+        return Refusal("the weight is not coded")
+    if not use.few:
+        return Refusal(f"codes are found one by one for up to {gemv.MOST_ROWS} rows")
+    if reason := scattered.refused(weight) or fragments.beyond_halves(weight, use.storage):
+        return Refusal(reason)
+    return scattered.pack(weight, 1, use.storage, far=bool(fragments.refused_book(weight, 16)))
+
+
+FORMS: tuple[Form, ...] = (as_strips, as_pairs, as_blocks, as_scattered, as_dense, as_single)
 """All of them, the one that costs least first."""
 
 

@@ -5,6 +5,9 @@ A step is 64 inputs of which a panel stores some; where it stores none there is 
 several). What is stored lies in the order of lanes; `starts` says where that of a step begins, and lanes count bits to find theirs. Scales
 of groups go by how many values of the row are stored before: `ranks` has that at the beginning of every step. Codes have 1, 2, 4, 8, 16 or
 32 bits here.
+
+Since every code is found by itself, this takes any scheme, dense ones too (a bit a code on top): groups that begin anywhere, and tables
+that change from one row or input to the next, or are too large for shared memory ("far": they are read where they lie).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from sparsec.codegen.cuda.fragments import LANE_INPUTS, Packed, by_vectors, deco
 from sparsec.codegen.cuda.strips import dense_codes
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import pack_planes
+from sparsec.formats.meaning import TableValue, VectorValue
 
 Array = np.ndarray[Any, Any]
 Expr = Any
@@ -39,17 +43,23 @@ def stored_bits(bits: int) -> int:
     return 1 << (bits - 1).bit_length()
 
 
-def parameters(weight: Unpacked, tiles: int, storage: str) -> dict[str, Any]:
-    """The parameters of the weight that `pack` lays out."""
-    shape = {"n": weight.rows, "k": weight.cols, "tiles": tiles, "scattered": True}
-    return decoding(weight, storage, single=True) | shape
+def parameters(weight: Unpacked, tiles: int, storage: str, far: bool = False) -> dict[str, Any]:
+    """The parameters of the weight that `pack` lays out. far: what tables go by, if they stay in memory."""
+    params = decoding(weight, storage, single=True)
+    params |= {"n": weight.rows, "k": weight.cols, "tiles": tiles, "scattered": True}
+    meaning = weight.scheme.codec.meaning
+    if far and isinstance(meaning, TableValue | VectorValue):
+        params["far"] = meaning.scope.kind
+    return params
 
 
-def pack(weight: Unpacked, tiles: int, storage: str, label: str = "weight", together: int = 1) -> Packed:
+def pack(
+    weight: Unpacked, tiles: int, storage: str, label: str = "weight", *, together: int = 1, far: bool = False
+) -> Packed:
     """Lay a weight out for panels of 16 * tiles rows; values in `storage`. together: panels in a row that have the same steps, where
-    any of them stores something."""
+    any of them stores something. far: whether tables stay in memory."""
     dim, width = weight.scheme.codec.dim, weight.scheme.block[1]
-    params = parameters(weight, tiles, storage)
+    params = parameters(weight, tiles, storage, far)
     codes = dense_codes(weight)
     if params["decode"] == "float":
         codes = halves(codes, storage)
@@ -116,6 +126,7 @@ class ScatteredDecoder(Decoder):
         self.zeros, self.grouped, self.dim = p["zeros"], p["scales"] == "group", p["dim"]
         tiles = p["tiles"]
         self.bases, self.ranks = k.local(tiles, "int32"), k.local(2 * tiles, "int32")
+        self.inputs = k.local(1, "int32")  # the first of the lane's in this step
 
     def inputs_of(self, step: Expr) -> Expr:
         """Which 64 inputs a step has."""
@@ -136,6 +147,8 @@ class ScatteredDecoder(Decoder):
         k.store(self.bases, 0, k.load(k.arg("starts"), where) + k.device("int32", "spc_warp_before", sum(counts)))
         for t in range(1, tiles):
             k.store(self.bases, t, self.bases[t - 1] + counts[t - 1])
+        if self.p.get("far") == "inputs":
+            k.store(self.inputs, 0, k.load(k.arg("inputs"), where) * fragments.INPUTS + self.q * LANE_INPUTS)
         if not self.grouped:
             return
         each = LANE_INPUTS // self.dim
@@ -165,7 +178,8 @@ class ScatteredDecoder(Decoder):
                     "uint32", f"spc_stored<{stored_bits(self.p['bits'])}>", self.k.at(self.k.arg("stored"), 0), mask, bit,
                     self.bases[tile],
                 )  # fmt: skip
-                found += self._scaled(self._found(self.k.let(code, "uint32"), mask, bit), mask, bit, tile, half)
+                words_of = self._far if "far" in self.p else self._found
+                found += self._scaled(words_of(self.k.let(code, "uint32"), mask, bit, tile), mask, bit, tile, half)
             if self.dim == 1:  # single values, two make a pair
                 found = [
                     self.k.device("uint32", "__byte_perm", low, high, self.T.uint32(0x5410))
@@ -174,8 +188,33 @@ class ScatteredDecoder(Decoder):
             for i, pair in zip(parts, found, strict=True):
                 self.k.store(dest, 8 * half + i, pair)
 
-    def _found(self, code: Expr, mask: Expr, bit: int) -> list[Expr]:
-        """The words of a code's values, zeros where nothing is stored."""
+    def _far(self, code: Expr, mask: Expr, bit: int, tile: int) -> list[Expr]:
+        """The words of a code's values from a table in memory, zeros where nothing is stored."""
+        k, T, p = self.k, self.T, self.p
+        count, bits, each = fragments.entry_words(p), p["index_bits"], LANE_INPUTS // self.dim
+        book: Expr = T.int32(0)
+        if p["books"] > 1:
+            place = self.inputs[0] + bit % each * self.dim
+            if p["far"] == "rows":
+                place = self.panel * (16 * p["tiles"]) + (16 * tile + 8 * (bit // each)) + self.g
+            book = k.let(T.min(T.truncdiv(place, p["span"]), T.int32(p["books"] - 1)))
+        total, entry = k.local(count, "uint32"), k.local(count, "uint32")
+        for stage in range(p["stages"]):
+            index = T.Cast("int32", (code >> T.uint32(stage * bits)) & T.uint32((1 << bits) - 1))
+            start = ((book * p["stages"] + stage) * (1 << bits) + index) * count
+            k.do(f"spc_read<{count}>", k.at(entry if stage else total, 0), k.at(k.arg("table"), start))
+            for i in range(count if stage else 0):
+                self._fma(total, i, total[i], T.uint32(twice(1.0, self.storage)), entry[i])
+        return self._stored(total, count, mask, bit)
+
+    def _stored(self, words: Any, count: int, mask: Expr, bit: int) -> list[Expr]:
+        """The words, zeros where nothing is stored."""
+        T = self.T
+        there = ((mask >> T.uint32(bit)) & T.uint32(1)) != T.uint32(0)
+        return [self.k.let(T.Select(there, words[i], T.uint32(0)), "uint32") for i in range(count)]
+
+    def _found(self, code: Expr, mask: Expr, bit: int, tile: int) -> list[Expr]:
+        """The words of a code's values from a table in shared memory, zeros where nothing is stored."""
         k, T, p = self.k, self.T, self.p
         if p["decode"] == "float":
             return [code]
@@ -194,8 +233,7 @@ class ScatteredDecoder(Decoder):
             )
             for i in range(count if stage else 0):
                 self._fma(total, i, total[i], T.uint32(twice(1.0, self.storage)), entry[i])
-        there = ((mask >> T.uint32(bit)) & T.uint32(1)) != T.uint32(0)
-        return [k.let(T.Select(there, total[i], T.uint32(0)), "uint32") for i in range(count)]
+        return self._stored(total, count, mask, bit)
 
     def _scaled(self, words: list[Expr], mask: Expr, bit: int, tile: int, half: int) -> list[Expr]:
         """(value - zero point) * scale of the code at `bit`, where there are such."""

@@ -48,28 +48,41 @@ def dense_codes(weight: Unpacked) -> Array:
     return np.ascontiguousarray(codes.transpose(0, 2, 1, 3)).reshape(nb * r, kb * c)
 
 
-def pack(weight: Unpacked, storage: str, label: str = "weight") -> Packed:
-    """Lay a weight out in strips; values in `storage`."""
-    dim, (rows, width) = weight.scheme.codec.dim, weight.scheme.block
-    tiles, units = tiles_of(weight), -(-weight.cols // dim)
-    params = decoding(weight, storage) | {"n": weight.rows, "k": weight.cols, "tiles": tiles, "strip": rows}
-    codes = dense_codes(weight)
+def stored_codes(weight: Unpacked, params: dict[str, Any], storage: str) -> tuple[Array, Array]:
+    """uint32 words of what each panel stores, laid out as if it were dense, and int32 [panels + 1]: with which step each begins."""
+    dim, rows, panel = weight.scheme.codec.dim, weight.scheme.block[0], 16 * params["tiles"]
+    codes, mask = dense_codes(weight), _mask(weight)
     if params["decode"] == "float":
         codes = halves(codes, storage)
-    mask = np.repeat(weight.block_mask, max(width // dim, 1), axis=1)[:, :units]
     words, starts = [], [0]
-    for first in range(0, weight.rows, 16 * tiles):
-        stored = codes[first : first + 16 * tiles, :units][:, mask[first // rows]]
+    for first in range(0, weight.rows, panel):
+        stored = codes[first : first + panel, : mask.shape[1]][:, mask[first // rows]]
         words.append(lay_out(stored, params))
         starts.append(starts[-1] + -(-stored.shape[1] * dim // INPUTS))
+    spare = np.zeros(4 if not starts[-1] else 0, np.uint32)  # there is no constant of no bytes
+    return np.concatenate([*words, spare]), np.array(starts, np.int32)
+
+
+def _mask(weight: Unpacked) -> Array:
+    """bool [strips, units]: which codes of its inputs a strip stores."""
+    dim = weight.scheme.codec.dim
+    each = max(weight.scheme.block[1] // dim, 1)
+    return np.asarray(np.repeat(weight.block_mask, each, axis=1)[:, : -(-weight.cols // dim)])
+
+
+def pack(weight: Unpacked, storage: str, label: str = "weight") -> Packed:
+    """Lay a weight out in strips; values in `storage`."""
+    rows, tiles, units = weight.scheme.block[0], tiles_of(weight), -(-weight.cols // weight.scheme.codec.dim)
+    params = decoding(weight, storage) | {"n": weight.rows, "k": weight.cols, "tiles": tiles, "strip": rows}
+    codes, starts = stored_codes(weight, params, storage)
     octets = octets_of(params)
-    bits = np.zeros((len(mask), octets * 256), bool)
-    bits[:, :units] = mask
-    before = np.zeros((len(mask), octets + 1), np.int64)
-    before[:, 1:] = np.cumsum(bits.reshape(len(mask), octets, 256).sum(2), axis=1)
+    bits = np.zeros((len(weight.block_mask), octets * 256), bool)
+    bits[:, :units] = _mask(weight)
+    before = np.zeros((len(bits), octets + 1), np.int64)
+    before[:, 1:] = np.cumsum(bits.reshape(len(bits), octets, 256).sum(2), axis=1)
     arrays = [
-        ("codes", np.concatenate([*words, np.zeros(4 if not starts[-1] else 0, np.uint32)])),
-        ("starts", np.array(starts, np.int32)),
+        ("codes", codes),
+        ("starts", starts),
         ("positions", np.packbits(bits, axis=1, bitorder="little").reshape(-1).view(np.uint32)),
         ("ranks", before.astype(np.uint16).reshape(-1)),
         *scale_arrays(weight, params, tiles),

@@ -34,14 +34,14 @@ def form_of(program: Program) -> tuple[str, str]:
     """Family and form of the product."""
     weight: dict[str, Any] = program.steps[0].spec.params["weight"]
     return program.steps[0].spec.family, next(
-        (f for f in ("strip", "pairs", "scattered") if f in weight), weight["decode"]
+        (f for f in ("strip", "pairs", "blocks", "scattered") if f in weight), weight["decode"]
     )
 
 
 FORMS = [
     ("cb4-g32", "lookup", "lookup"), ("int8", "affine", "affine"), ("vq2d4", "lookup", "lookup"), (None, "float", "float"),
     ("s2:4-nf4-g64", "pairs", "pairs"), ("s16x1@50-cb4-g32", "strip", "scattered"), ("s2:4-nf4-g32", "scattered", "scattered"),
-    ("s70", "scattered", "scattered"),
+    ("s70", "scattered", "scattered"), ("s32x16@50-cb4-g32", "strip", "blocks"),
 ]  # fmt: skip
 
 
@@ -54,8 +54,10 @@ def test_forms(scheme: str | None, few: str, many: str, rng: np.random.Generator
 
 
 def test_what_no_form_takes_is_decoded_and_all_reasons_are_told(rng: np.random.Generator) -> None:
-    (decision,) = check("int4-g8", 3, rng).decisions.values()
-    assert str(decision) == "no GPU kernel takes int4-g8: groups of 8 values are no multiple of 16"
+    assert not check("int4-g8", 3, rng).decisions
+    (decision,) = check("int4-g8", 20, rng).decisions.values()
+    told = "groups of 8 values are no multiple of 16; codes are found one by one for up to 16 rows"
+    assert str(decision) == f"no GPU kernel takes int4-g8: {told}"
     assert (decision.decoded, decision.stored) == (True, "float16")
 
 

@@ -82,8 +82,8 @@ def test_any_structure(scheme: str, m: int, gpu: FakeGpu, rng: np.random.Generat
 
 
 def test_a_scheme_without_kernel_is_decoded_and_the_report_says_why(gpu: FakeGpu, rng: np.random.Generator) -> None:
-    compiled = check("int4-g8", 2, gpu, rng)
-    assert families(compiled) == ["cuda.gemv"]
+    compiled = check("int4-g8", 20, gpu, rng)
+    assert families(compiled) == ["cuda.gemm"]
     (layer,) = compiled.report.layers
     assert "int4-g8 decoded at compile time, no GPU kernel takes int4-g8: groups of 8 values" in layer.record.reason
     assert (layer.record.scheme, layer.record.nbytes) == ("fp16", 2 * 128 * 72)

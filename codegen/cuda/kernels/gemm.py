@@ -4,8 +4,8 @@ A warp multiplies a panel of W (mostly 64 outputs) with up to 64 rows of A, 64 i
 asynchronous copies, some steps ahead, in chunks of 8 inputs whose place is swizzled (chunk XOR row), so that lanes read 16
 bytes each without two of them meeting in a bank; since W's layout says which inputs a column of the first operand stands for
 (fragments.py), those 16 bytes are two second operands as they lie. Codes of W come the same way, as they are stored, and are decoded in
-registers, half a step at a time. The sums leave through shared memory, so that stores are rows of C. Steps of which no panel of a block
-stores anything are left out (scattered.py).
+registers, half a step at a time. The sums leave through shared memory, so that stores are rows of C. Of block-sparse weights a step has 64
+inputs that are stored (blocks.py); of other sparse ones, steps of which no panel of a block stores anything are left out (scattered.py).
 
 Where the outputs alone are too few for a GPU, the inputs are split: each part writes its sums, and join.py adds them in order. Where panels
 store unevenly much, the blocks of the same rows of A have equal shares of it instead (p["shares"] of them, shares.py).
@@ -18,6 +18,7 @@ from math import ceil
 from typing import Any
 
 from sparsec.codegen.cuda import blocking, epilogue, fragments, joining, shares
+from sparsec.codegen.cuda.blocks import CHUNK, EACH
 from sparsec.codegen.cuda.decode import SUFFIX, Decoder
 from sparsec.codegen.cuda.launch import Launch
 from sparsec.codegen.cuda.scattered import decoder_of
@@ -128,9 +129,10 @@ class Product:
 
     def _steps(self) -> Any:
         """Steps of the block's panels; all have the same."""
-        if not self.w.get("scattered"):
+        name = "starts" if "blocks" in self.w else "firsts" if self.w.get("scattered") else ""
+        if not name:
             return fragments.steps(self.w)
-        return self.k.let(self.k.load(self.k.arg("firsts"), self.panel + 1) - self.decoder.first_step)
+        return self.k.let(self.k.load(self.k.arg(name), self.panel + 1) - self.decoder.first_step)
 
     def _compute(self, first: Any, last: Any, piece: joining.Piece | None = None) -> None:
         """Steps [first, last). piece: if that may be a part of them."""
@@ -190,11 +192,15 @@ class Product:
     def _stage_rows(self, step: Any, slot: Any) -> None:
         """A's part of a stage: chunks of 8 inputs of a row."""
         k, each = self.k, self.row_words // 4  # chunks of a row, a power of two
-        inputs = k.let(self.decoder.inputs_of(step) * fragments.step_inputs(self.w))
+        if "blocks" in self.w:  # a thread copies the same eighth of every row
+            found = k.load(k.arg("chunks"), (self.decoder.first_step + step) * EACH + self.thread % EACH)
+            stored = k.let(self.T.Cast("int32", found) * CHUNK)
+        else:
+            inputs = k.let(self.decoder.inputs_of(step) * fragments.step_inputs(self.w))
 
         def chunk_of(index: Any) -> None:
             row, chunk = k.let(index // each), k.let(index % each)
-            first = k.let(inputs + chunk * 8)
+            first = stored if "blocks" in self.w else k.let(inputs + chunk * 8)
             place = k.at(self.shared, slot + row * self.row_words + ((chunk ^ (row & 7)) << 2))
             self._stage_chunk(place, self.row0 + row, first)
 
