@@ -37,6 +37,10 @@ class _Decoder:
         self.nr, self.depth, self.dim = p["nr"], units(p), p["dim"]
         self.planes = planes(p["bits"])
         self.table: RegisterTable | None = None
+        # 0, which the compiler cannot know. What is made of it is made anew for each panel, and holds no register while products are
+        # summed between two panels: with 16 of them sums would go to memory instead.
+        few = k.target.vector_registers < 32
+        self.nothing: Any = bind(k, (panel + k.hi) >> 30) if few else None
         # groups of scales in a row: of a sparse weight they are data
         self.groups: Any = k.load(k.arg("groups"), 0) if groups_are_data(p) else p["groups"]
 
@@ -46,7 +50,10 @@ class _Decoder:
             self.groups = bind(self.k, self.groups)
         in_registers = p["word"] == "table" and p["entries"] <= permute_width(self.k.target)
         if in_registers and p["scope"] in ("one", "panel"):
-            base = self.k.load(self.k.arg("scopes"), self.panel) if p["scope"] == "panel" else self.T.int32(0)
+            if p["scope"] == "panel":
+                base = self.k.load(self.k.arg("scopes"), self.panel)
+            else:
+                base = self.T.int32(0) if self.nothing is None else self.nothing
             self.table = RegisterTable(self.k, self.k.arg("codebook"), base)
         {"dense": self._dense, "strip": self._strips, "element": self._elements}[p["kind"]]()
 
@@ -201,10 +208,17 @@ class _Decoder:
             start = bit0 + piece * per_word * bits
             value = T.Cast("int32", k.load(buffer, first + start // size))
             shifts = T.ramp(T.int32(start % size), bits, per_word)
-            parts.append((k.splat(value, per_word) >> shifts) & k.i32((1 << bits) - 1, per_word))
+            parts.append(
+                (k.splat(value, per_word) >> self._fresh(shifts, per_word))
+                & self._fresh(k.i32((1 << bits) - 1, per_word), per_word)
+            )
         if len(parts) == 1:
             return parts[0]
         return T.Shuffle(parts, [T.int32(i) for i in range(lanes)])
+
+    def _fresh(self, constant: Any, lanes: int) -> Any:
+        """An int32 vector that lives no longer than the panel."""
+        return constant if self.nothing is None else constant + self.k.splat(self.nothing, lanes)
 
     def _gathered_codes(self, element: Any) -> Any:
         """Codes of arbitrary stored elements (an int32 vector of indices)."""
@@ -259,7 +273,7 @@ class _Decoder:
         k, lanes = self.k, self.lanes
         if zero is not None:
             return [self._as_f32(codes, lanes) - zero]
-        return [self._as_f32(codes - k.i32(self.p["offset"], lanes), lanes)]
+        return [self._as_f32(codes - self._fresh(k.i32(self.p["offset"], lanes), lanes), lanes)]
 
     def _table(self, codes: Any, zero: Any, unit: Any, lane0: int) -> list[Any]:
         if self.table is not None:

@@ -15,6 +15,7 @@ from sparsec.target import NAMED
 
 # A loop of this many multiply-adds, most of its instructions, is the loop of a product.
 _LEAST, _SHARE = 24, 0.55
+_SUMS = 12  # of a tile of 6 rows and 16 columns, 8 lanes
 
 
 def _dense(m: int, n: int, k: int, act: str = "") -> tuple[str, dict[str, Any]]:
@@ -28,6 +29,19 @@ def _attention(t: int, s: int, d: int) -> tuple[str, dict[str, Any]]:
     return "attention", {
         "batch": 1, "heads": 2, "groups": 1, "t": t, "s": s, "d": d, "dv": d, "scale": 0.1, "causal": True,
         "mask": {"batch": 0, "head": 0, "row": 0, "key": 1, "size": s}, "q": rows, "k": rows, "v": rows, "out": rows,
+    }  # fmt: skip
+
+
+def _decoded(n: int, k: int, word: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A product whose weights are decoded panel by panel, on targets of 8 lanes."""
+    rows = {"kind": "rows", "lda": k, "batch_stride": 0, "size": 128 * k}
+    coded = {
+        "k": k, "nr": 16, "panels": n // 16, "kind": "dense", "taps": 1, "bits": 4, "dim": 1, "scales": "group", "group": 32, "strip": 0,
+        "groups": k // 32, **word,
+    }  # fmt: skip
+    return "gemm", {
+        "m": 128, "n": n, "k": k, "batch": 1, "batch_b": 1, "a": rows, "b": {"kind": "coded", "decode": coded},
+        "c": {"ldc": n, "batch_stride": 0, "size": 128 * n}, "bias": False, "residual": False, "act": "", "act_params": [],
     }  # fmt: skip
 
 
@@ -94,6 +108,26 @@ def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]],
     assert loops
     for body in loops:
         assert not [line for line in body if re.search(r"\(%rsp[,)]|\[sp", line)]
+
+
+@pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)], ids=str)
+@pytest.mark.parametrize(
+    "word",
+    [
+        {"word": "table", "entries": 16, "books": 1, "scope": "one"},
+        {"word": "affine", "offset": 8},
+        {"word": "affine", "offset": None},
+    ],
+    ids=["codebook", "integers", "zero points"],
+)
+def test_what_decodes_panels_takes_no_registers_from_sums(
+    shape: tuple[int, int], word: dict[str, Any], tmp_path: Path
+) -> None:
+    innermost = _innermost(_assembly(*_decoded(*shape, word), "x86-avx2", tmp_path))
+    loops = [body for body in innermost if sum("fmadd" in line for line in body) >= _SUMS]
+    assert loops
+    for body in loops:
+        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
 
 
 @pytest.mark.parametrize(
