@@ -124,6 +124,7 @@ BARS = [
     *_top1("resnet20", "s2:4", 1.9),
     *_top1("resnet20", "s16x1@50-cb4-g32", 5.0),
     *_top1("mobilenet_v2", "cb4", 1.0),
+    *_top1("mobilenet_v2", "cb4-c", 1.0),
     Bar("mobilenet_v2", "cb4", "top-1 %", "lose at most", 1.0, depthwise="int8"),
     Bar("mobilenet_v2", "int8", "top-1 %", "lose at most", 0.7, activations="int8-static"),
     Bar("mobilenet_v2", "", "top-1 %", "lose at most", 2.5, budget="1.45MB"),
@@ -155,7 +156,7 @@ RIVALS = {
     **{(scheme, "MatMul"): _TWO for scheme in ("int2-g32", "uint2-g32")},
     ("cb3-c", "MatMul"): _nncf("int3_sym-row", "int3_sym-row-tuned"),
     ("vq2d4-c", "MatMul"): (*_ort("rtn2_asym-g128"), *_nncf("int2_sym-row", "int2_sym-row-tuned")),
-    **{(recipe, "*"): _ort("static4") for recipe in ("int4", "cb4", "1.45MB of ONNX", "20KB of weights.bin")},
+    **{(recipe, "*"): _ort("static4") for recipe in ("int4", "cb4", "cb4-c", "1.45MB of ONNX", "20KB of weights.bin")},
     ("int8 x int8-static", "*"): (*_ort("static", "static-percentile", "static-entropy", "dynamic"), *_nncf("ptq")),
 }
 """By recipe and targets: what others offer in as many bits. Nobody else has less than 8 bits for convolutions with one scale a row or
