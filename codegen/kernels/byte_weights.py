@@ -313,10 +313,23 @@ def table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tu
         words = vector_codes.tables(meaning, entries)
         words[:, : p["unit_quads"] << p["code_bits"]] += np.int8(offset)  # of one lookup: they are added up
         return [("table", words.reshape(-1).view(np.int32)), ("table_scale", scale)]
-    wide = np.zeros((len(entries), 16), np.int16)
+    wide = np.zeros((len(entries), 1 << p["bits"]), np.int16)
     wide[:, : entries.shape[1]] = entries
-    repeated = np.tile((wide + offset).astype(np.uint8), (1, target.lanes // 4))
+    shifts = np.arange(codes_of_nibble(p["bits"]))[:, None] * p["bits"]
+    chosen = (np.arange(16) >> shifts) & ((1 << p["bits"]) - 1)  # code of the nibble, nibble
+    repeated = np.tile((wide + offset).astype(np.uint8)[:, chosen], target.lanes // 4)
     return [("table", repeated.reshape(-1)), ("table_scale", scale)]
+
+
+def codes_of_nibble(bits: int) -> int:
+    """Codes that half a byte of a plane holds. A table is looked up by nibbles: it is stored once for each of them, as what the
+    nibble's 16 values mean for that code, so that codes of one or two bits need not be taken out one by one."""
+    return 4 // bits
+
+
+def table_bytes(p: Mapping[str, Any], target: Target) -> int:
+    """Bytes of one table of scalars, for every code of a nibble."""
+    return codes_of_nibble(p["bits"]) * target.lanes * 4
 
 
 def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -> list[Arg]:
@@ -341,7 +354,7 @@ def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -
     if p["kind"] == "vector":
         args.append(Arg("table", "int32", p["tables"] * table_words(p), "in"))
     if p["kind"] == "table":
-        args.append(Arg("table", "uint8", p["tables"] * target.lanes * 4, "in"))
+        args.append(Arg("table", "uint8", p["tables"] * table_bytes(p, target), "in"))
     if p["kind"] != "affine":
         args.append(Arg("table_scale", "float32", p["tables"], "in"))
     if p["sparse"] and target.arch == "x86_64":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from sparsec.codegen.isa import dot
@@ -29,7 +31,7 @@ class Weights:
         self.table_scale: Any = None
         # words looked up one by one are a lot of code
         self.slow = w["kind"] == "vector" and not self._in_registers
-        self._table: Any = None  # uint8 vector, words in registers, or where the words begin
+        self._table: Any = None  # uint8 vectors, words in registers, or where the words begin
 
     # --- tables ---
 
@@ -58,8 +60,10 @@ class Weights:
             if self._in_registers:
                 self._table = WordTable.load(k, k.arg("table"), first, size)
         else:
-            self._table = k.local(nb, "uint8")
-            k.store(self._table, 0, k.load(k.arg("table"), number * nb, nb), nb)
+            size = byte_weights.table_bytes(w, k.target)
+            self._table = k.local(size, "uint8")
+            for at in range(0, size, nb):
+                k.store(self._table, at, k.load(k.arg("table"), number * size + at, nb), nb)
         self.table_scale = bind(k, k.load(k.arg("table_scale"), number))
 
     # --- codes ---
@@ -97,21 +101,29 @@ class Weights:
         k, nb = self.k, self.dot.bytes
         per_row = self.w["tile"] * 4
         loaded: dict[tuple[int, int, int], Any] = {}
+        nibbles: dict[tuple[int, int], Any] = {}
+        table = self.w["kind"] == "table"
+        by_nibble = byte_weights.codes_of_nibble(self.w["bits"]) if table else 1
+
+        def field(plane: int, first: int, width: int, shift: int, v: int) -> Any:
+            """Bits [first, first + width) of what a vector's rows have in a plane, moved to bit `shift`."""
+            byte, bit = divmod(first, 8)
+            if (plane, byte, v) not in loaded:
+                place = at[plane] + byte * per_row + v * nb
+                loaded[plane, byte, v] = self._held(k.load(k.arg(f"codes{plane}"), place, nb))
+                if self.once:
+                    prefetch_stream(k, k.arg(f"codes{plane}"), place, 1)
+            return self.dot.field(loaded[plane, byte, v], bit, width, shift)
 
         def read(quad: int, v: int) -> Any:
-            value = None
-            for plane, (width, shift) in enumerate(self.planes):
-                byte, bit = quad * width // 8, quad * width % 8
-                if (plane, byte, v) not in loaded:
-                    held = k.local(nb, "uint8")
-                    place = at[plane] + byte * per_row + v * nb
-                    k.store(held, 0, k.load(k.arg(f"codes{plane}"), place, nb), nb)
-                    if self.once:
-                        prefetch_stream(k, k.arg(f"codes{plane}"), place, 1)
-                    loaded[plane, byte, v] = held
-                part = self.dot.field(k.load(loaded[plane, byte, v], 0, nb), bit, width, shift)
-                value = part if value is None else value | part
-            if self.w["kind"] == "table":
+            if by_nibble > 1:
+                number, code = divmod(quad, by_nibble)
+                if (number, v) not in nibbles:
+                    nibbles[number, v] = self._held(field(0, number * 4, 4, 0, v))
+                return self._held(self.dot.lookup(k.load(self._table, code * nb, nb), nibbles[number, v]))
+            parts = [field(plane, quad * width, width, shift, v) for plane, (width, shift) in enumerate(self.planes)]
+            value = reduce(or_, parts)
+            if table:
                 value = self.dot.lookup(k.load(self._table, 0, nb), value)
             return self._held(value)
 

@@ -111,6 +111,6 @@ def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -
     if p["scales"] != "none":
         size = {"tensor": 1, "channel": p["tiles"] * p["tile"], "group": sized(p["tile"])}[p["scales"]]
         args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", size, "in"))
-    args.append(Arg("table", "uint8", p["tables"] * target.lanes * 4, "in"))
+    args.append(Arg("table", "uint8", p["tables"] * byte_weights.table_bytes(p, target), "in"))
     args.append(Arg("table_scale", "float32", p["tables"], "in"))
     return args

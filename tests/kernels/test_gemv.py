@@ -24,8 +24,8 @@ Array = np.ndarray[Any, Any]
 
 DENSE = [
     "int8", "int8-g4", "int4-g32", "int4-t", "int2-g16", "uint8", "uint4-g32", "uint2-t", "ternary-g32", "ternary-t", "cb4-g32", "cb3",
-    "cb2-g32", "cb1", "cb4-c", "cb4.r64", "cb3.i32", "cb4.i64-g32", "vq2d4", "vq2d4.x2-c", "vq2d2-g16", "vq1d8-t", "vq2d8.r32", "vq2d8.x4",
-    "vq4d4-g32", "vq4d2", "vq1d4.i32", "vq1d2", "vq2d4.q8",
+    "cb2-g32", "cb2.r64", "cb1", "cb1.i32", "cb4-c", "cb4.r64", "cb3.i32", "cb4.i64-g32", "vq2d4", "vq2d4.x2-c", "vq2d2-g16", "vq1d8-t",
+    "vq2d8.r32", "vq2d8.x4", "vq4d4-g32", "vq4d2", "vq1d4.i32", "vq1d2", "vq2d4.q8",
 ]  # fmt: skip
 STRIPS = [
     "s16x1@50-cb4-g32",
