@@ -67,7 +67,8 @@ def _pitches(p: Mapping[str, Any]) -> tuple[int, int]:
 
 def _stages(p: Mapping[str, Any]) -> int:
     """Blocks of keys that are in shared memory or on their way there."""
-    return min(_STAGES, int(ceil(p["s"] / _KEYS)))
+    blocks: int = ceil(p["s"] / _KEYS)
+    return min(_STAGES, blocks)
 
 
 def launch(p: Mapping[str, Any], target: Target) -> Launch:
