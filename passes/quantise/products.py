@@ -12,7 +12,7 @@ from sparsec.errors import CalibrationError
 from sparsec.passes import hessian as one
 from sparsec.passes.hessian import Square
 
-__all__ = ["damped", "error", "times"]
+__all__ = ["damped", "error", "row_errors", "times"]
 
 Matrix = NDArray[np.float32]
 
@@ -49,3 +49,10 @@ def error(weight: ArrayLike, changed: ArrayLike, hessian: Square) -> float:
     if hessian.ndim == 2:
         return one.error(weight, changed, hessian)
     return sum(one.error(w, v, h) for h, w, v in one.parts(hessian, weight, changed))
+
+
+def row_errors(weight: ArrayLike, changed: Matrix, hessian: Square) -> NDArray[np.float64]:
+    """(w - v) H (w - v)^T of each row, float64 [N]."""
+    off = np.asarray(weight, np.float32) - changed
+    pull = times(off, hessian.astype(np.float32))
+    return np.asarray(np.einsum("nk,nk->n", pull, off, dtype=np.float64), np.float64)

@@ -27,7 +27,7 @@ from sparsec.formats import (
 from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.formats.meaning import VectorValue
 from sparsec.passes.hessian import Square, diagonals
-from sparsec.passes.quantise.products import damped, times
+from sparsec.passes.quantise.products import damped, row_errors, times
 
 __all__ = ["refit", "refit_codebook", "refit_scales"]
 
@@ -83,7 +83,7 @@ def refit_scales(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> Enc
     if encoded.scheme.scales.kind == "group":
         found = np.clip(found, -65504, 65504)
     changed = with_side(encoded, scales=found)
-    after = _gradient(weight, changed, hessian)[1]
+    after = row_errors(weight, decode(changed), hessian)
     if encoded.scheme.scales.kind == "tensor":
         return changed if after.sum() < before.sum() else encoded
     kept = np.where((after < before)[:, None], found, start)
@@ -107,7 +107,7 @@ def refit_codebook(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> E
         changed = with_side(encoded, codebook=np.clip(found + step, -limit, limit))
     else:
         changed = with_side(encoded, codebook=np.clip(np.rint(found + step), -127, 127))
-    return changed if _gradient(weight, changed, hessian)[1].sum() < before.sum() else encoded
+    return changed if row_errors(weight, decode(changed), hessian).sum() < before.sum() else encoded
 
 
 def _mirrored(linear: _Linear, shape: tuple[int, ...]) -> _Linear:

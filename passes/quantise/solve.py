@@ -14,6 +14,7 @@ from sparsec.passes.quantise.k_best import k_best, width_for
 from sparsec.passes.quantise.parts import compensated_parts, descended_parts
 from sparsec.passes.quantise.products import damped, error
 from sparsec.passes.quantise.refit import refit_codebook, refit_scales
+from sparsec.passes.quantise.row_scales import searched, worth_searching
 from sparsec.passes.quantise.support import solved_on_support
 
 __all__ = ["quantise"]
@@ -21,6 +22,7 @@ __all__ = ["quantise"]
 Matrix = NDArray[np.float32]
 
 _ENOUGH = 5e-3  # a round that gains less is the last
+_SEARCHES = 2
 
 
 def quantise(
@@ -68,6 +70,12 @@ def quantise(
         fitted = refit_codebook(weight, hessian, refit_scales(weight, hessian, best))
         if not better(descent(weight, hessian, fitted, sweeps=sweeps)):
             break
+    if worth_searching(best):
+        for _ in range(_SEARCHES):
+            found = searched(weight, hessian, best)
+            better(found)
+            if not better(refit_codebook(weight, hessian, refit_scales(weight, hessian, found))):
+                break
     return best
 
 
