@@ -1,7 +1,7 @@
 """Convolution with constant weights of any scheme as matrix multiplication on channels-last images.
 
-Plain float32 weights go to direct.py (small images under 1x1 windows to dense.py), all others, groups and images of a few
-pixels to gemm.py.
+Plain float32 weights go to direct.py (3x3 windows on large images to winograd.py, 1x1 on small ones to dense.py), all others, groups
+and images of a few pixels to gemm.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels import dense, direct
+from sparsec.codegen.kernels import dense, direct, winograd
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.weights import epilogue, pack_bias, pack_weight, refused_epilogue
 from sparsec.codegen.kernels.window import Window, read_window
@@ -84,6 +84,8 @@ def lower_direct(node: ir.Node, low: Lowering) -> Refusal | None:
     if _is_pointwise(op) and window.out[0] == 1 and pitch == op.rows and not planes:  # a matrix of pixels
         family, pack = "dense", dense.pack
         params = {"m": shape[0] * window.out[1], "n": op.rows, "k": op.cols, **finish}
+    elif winograd.applies(window, shape[1], op.rows):
+        family, pack = "winograd", winograd.pack
     x = low.get(op.x, "row" if planes else "cl")
     ins = [x, low.const(pack(weight, params, low.target), f"{node.name}.weight"), *added]
     size = "x".join(str(v) for v in op.kernel_shape)

@@ -23,7 +23,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.planes import copy_run, fill_run
+from sparsec.codegen.kernels.padded import copy_padded
 from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
@@ -173,7 +173,10 @@ class _Direct:
             row0 = bind(k, (part - image * t.parts) * t.rows)
             row1 = bind(k, T.min(row0 + t.rows, self.w.out[0]))
             if t.padded:
-                self._fill(image, row0, row1)
+                w = self.w
+                lines = (row1 - row0 - 1) * w.strides[0] + ((w.kernel[0] - 1) * w.dilations[0] + 1)
+                top = bind(k, row0 * w.strides[0] - w.pads[0])
+                copy_padded(k, self.p, image, top, bind(k, lines), pixel=t.pixel, line=t.line)
             with T.serial(first, last) as panel:
                 if self.last_nr == t.nr or t.panels == 1:
                     self._panel(image, row0, row1, panel, self.last_nr)
@@ -183,56 +186,6 @@ class _Direct:
                             self._panel(image, row0, row1, panel, t.nr)
                         with T.Else():
                             self._panel(image, row0, row1, panel, self.last_nr)
-
-    # --- the padded image ---
-
-    def _fill(self, image: Any, row0: Any, row1: Any) -> None:
-        """Copy the input rows of a part to scratch, zeros where the window reaches outside the image."""
-        T, k, w, t, c = self.T, self.k, self.w, self.t, self.p["channels"]
-        height, width = w.size
-        x, scratch, columns = k.arg("x"), k.arg("scratch"), t.line // t.pixel
-        lead = w.pads[1]
-        count = max(0, min(width, columns - lead))
-        lines = (row1 - row0 - 1) * w.strides[0] + ((w.kernel[0] - 1) * w.dilations[0] + 1)
-        with T.serial(0, bind(k, lines)) as line:
-            y = bind(k, row0 * w.strides[0] - w.pads[0] + line)
-            to = bind(k, line * t.line)
-            with T.If(T.And(T.And(y >= 0, y < height), count > 0)):
-                with T.Then():
-                    if lead:
-                        fill_run(k, scratch, to, lead * t.pixel, 0.0)
-                    if count + lead < columns:
-                        fill_run(k, scratch, to + (lead + count) * t.pixel, (columns - lead - count) * t.pixel, 0.0)
-                    if self.p["x"] == "row":
-                        plane = height * width
-                        self._interleave(bind(k, image * (c * plane) + y * width), plane, to + lead * c, count)
-                    elif t.pixel == c:
-                        copy_run(k, x, bind(k, (image * height + y) * (width * c)), scratch, to + lead * c, count * c)
-                    else:
-                        source = bind(k, (image * height + y) * (width * c))
-                        with T.serial(0, count) as i:
-                            copy_run(k, x, source + i * c, scratch, to + (lead + i) * t.pixel, c)
-                with T.Else():
-                    fill_run(k, scratch, to, t.line, 0.0)
-
-    def _interleave(self, source: Any, plane: int, to: Any, count: int) -> None:
-        """`count` pixels of C planes to [pixel][C]."""
-        T, k, c, lanes = self.T, self.k, self.p["channels"], self.lanes
-        x, scratch = k.arg("x"), k.arg("scratch")
-        while lanes > count:
-            lanes //= 2
-
-        def vectors(i: Any) -> None:
-            loaded = [bind(k, k.load(x, source + (j * plane + i), lanes)) for j in range(c)]
-            for v in range(c):
-                picks = [v * lanes + lane for lane in range(lanes)]
-                value = T.Shuffle(loaded, [e % c * lanes + e // c for e in picks]) if lanes > 1 else loaded[v]
-                k.store(scratch, to + i * c + v * lanes, value, lanes)
-
-        with T.serial(0, count // lanes) as i:
-            vectors(bind(k, i * lanes))
-        if count % lanes:
-            vectors(count - lanes)
 
     # --- the product ---
 

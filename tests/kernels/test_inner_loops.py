@@ -24,6 +24,15 @@ def _dense(m: int, n: int, k: int, act: str = "") -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def _winograd(size: int, channels: int) -> tuple[str, dict[str, Any]]:
+    """All pairs are (vertical, horizontal)."""
+    pairs = {"size": size, "out": size, "kernel": 3, "strides": 1, "dilations": 1, "pads": 1, "pads_end": 1}
+    return "winograd", {
+        **{name: [value, value] for name, value in pairs.items()}, "x": "cl", "batch": 1, "channels": channels, "filters": channels,
+        "pitch": channels, "bias": True, "residual": False, "act": "relu", "act_params": [],
+    }  # fmt: skip
+
+
 def _attention(t: int, s: int, d: int) -> tuple[str, dict[str, Any]]:
     rows = {"batch": 0, "head": d, "row": 2 * d, "size": 2 * max(t, s) * d}
     return "attention", {
@@ -100,8 +109,8 @@ def _innermost(assembly: str) -> list[list[str]]:
 @pytest.mark.parametrize("target", ["arm", "x86-avx2", "x86-avx512"])
 @pytest.mark.parametrize(
     "kernel",
-    [_dense(128, 1536, 384, "gelu"), _dense(128, 384, 1536), _attention(128, 128, 32)],
-    ids=["up", "down", "attention"],
+    [_dense(128, 1536, 384, "gelu"), _dense(128, 384, 1536), _attention(128, 128, 32), _winograd(28, 128)],
+    ids=["up", "down", "attention", "winograd"],
 )
 def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]], target: str, tmp_path: Path) -> None:
     loops = _product_loops(_assembly(*kernel, target, tmp_path))
