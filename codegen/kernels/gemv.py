@@ -22,7 +22,7 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, paired
+from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, joined_row, paired
 from sparsec.codegen.kernels.gemv_inputs import Inputs
 from sparsec.codegen.kernels.gemv_results import Results
 from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
@@ -97,6 +97,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("decoded", "uint8", w["tile"] * (padded_width(w) + w["block"]), "work"))
     if joined.applies(p, target):
         args += joined.work_arguments(p)
+    if joined_row.applies(p, target):
+        args += joined_row.work_arguments(p, target)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
     return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]), pieces=1)
 
@@ -123,12 +125,14 @@ class _Gemv:
         self.vectors = self.w["tile"] // k.lanes
         self.block, self.blocks = self.inputs.block, self.inputs.blocks
         self.grouped = self.inputs.grouped
-        self.weights = Weights(self.w, k, once=p["m"] <= ROWS_AT_ONCE or decodes_once(p, k.target))
+        self.decoded = decodes_once(p, k.target)
+        self.weights = Weights(self.w, k, once=p["m"] <= ROWS_AT_ONCE or self.decoded, decoded=self.decoded)
         # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
         self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
         self.results = Results(p, k, self.weights, self.inputs)
         self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
+        self.row = joined_row.JoinedRow(p, k, self.vectors) if joined_row.applies(p, k.target) else None
         self.paired = paired.Paired(self.inputs, k, self.vectors) if self.w["paired"] else None
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
@@ -159,6 +163,8 @@ class _Gemv:
             self.paired.prepare(rows)
         if self.joins is not None:
             self.joins.prepare(rows)
+        if self.row is not None:
+            self.row.prepare()
         self.inputs.first_ahead()
         with T.serial(lo, hi) as tile:
             self._tile(tile, rows)
@@ -173,7 +179,6 @@ class _Gemv:
         else:
             count = w["blocks"] // w["tiles"]
             first = bind(k, tile * count)
-        self.decoded = decodes_once(self.p, self.k.target)
         if self.decoded:
             self._decode(tile, first, count)
         at_once = self.joins.rows_at_once if self.joins is not None else ROWS_AT_ONCE
@@ -230,7 +235,7 @@ class _Gemv:
             )
             self._join_chains(acc, slots)
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
-            self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=True)
+            self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=self.row is None)
         else:
 
             def slow(b: Any) -> None:
@@ -260,6 +265,8 @@ class _Gemv:
 
     def _start_of(self, total: Any) -> Any:
         """Where the sums of products of a block begin, whose number in xsum is `total`."""
+        if self.row is not None:
+            return self.T.int32(0)
         if self.begins or not self.w["offset"]:
             return total if self.begins else self.T.int32(0)
         return total * self.T.int32(-self.w["offset"])
@@ -301,6 +308,9 @@ class _Gemv:
         """Add the products of one block of the tile to the accumulators. first: number of the tile's first block; starts: where
         the inputs of each row lie."""
         T = self.T
+        if self.row is not None:
+            self.row.products(block, lambda step: self.weights.read(self.weights.offsets(first, block, step)), acc)
+            return
         steps = ceil(self.block / STEP)
         if self.block % STEP == 0 and steps > 2:
             with T.serial(0, steps) as s:
@@ -315,11 +325,8 @@ class _Gemv:
         T, k, nb, rows = self.T, self.k, self.dot.bytes, len(starts)
         stride = self.inputs.quad_stride
         x0 = [bind(k, start + step * (STEP // 4 * stride)) for start in starts]
-        widths = [width for width, _ in self.weights.planes]
-        if self.decoded:
-            at, widths = [bind(k, (block * (self.block // 4) + step * (STEP // 4)) * (self.vectors * nb))], [8]
-        else:
-            at = self.weights.code_offsets(first + block, step)
+        widths = [8] if self.decoded else [width for width, _ in self.weights.planes]
+        at = self.weights.offsets(first, block, step)
         pairs = k.local(rows * self.vectors * nb // 2, "int16") if self.joined > 1 else None
         few = max(8 // widths[0], 2)  # quads of whole bytes
         unrolled = rows == 1 and not self.weights.slow
@@ -350,15 +357,7 @@ class _Gemv:
         """Products of `quads` quads, weights from `at`, inputs from `x0` (by row); `waits`: they stay in `pairs`."""
         k, n, nb = self.k, self.lanes, self.dot.bytes
         source, stride = self.inputs.source, self.inputs.quad_stride
-        reader = self.weights.reader(at)
-
-        def weights_of(quad: int, v: int) -> Any:
-            if not self.decoded:
-                return reader(quad, v)
-            held = k.local(nb, "uint8")
-            k.store(held, 0, k.load(k.arg("decoded"), at[0] + (quad * self.vectors + v) * nb, nb), nb)
-            return k.load(held, 0, nb)
-
+        weights_of = self.weights.read(at)
         if self.paired is not None:
             self.paired.products(weights_of, x0, quads, acc)
             return

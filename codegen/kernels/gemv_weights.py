@@ -21,11 +21,11 @@ class Weights:
     """Writes the code that turns codes into bytes (`w`: parameters of the weight, `k`: KernelBuilder).
 
     table_scale: what numbers from the current table are multiplied by; None where there is no table. once: codes are read once
-    or a few times, not over and over for many rows.
+    or a few times, not over and over for many rows. decoded: products read `decoded`, a tile's weights as bytes.
     """
 
-    def __init__(self, w: Mapping[str, Any], k: Any, *, once: bool) -> None:
-        self.w, self.k, self.T, self.once = w, k, k.T, once
+    def __init__(self, w: Mapping[str, Any], k: Any, *, once: bool, decoded: bool = False) -> None:
+        self.w, self.k, self.T, self.once, self.decoded = w, k, k.T, once, decoded
         self.dot = dot.ByteDot(k)
         self.planes = byte_weights.planes(w["bits"])
         self.table_scale: Any = None
@@ -65,6 +65,21 @@ class Weights:
             for at in range(0, size, nb):
                 k.store(self._table, at, k.load(k.arg("table"), number * size + at, nb), nb)
         self.table_scale = bind(k, k.load(k.arg("table_scale"), number))
+
+    # --- what products read ---
+
+    def offsets(self, first: Any, block: Any, step: Any) -> list[Any]:
+        """Where the weights of a step of a tile begin, by plane of codes. first: number of the tile's first block."""
+        if not self.decoded:
+            return self.code_offsets(first + block, step)
+        return [bind(self.k, (block * (self.w["block"] // 4) + step * (STEP // 4)) * (self.w["tile"] * 4))]
+
+    def read(self, at: list[Any]) -> Reader:
+        """(quad, vector) -> its weights as bytes, from `offsets` on."""
+        if not self.decoded:
+            return self.reader(at)
+        nb, row = self.dot.bytes, self.w["tile"] * 4
+        return lambda quad, v: self._held(self.k.load(self.k.arg("decoded"), at[0] + (quad * row + v * nb), nb))
 
     # --- codes ---
 

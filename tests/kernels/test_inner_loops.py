@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.instructions import kernel
 from sparsec.target import NAMED
 
 # A loop of this many multiply-adds, most of its instructions, is the loop of a product.
@@ -153,6 +154,18 @@ def test_what_decodes_panels_takes_no_registers_from_sums(
 )
 def test_loops_of_lookups_stay_in_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     loops = [body for body in _innermost(_assembly(*kernel, "x86-avx512", tmp_path)) if "vperm" in "".join(body)]
+    assert loops
+    for body in loops:
+        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "x_group"), [("cb4-g32", 0), ("cb4-g32", 32), ("cb2-g32", 0), ("cb2-g32", 32), ("cb4", 0)]
+)
+def test_loops_of_one_row_of_bytes_stay_in_registers(scheme: str, x_group: int, tmp_path: Path) -> None:
+    family, params = kernel(scheme, 1, NAMED["x86-avx2"])
+    innermost = _innermost(_assembly(family, {**params, "x_group": x_group}, "x86-avx2", tmp_path))
+    loops = [body for body in innermost if sum("maddubs" in line for line in body) >= _LEAST]
     assert loops
     for body in loops:
         assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
