@@ -6,7 +6,7 @@ many outputs, whose codes then look their shares up: one addition for four weigh
 * int8 activations, AVX-512: products of rounded numbers are whole and fit 16 bits (4 * 127 * TABLE_MAX), so a table of 256 is 8
   registers. Sums are kept modulo 2**16 in `low`, and in `high` the sums of the products' upper bytes, which say which multiple of
   2**16 is meant as long as at most 256 were added. So they are exact, as those of gemv.py are.
-* int8 activations elsewhere: byte by byte (vector_bytes.py) or in memory (vector_memory.py).
+* int8 activations elsewhere: byte by byte (vector_bytes.py), in memory (vector_memory.py) or in both ways (vector_mixed.py).
 * float32 activations: the table holds float32, in registers on AVX-512, elsewhere in memory.
 
 Codebooks whose second half is the negative of the first (what the encoder makes where that costs no accuracy) need only half a
@@ -29,18 +29,17 @@ from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable
-from sparsec.codegen.kernels import gemv_inputs
+from sparsec.codegen.kernels import gemv_inputs, vector_mixed
 from sparsec.codegen.kernels.vector_bytes import FromBytes
 from sparsec.codegen.kernels.vector_memory import FromMemory
+from sparsec.codegen.kernels.vector_mixed import Mixed
 from sparsec.codegen.kernels.vector_sums import VectorSums, WholeSums
 from sparsec.codegen.kernels.vector_weights import (
-    TILE,
-    TILES_AT_ONCE,
     inputs_params,
     pack,
     padded_rows,
     refused,
-    units_of_bytes,
+    tiles_at_once,
 )
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
@@ -91,6 +90,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     ]
     if whole:
         args.append(Arg("book_scale", "float32", 1, "in"))
+    if form == "mixed":
+        args.append(Arg("starts", "uint8", vector_mixed.starts(p), "in"))
     if p["scales"] != "none":
         count = {"tensor": 1, "channel": rows, "group": rows * ceil(p["k"] / max(1, p["group"]))}[p["scales"]]
         args.append(Arg("scales", "float16" if p["scales"] == "group" else "float32", count, "in"))
@@ -99,30 +100,29 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["residual"]:
         args.append(Arg("residual", "float32", p["rows"], "in"))
     args.append(Arg("y", "float32", p["rows"], "out"))
-    most = TILE * TILES_AT_ONCE
+    most = p["tile"] * tiles_at_once(p)
     if whole:
         args += gemv_inputs.work_arguments(inputs_params(p), target)
-    products = {
-        "registers": 0,
-        "bytes": units_of_bytes(target) * 2 * byte_table.ENTRIES,
-        "memory": (p["units"] or 4) * 256,
-    }[form]
-    if products:
-        kind = "float32" if not whole else "int8" if form == "bytes" else "int32"
-        args.append(Arg("products", kind, products, "work"))
-    if whole:
-        sums = {"sums": "int32"} if form == "memory" else {"low": "int16", "high": "int16"}
-        args += [Arg(name, kind, most, "work") for name, kind in sums.items()]
+    if form == "mixed":
+        args += vector_mixed.work_arguments(p)
+    elif form == "bytes":
+        args.append(Arg("products", "int8", 2 * byte_table.ENTRIES, "work"))
+    elif form == "memory":
+        args.append(Arg("products", "int32" if whole else "float32", (p["units"] or 4) * 256, "work"))
+        if whole:
+            args.append(Arg("sums", "int32", most, "work"))
+    if whole and form in ("registers", "bytes"):
+        args += [Arg(name, "int16", most, "work") for name in ("low", "high")]
     args.append(Arg("total", "float32", most, "work"))
     if p["scales"] == "group" and not whole:
         args.append(Arg("part", "float32", most, "work"))
     cost = p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"]))
-    return Signature(tuple(args), units=rows // TILE, cost=cost, pieces=1)
+    return Signature(tuple(args), units=rows // p["tile"], cost=cost, pieces=1)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the kernel (see the module's docstring)."""
-    kinds = {"registers": _Whole, "bytes": FromBytes, "memory": FromMemory}
+    kinds = {"registers": _Whole, "bytes": FromBytes, "memory": FromMemory, "mixed": Mixed}
     (kinds[p["form"]] if p["whole"] else _Float)(p, k).write()
 
 
@@ -138,7 +138,7 @@ class _Whole(WholeSums):
             word = bind(k, span * self.span + i)
             tables = [self._table(word * 8 + 4 * unit) for unit in range(2)]
             self._each(n, lambda at: self._add(word, at, tables))
-        self._each(16, lambda at: self._flush(span, at))
+        self._each(16, lambda at: self._flush(span, at, self._sums(at, 16)))
 
     def _table(self, x0: Any) -> WordTable:
         """Products of four inputs with (half) the codebook."""
@@ -170,6 +170,13 @@ class _Whole(WholeSums):
         k.store(low, at, k.load(low, at, n) + (found[0] + found[1]), n)
         eight = k.splat(T.int16(8), n)
         k.store(high, at, k.load(high, at, n) + ((found[0] >> eight) + (found[1] >> eight)), n)
+
+    def _sums(self, at: Any, n: int) -> Any:
+        """The sums from `at` on as int32."""
+        T, k = self.T, self.k
+        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
+        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
+        return high + ((low - high) & k.i32(0xFFFF, n))
 
 
 class _Float(VectorSums):

@@ -3,7 +3,7 @@
 Tables of several units of inputs (four each) lie there at once, 1 KB each. An output's sum takes one load and one addition a code.
 Half of the codes are loaded byte by byte, half are taken out of words, so that neither loads nor integer operations are the limit
 (Zen 5: 4.4 cycles for eight codes, 5.0 with bytes alone, 5.6 with words alone). Mirrored codebooks are looked up faster
-(vector_bytes.py).
+(vector_mixed.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FromMemory(WholeSums):
                 self._table(word * (4 * self.units) + 4 * unit, unit * 256)
             with T.serial(0, self.count) as at:
                 self._add(word, at)
-        self._each(16, lambda at: self._flush(span, at))
+        self._each(16, lambda at: self._flush(span, at, k.load(k.arg("sums"), at, 16)))
 
     def _table(self, x0: Any, to: Any) -> None:
         """Products of four inputs with the codebook."""
@@ -62,6 +62,3 @@ class FromMemory(WholeSums):
             for i in range(4):
                 add(start + i, T.Cast("uint8", k.load(packed, 0) >> T.uint32(8 * i)))
         k.store(k.arg("sums"), at, k.load(total, 0))
-
-    def _whole(self, at: Any, n: int) -> Any:
-        return self.k.load(self.k.arg("sums"), at, n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from typing import Any
 
@@ -10,7 +10,7 @@ from sparsec.codegen.isa.epilogue import apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import gemv_inputs
-from sparsec.codegen.kernels.vector_weights import TILE, TILES_AT_ONCE, inputs_params, most_units, padded_rows
+from sparsec.codegen.kernels.vector_weights import MOST_UNITS, inputs_params, padded_rows, tiles_at_once
 
 
 class VectorSums:
@@ -21,20 +21,20 @@ class VectorSums:
 
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T = p, k, k.T
-        self.rows = padded_rows(p)
+        self.rows, self.tile = padded_rows(p), p["tile"]
         self.words = ceil(p["k"] / 32) * 8 // self.units
         # Words of a span: those of a group, or as many as sums can take.
-        self.span = (p["group"] or 4 * most_units(k.target)) // (4 * self.units)
+        self.span = (p["group"] or 4 * MOST_UNITS[p["form"]]) // (4 * self.units)
         self.spans = ceil(ceil(p["k"] / (4 * self.units)) / self.span)
 
     def write(self) -> None:
-        T, k = self.T, self.k
+        T, k, most = self.T, self.k, tiles_at_once(self.p)
         with T.If(k.lo < k.hi), T.Then():
             self._prepare()
-            with T.serial(0, T.truncdiv(k.hi - k.lo + (TILES_AT_ONCE - 1), TILES_AT_ONCE)) as chunk:
-                first = bind(k, k.lo + chunk * TILES_AT_ONCE)
-                self.first = bind(k, first * TILE)
-                self.count = bind(k, T.min(k.hi - first, TILES_AT_ONCE) * TILE)
+            with T.serial(0, T.truncdiv(k.hi - k.lo + (most - 1), most)) as chunk:
+                first = bind(k, k.lo + chunk * most)
+                self.first = bind(k, first * self.tile)
+                self.count = bind(k, T.min(k.hi - first, most) * self.tile)
                 self._clear("total", k.f32(0.0, k.lanes), k.lanes)
                 with T.serial(0, self.spans) as span:
                     self._span(span, bind(k, T.min(self.words - span * self.span, self.span)))
@@ -95,7 +95,7 @@ class VectorSums:
 
 
 class WholeSums(VectorSums):
-    """Rounded inputs, and sums in two numbers of 16 bits: `low` modulo 2**16, `high` of the products' upper bytes."""
+    """Rounded inputs, sums in whole numbers."""
 
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         super().__init__(p, k)
@@ -109,17 +109,20 @@ class WholeSums(VectorSums):
         scale = k.load(k.arg("book_scale"), 0)
         return scale if self.p["x_group"] else scale * k.load(k.arg("xscale"), 0)
 
-    def _whole(self, at: Any, n: int) -> Any:
-        """The sums from `at` on as int32."""
-        T, k = self.T, self.k
-        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
-        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
-        return high + ((low - high) & k.i32(0xFFFF, n))
-
-    def _flush(self, span: Any, at: Any) -> None:
-        """total += the sums that `low` and `high` stand for."""
+    def _products(self, x0: Any) -> Iterator[Any]:
+        """Products of four inputs with half the codebook: vectors of 16 int16."""
         T, k, n = self.T, self.k, 16
-        value = T.Cast(f"float32x{n}", self._whole(at, n))
+        x = [bind(k, k.splat(T.Cast("int16", k.load(k.arg("xq"), x0 + e)), n)) for e in range(4)]
+        for at in range(0, 128, n):
+            first, second, third, fourth = (k.load(k.arg("book"), 256 * e + at, n) * x[e] for e in range(4))
+            held = k.local(n, "int16")
+            k.store(held, 0, (first + second) + (third + fourth), n)
+            yield k.load(held, 0, n)
+
+    def _flush(self, span: Any, at: Any, whole: Any) -> None:
+        """total += `whole`, 16 sums as int32, for the outputs from `at` on."""
+        T, k, n = self.T, self.k, 16
+        value = T.Cast(f"float32x{n}", whole)
         if self.p["scales"] == "group":
             value = value * self._group_scale(span, at, n)
         if self.p["x_group"]:

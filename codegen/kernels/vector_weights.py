@@ -1,7 +1,13 @@
 """Weights of vector codebooks for vector_gemv.py: which fit, and their physical layout.
 
-Codes lie in words that a lane of the looked-up numbers holds: [word][output], the codes of a word along the inputs. Where products
-are looked up in memory, `units` codes of an output lie side by side: [word of units][output][units].
+How products are looked up is the form of a weight:
+
+* registers (AVX-512, float32 on AVX-512): codes lie in words that a lane of the looked-up numbers holds: [word][output], the codes of
+  a word along the inputs.
+* memory (x86): `units` codes of an output lie side by side: [word of units][output][units].
+* bytes (aarch64): [unit][output].
+* mixed (AVX2): [word of 4 units][tile][4][outputs of the vectors], then [outputs of the tables in memory][4]. `starts` says how many
+  codes of a span say "subtract".
 """
 
 from __future__ import annotations
@@ -21,8 +27,15 @@ from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
 
-# Outputs of a unit, and units that share tables while their sums stay in the level-1 cache.
-TILE, TILES_AT_ONCE = 64, 32
+TILE = 64  # outputs of a unit, but in mixed form
+
+# Of a tile in mixed form: outputs looked up in vectors, and in memory.
+BY_VECTORS, IN_MEMORY = 64, 16
+MIXED_UNITS = 4
+
+# Products that may be added up before sums become float32, by form. Bytes in 16 bits: 256 * 255 < 2**16, signed ones 255 * 128 < 2**15;
+# mixed: see vector_mixed.py.
+MOST_UNITS = {"registers": 256, "memory": 256, "bytes": 128, "mixed": 124}
 
 
 def refused(weight: Unpacked, target: Target, x_group: int, *, whole: bool) -> str:
@@ -38,7 +51,8 @@ def refused(weight: Unpacked, target: Target, x_group: int, *, whole: bool) -> s
     if whole and target.arch != "x86_64" and not _mirrored(_table(weight, whole=True)):
         return "half of the products do not say the others"
     group = scales.group if scales.kind == "group" else x_group
-    if group % 16 or group > 4 * most_units(target) or (x_group and group != x_group):
+    most = 4 * MOST_UNITS["memory" if target.arch == "x86_64" else "bytes"]
+    if group % 16 or group > most or (x_group and group != x_group):
         return f"groups of {group} inputs are not whole words of codes"
     return ""
 
@@ -47,14 +61,15 @@ def in_registers(target: Target) -> bool:
     return target.arch == "x86_64" and target.lanes == 16
 
 
-def most_units(target: Target) -> int:
-    """Products whose bytes may be added up in 16 bits: 256 * 255 < 2**16, signed ones 255 * 128 < 2**15."""
-    return 256 if target.arch == "x86_64" else 128
-
-
-def units_of_bytes(target: Target) -> int:
-    """Units whose bytes are looked up in one pass over the outputs: on aarch64 the table of one fills half the registers."""
-    return 2 if target.arch == "x86_64" else 1
+def form_of(target: Target, group: int, *, whole: bool, half: bool) -> str:
+    """How products are looked up (see the module's docstring)."""
+    if in_registers(target):
+        return "registers"
+    if not whole or not half:
+        return "memory"
+    if target.arch != "x86_64":
+        return "bytes"
+    return "mixed" if group <= 4 * MOST_UNITS["mixed"] else "memory"
 
 
 def units_together(group: int, cols: int) -> int:
@@ -70,31 +85,29 @@ def pack(
     meaning, scales = weight.scheme.codec.meaning, weight.scheme.scales
     assert isinstance(meaning, VectorValue)
     assert weight.codebook is not None
-    tile = TILE
-    rows = ceil(weight.rows / tile) * tile
-    group = scales.group if scales.kind == "group" else x_group
-    padded = ceil(weight.cols / 32) * 32
-    words = vector_codes.streams(weight, rows, padded)[:, 0]
     table = _table(weight, whole=whole)
     half = _mirrored(table)
-    form = "registers" if in_registers(target) else "bytes" if whole and half else "memory"
+    group = scales.group if scales.kind == "group" else x_group
+    form = form_of(target, group, whole=whole, half=half)
+    tile = BY_VECTORS + IN_MEMORY if form == "mixed" else TILE
+    rows = ceil(weight.rows / tile) * tile
+    words = vector_codes.streams(weight, rows, ceil(weight.cols / 32) * 32)[:, 0]
+    by_unit = np.ascontiguousarray(words).view(np.uint8)
     units = units_together(group, weight.cols) if whole and form == "memory" else 0
-    if form == "bytes":
-        order = np.arange(rows)
-        if target.arch == "x86_64":  # what unpacking leaves as it is, see vector_bytes.py
-            order = order.reshape(-1, 2, 2, 8).transpose(0, 2, 1, 3).reshape(-1)
-        together, lanes = units_of_bytes(target), 4 * target.lanes
-        by_unit = np.ascontiguousarray(words).view(np.uint8).T[:, order]
-        vectors = by_unit.reshape(-1, together, rows // lanes, lanes)
-        codes = np.ascontiguousarray(vectors.transpose(0, 2, 1, 3)).reshape(-1)
+    starts: list[tuple[str, Array]] = []
+    if form == "mixed":
+        codes, negative = _mixed(by_unit, group)
+        starts = [("starts", negative)]
+    elif form == "bytes":
+        codes = np.ascontiguousarray(by_unit.T).reshape(-1)
     elif units:
-        beside = np.ascontiguousarray(words).view(np.uint8).reshape(rows, -1, units)
-        codes = np.ascontiguousarray(beside.transpose(1, 0, 2)).reshape(-1)
+        codes = np.ascontiguousarray(by_unit.reshape(rows, -1, units).transpose(1, 0, 2)).reshape(-1)
     else:
         codes = np.ascontiguousarray((words.view(np.uint16) if whole else words).T).reshape(-1)
     arrays = [("codes", codes), ("book", table.reshape(-1))]
     if whole:
         arrays.append(("book_scale", rounded_table(weight.codebook)[1]))
+    arrays += starts
     if weight.scales is not None:
         values = weight.scales.reshape(-1).astype(np.float32)
         if scales.kind != "tensor":
@@ -104,9 +117,27 @@ def pack(
         arrays.append(("scales", values))
     params = {
         "rows": weight.rows, "k": weight.cols, "whole": whole, "half": half, "x_group": x_group, "group": group, "scales": scales.kind,
-        "form": form, "units": units,
+        "form": form, "units": units, "tile": tile,
     }  # fmt: skip
     return params, arrays
+
+
+def span_of(group: int) -> int:
+    """Words of a span in mixed form."""
+    return (group // 4 or MOST_UNITS["mixed"]) // MIXED_UNITS
+
+
+def _mixed(codes: Array, group: int) -> tuple[Array, Array]:
+    """Codes [rows, units] in mixed form, and the starts of sums, [span][tile][outputs of the vectors]."""
+    tiles = codes.reshape(-1, BY_VECTORS + IN_MEMORY, codes.shape[1] // MIXED_UNITS, MIXED_UNITS)
+    by_vectors, in_memory = tiles[:, :BY_VECTORS], tiles[:, BY_VECTORS:]
+    # what unpacking leaves as it is, see vector_mixed.py
+    order = np.arange(BY_VECTORS).reshape(-1, 2, 2, 8).transpose(0, 2, 1, 3).reshape(-1)
+    parts = by_vectors[:, order].transpose(2, 0, 3, 1), in_memory.transpose(2, 0, 1, 3)
+    laid = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+    negative = (by_vectors >= 128).sum(axis=3, dtype=np.uint8)
+    starts = np.add.reduceat(negative, np.arange(0, negative.shape[2], span_of(group)), axis=2, dtype=np.uint8)
+    return laid.reshape(-1), np.ascontiguousarray(starts.transpose(2, 0, 1)).reshape(-1)
 
 
 def _table(weight: Unpacked, *, whole: bool) -> Array:
@@ -137,6 +168,11 @@ def _quads(meaning: VectorValue, entries: Array) -> Array:
     return made
 
 
+def tiles_at_once(p: Mapping[str, Any]) -> int:
+    """Units that share tables while their sums stay in the level-1 cache."""
+    return 64 if p["form"] == "mixed" else 32
+
+
 def inputs_params(p: Mapping[str, Any]) -> dict[str, Any]:
     """What gemv_inputs.py has to know."""
     block = p["group"] or ceil(p["k"] / 32) * 32
@@ -144,4 +180,4 @@ def inputs_params(p: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def padded_rows(p: Mapping[str, Any]) -> int:
-    return ceil(int(p["rows"]) / TILE) * TILE
+    return ceil(int(p["rows"]) / int(p["tile"])) * int(p["tile"])
