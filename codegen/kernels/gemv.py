@@ -62,6 +62,8 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
     if gemv_inputs.looks_up_bits({"m": m, "w": packed.params}, low.target):
         table = gemv_inputs.pack_table({"m": m, "w": packed.params}, low.target)
         ins.append(low.const(table, "pack_bytes"))
+    if joined.asks({"m": m, "w": packed.params}, low.target):
+        ins.append(low.const(joined.limits(weight, packed.params), f"{label}.limits"))
     rows = packed.params["tiles"] * packed.params["tile"]
     finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, rows - op.rows)))
     params = {"m": m, "w": packed.params, "x_group": x_group, **finish}
@@ -87,6 +89,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args = [Arg("x", "float32", m * w["k"], "in"), *byte_weights.arguments(w, target)]
     if gemv_inputs.looks_up_bits(p, target):
         args.append(Arg("pack", "uint8", 256 * 8, "in"))
+    args += joined.arguments(p, target)
     if p["bias"]:
         args.append(Arg("bias", "float32", w["tiles"] * w["tile"], "in"))
     if p["residual"]:
@@ -96,7 +99,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if decodes_once(p, target):
         args.append(Arg("decoded", "uint8", w["tile"] * (padded_width(w) + w["block"]), "work"))
     if joined.applies(p, target):
-        args += joined.work_arguments(p)
+        args += joined.work_arguments(p, target)
     if joined_row.applies(p, target):
         args += joined_row.work_arguments(p, target)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
@@ -133,6 +136,8 @@ class _Gemv:
         self.results = Results(p, k, self.weights, self.inputs)
         self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
         self.row = joined_row.JoinedRow(p, k, self.vectors) if joined_row.applies(p, k.target) else None
+        # sums of 16 bits begin at the correction of the table's offset, those of 32 bits at nothing
+        self.wraps = self.joins is not None or self.row is not None
         self.paired = paired.Paired(self.inputs, k, self.vectors) if self.w["paired"] else None
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 
@@ -230,42 +235,30 @@ class _Gemv:
         if w["one_block"]:
             self._begin(acc, [T.int32(0)] * rows)
             # without group scales a dense row is one block, a strip a run of blocks
-            self.inputs.each_block(
-                tile, count, lambda b: self._products(first, b, self._starts(tile, b, row0, rows), acc)
-            )
+            self.inputs.each_block(tile, count, lambda b: self._products(tile, first, b, row0, rows, acc))
             self._join_chains(acc, slots)
             sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks)) for row in range(rows)]
-            self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=self.row is None)
+            at_end = not self.wraps
+            self.results.scaled(tile, T.int32(0), sums, rows, self._by_row(acc, rows), total, at_end=at_end)
         else:
 
-            def slow(b: Any) -> None:
+            def block(b: Any) -> None:
+                self.weights.set_table_of_block(b)
                 sums = [bind(k, k.load(k.arg("xsum"), (row0 + row) * self.blocks + b)) for row in range(rows)]
                 self._begin(acc, [self._start_of(x) for x in sums])
-                self._products(first, b, self._starts(tile, b, row0, rows), acc)
+                self._products(tile, first, b, row0, rows, acc)
                 scales = None
                 if self.grouped:
                     scales = [k.load(k.arg("xscale"), (row0 + row) * self.blocks + b) for row in range(rows)]
                 found = self._by_row(acc, rows)
                 self.results.scaled(tile, first + b, sums, rows, found, total, at_end=False, x_scales=scales)
 
-            def block(b: Any) -> None:
-                self.weights.set_table_of_block(b)
-                if self.joins is None:
-                    slow(b)
-                    return
-                with T.If(self.joins.fits(row0, rows, b)):
-                    with T.Then():
-                        self.joins.products(row0, rows, b, acc)
-                        self.results.scaled(tile, first + b, [], rows, acc, total, at_end=False)
-                    with T.Else():
-                        slow(b)
-
             self.inputs.each_block(tile, count, block)
         self.results.finish(tile, self.row_base, row0, rows, total)
 
     def _start_of(self, total: Any) -> Any:
         """Where the sums of products of a block begin, whose number in xsum is `total`."""
-        if self.row is not None:
+        if self.wraps:
             return self.T.int32(0)
         if self.begins or not self.w["offset"]:
             return total if self.begins else self.T.int32(0)
@@ -304,13 +297,16 @@ class _Gemv:
             return self.paired.starts(tile, block, row0, rows)
         return [bind(self.k, self.inputs.start(tile, block, row0, row)) for row in range(rows)]
 
-    def _products(self, first: Any, block: Any, starts: list[Any], acc: Any) -> None:
-        """Add the products of one block of the tile to the accumulators. first: number of the tile's first block; starts: where
-        the inputs of each row lie."""
+    def _products(self, tile: Any, first: Any, block: Any, row0: Any, rows: int, acc: Any) -> None:
+        """Add the products of one block of the tile to the accumulators. first: number of the tile's first block."""
         T = self.T
         if self.row is not None:
             self.row.products(block, lambda step: self.weights.read(self.weights.offsets(first, block, step)), acc)
             return
+        if self.joins is not None:
+            self.joins.products(tile, row0, rows, block, acc)
+            return
+        starts = self._starts(tile, block, row0, rows)
         steps = ceil(self.block / STEP)
         if self.block % STEP == 0 and steps > 2:
             with T.serial(0, steps) as s:

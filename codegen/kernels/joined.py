@@ -1,45 +1,82 @@
-"""Products of 7-bit tables on x86 without VNNI, with four quads summed in 16 bits (gemv.py).
+"""Products of 7-bit tables on x86 without VNNI, with several quads summed in 16 bits (gemv.py).
 
 A product of a pair of weights (in [1, 127]: the table's entries plus 64) and inputs nearly fills 16 bits. But what is wanted is the
-product with the entries, [-63, 63]: a sum of eight of those fits as long as the eight |inputs| add up to at most 520. So
-sums may wrap if they begin at -64 times the sum of their inputs, which is the same for all weights. Inputs that are rounded with a
-scale for the whole row are small enough nearly everywhere; for steps in which one of the rows is not, products go the slow way.
+product with the entries w in [-63, 63], and a sum of such products is at most |x| |w|, the norms of what a lane multiplies. So
+sums may wrap on their way if they begin at -64 times the sum of their inputs, which is the same for all weights. The four inputs that
+two quads have for a lane always fit. With four quads (eight inputs) nearly all do, but not the largest inputs times the largest weights:
+`limits` has for each step of a tile what the norms of inputs may be, and where a row exceeds it, two quads are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
+from operator import add
 from typing import Any
+
+import numpy as np
 
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.byte_weights import signed_table
 from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
 from sparsec.codegen.program import Arg
-from sparsec.int8 import TABLE_MAX
+from sparsec.formats.encoded import Unpacked
+from sparsec.formats.meaning import TableValue
 from sparsec.target import Target
 
-# Quads summed in 16 bits.
-QUADS = 4
-_INPUTS = 4 * QUADS
-# Bytes of a tile's decoded weights that stay in the first cache beside the rest.
-_NEAR = 16 << 10
-# What the |inputs| of a 16-bit lane may add up to.
-LIMIT = 32767 // TABLE_MAX
+Array = np.ndarray[Any, Any]
+# Quads summed in 16 bits: as many as always fit, and where norms are small enough.
+SURE, MOST = 2, 4
+# Rows of x whose sums stay in 16 registers.
+_FEW_REGISTERS, _ROWS = 16, 2
+_INT16_MAX = 32767
 
 
 def applies(p: Mapping[str, Any], target: Target) -> bool:
-    """Whether the kernel joins quads: several rows of x against tables, blocks of one step, one scale for a row of x."""
+    """Whether the kernel joins quads: several rows of x against tables."""
     w = p["w"]
-    tables = w["kind"] != "affine" and not w["sparse"] and w["block"] == STEP and not w["one_block"]
+    tables = w["kind"] != "affine" and not w["sparse"] and w["block"] % (4 * SURE) == 0
     x86 = target.arch == "x86_64" and not target.vnni
-    return bool(x86 and tables and not p["x_group"] and rows_of_block(p["m"]) > ROWS_AT_ONCE)
+    return bool(x86 and tables and rows_of_block(p["m"]) > ROWS_AT_ONCE)
 
 
-def work_arguments(p: Mapping[str, Any]) -> list[Arg]:
-    """Scratch: where sums begin, two 16-bit numbers for four quads; and by step whether the inputs are too large."""
-    inputs = rows_of_block(p["m"]) * padded_width(p["w"])
-    return [Arg("begins", "int32", inputs // _INPUTS + 4, "work"), Arg("large", "int32", inputs // STEP + 2, "work")]
+def asks(p: Mapping[str, Any], target: Target) -> bool:
+    """Whether norms are asked if more quads fit: tables of scalars, whole steps."""
+    w = p["w"]
+    return applies(p, target) and w["kind"] == "table" and w["block"] % STEP == 0
+
+
+def limits(weight: Unpacked, w: Mapping[str, Any]) -> Array:
+    """int16 [tiles * steps]: a quarter of what the squares of a lane's inputs may add up to; `w`: parameters of the packed weight."""
+    entries, meaning = signed_table(weight)[0], weight.scheme.codec.meaning
+    assert isinstance(meaning, TableValue)
+    row, column = np.arange(weight.rows)[:, None], np.arange(weight.cols)
+    span = {"rows": row, "inputs": column}.get(meaning.scope.kind, 0) // max(meaning.scope.span, 1)
+    padded = np.zeros((w["tiles"] * w["tile"], padded_width(w)), np.int64)
+    padded[: weight.rows, : weight.cols] = entries[span, weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)]
+    lanes = (padded**2).reshape(w["tiles"], w["tile"], -1, STEP // 4 // MOST, MOST, 2, 2).sum(axis=(4, 6))
+    largest = lanes.max(axis=(1, 3, 4))
+    return np.minimum(_INT16_MAX**2 // np.maximum(4 * largest, 1), _INT16_MAX).astype(np.int16).reshape(-1)
+
+
+def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
+    """`limits`, where norms are asked."""
+    return [Arg("limits", "int16", p["w"]["tiles"] * (padded_width(p["w"]) // STEP), "in")] if asks(p, target) else []
+
+
+def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
+    """Scratch: where sums begin, two 16-bit numbers for the quads of a sum; and by step and rows multiplied together how large the
+    inputs are."""
+    rows, asked = rows_of_block(p["m"]), asks(p, target)
+    inputs = rows * padded_width(p["w"])
+    both = (SURE, MOST) if asked else (SURE,)
+    args = [Arg(_begins(quads), "int32", inputs // (4 * quads) + 16 // quads, "work") for quads in both]
+    return [*args, Arg("norms", "int32", inputs // STEP + 2, "work")] if asked else args
+
+
+def _begins(quads: int) -> str:
+    return f"begins{quads}"
 
 
 class Joined:
@@ -47,83 +84,98 @@ class Joined:
 
     def __init__(self, p: Mapping[str, Any], k: Any, vectors: int) -> None:
         self.k, self.T, self.vectors = k, k.T, vectors
-        self.dot, self.width = dot.ByteDot(k), padded_width(p["w"])
-        # Sums of four rows do not all fit the registers: three are faster, unless weights come from the second cache.
-        near = self.width * self.vectors * self.dot.bytes // 4 <= _NEAR
-        self.rows_at_once = ROWS_AT_ONCE - 1 if self.dot.wide and near else ROWS_AT_ONCE
+        self.dot, self.width, self.block = dot.ByteDot(k), padded_width(p["w"]), int(p["w"]["block"])
+        self.asks = asks(p, k.target)
+        self.rows_at_once = _ROWS if k.target.vector_registers <= _FEW_REGISTERS else ROWS_AT_ONCE
 
     def prepare(self, rows: int) -> None:
-        """`begins` and `large` of the rounded rows. The last vector of a row may reach into what the next row overwrites."""
+        """Scratch of the rounded rows. The last vector of a row may reach into what the next row overwrites."""
         T, k, nb = self.T, self.k, self.dot.bytes
         half = nb // 2
         with T.serial(0, rows) as row, T.serial(0, ceil(self.width / nb)) as i:
             held = k.local(nb, "int8")
             k.store(held, 0, k.load(k.arg("xq"), row * self.width + i * nb, nb), nb)
             x = k.load(held, 0, nb)
-            sums = self._over_quads(self.dot.pairs(k.splat(T.uint8(1), nb), x))
-            begins = self._words(sums * k.splat(T.int16(-dot.TABLE_OFFSET), half))
-            for part in range(nb // _INPUTS):
-                at = row * (self.width // _INPUTS) + (i * (nb // _INPUTS) + part)
-                k.store(k.arg("begins"), at, k.load(begins, part * 4))
+            sums = self._both(self.dot.pairs(k.splat(T.uint8(1), nb), x), 2)
+            self._store_begins(sums, SURE, row, i)
+            if not self.asks:
+                return
+            self._store_begins(self._both(sums, 4), MOST, row, i)
             size = T.max(x, k.splat(T.int8(0), nb) - x)
-            sums = self._over_quads(self.dot.pairs(size, k.splat(T.int8(1), nb)))
-            # the sign bit tells
-            large = self._words((sums + k.splat(T.int16(32767 - LIMIT), half)) & k.splat(T.int16(-32768), half))
+            quarters = (self.dot.pairs(size, size) + k.splat(T.int16(3), half)) >> k.splat(T.int16(2), half)
+            norms = self._words(self._both(self._both(self._both(quarters, 2), 4), 1, T.max))
+            each = STEP // 4
             for part in range(nb // STEP):
-                either = k.load(large, part * 8) | k.load(large, part * 8 + 4)
-                k.store(k.arg("large"), row * (self.width // STEP) + (i * (nb // STEP) + part), either)
+                number = bind(k, T.truncdiv(row, self.rows_at_once) * (self.width // STEP) + (i * (nb // STEP) + part))
+                norm = T.max(k.load(norms, part * each), k.load(norms, part * each + MOST)) >> 16
+                before = T.Select(T.truncmod(row, self.rows_at_once) > 0, k.load(k.arg("norms"), number), T.int32(0))
+                k.store(k.arg("norms"), number, T.max(norm, before))
 
-    def _over_quads(self, sums: Any) -> Any:
-        """Of the pairs of four quads (int16), in all four of them."""
+    def _both(self, values: Any, apart: int, join: Callable[[Any, Any], Any] = add) -> Any:
+        """`join` of lanes so far apart (int16), in both of them."""
         half = self.dot.bytes // 2
-        for by in (4, 2):
-            held = self.k.local(half, "int16")
-            self.k.store(held, 0, sums, half)
-            sums = self.k.load(held, 0, half)
-            order = [self.T.int32(i // 8 * 8 + (i + by) % 8) for i in range(half)]
-            sums = sums + self.T.Shuffle([sums], order)
-        return sums
+        held = self.k.local(half, "int16")
+        self.k.store(held, 0, values, half)
+        values = self.k.load(held, 0, half)
+        return join(values, self.T.Shuffle([values], [self.T.int32(i ^ apart) for i in range(half)]))
 
-    def _words(self, sums: Any) -> Any:
+    def _words(self, values: Any) -> Any:
         n = self.dot.lanes
         words = self.k.local(n, "int32")
-        self.k.store(words, 0, self.T.reinterpret(f"int32x{n}", sums), n)
+        self.k.store(words, 0, self.T.reinterpret(f"int32x{n}", values), n)
         return words
 
-    def fits(self, row0: Any, rows: int, block: Any) -> Any:
-        """Whether no row has large inputs in a block."""
-        k, result = self.k, None
-        for row in range(rows):
-            large = k.load(k.arg("large"), (row0 + row) * (self.width // STEP) + block)
-            result = large if result is None else result | large
-        return result == 0
+    def _store_begins(self, sums: Any, quads: int, row: Any, i: Any) -> None:
+        """Where sums of so many quads begin: `sums`, which all of them have, times -64."""
+        T, k, n = self.T, self.k, self.dot.lanes
+        words = self._words(sums * k.splat(T.int16(-dot.TABLE_OFFSET), 2 * n))
+        chosen = T.Shuffle([k.load(words, 0, n)], [T.int32(at) for at in range(0, n, quads)])
+        k.store(k.arg(_begins(quads)), row * (self.width // (4 * quads)) + i * (n // quads), chosen, n // quads)
 
-    def products(self, row0: Any, rows: int, block: Any, acc: Any) -> None:
-        """acc = the products of one block; decoded weights."""
+    def products(self, tile: Any, row0: Any, rows: int, block: Any, acc: Any) -> None:
+        """acc += the products of one block; decoded weights."""
+        T, k = self.T, self.k
+        quad0 = bind(k, block * (self.block // 4))
+        if not self.asks:
+            self._run(row0, rows, quad0, self.block // 4, SURE, acc)
+            return
+        each, steps = STEP // 4, self.width // STEP
+        with T.serial(0, self.block // STEP) as step:
+            first, number = bind(k, quad0 + step * each), bind(k, block * (self.block // STEP) + step)
+            norm = k.load(k.arg("norms"), T.truncdiv(row0, self.rows_at_once) * steps + number)
+            limit = k.load(k.arg("limits"), tile * steps + number)
+            with T.If(norm <= T.Cast("int32", limit)):
+                with T.Then():
+                    self._run(row0, rows, first, each, MOST, acc)
+                with T.Else():
+                    self._run(row0, rows, first, each, SURE, acc)
+
+    def _run(self, row0: Any, rows: int, quad0: Any, count: int, quads: int, acc: Any) -> None:
+        """acc += the products of `count` quads from quad0 on, `quads` at a time in 16 bits."""
+        with self.T.serial(0, count // quads) as join:
+            self._join(row0, rows, bind(self.k, quad0 + join * quads), quads, acc)
+
+    def _join(self, row0: Any, rows: int, quad0: Any, quads: int, acc: Any) -> None:
         T, k, n, nb = self.T, self.k, self.dot.lanes, self.dot.bytes
         half = nb // 2
-        at = bind(k, block * (STEP // 4 * self.vectors * nb))
-        x0 = [bind(k, (row0 + row) * self.width + block * STEP) for row in range(rows)]
-        for join in range(STEP // _INPUTS):
-            pairs = k.local(rows * self.vectors * half, "int16")
+        at, number = bind(k, quad0 * (self.vectors * nb)), bind(k, T.truncdiv(quad0, quads))
+        x0 = [bind(k, (row0 + row) * self.width + quad0 * 4) for row in range(rows)]
+        pairs = k.local(rows * self.vectors * half, "int16")
+        for row in range(rows):
+            begin = k.load(k.arg(_begins(quads)), (row0 + row) * (self.width // (4 * quads)) + number)
+            spread = T.reinterpret(f"int16x{half}", k.splat(begin, n))
+            for v in range(self.vectors):
+                k.store(pairs, (row * self.vectors + v) * half, spread, half)
+        for quad in range(quads):
+            weights = k.local(self.vectors * nb, "uint8")
+            for v in range(self.vectors):
+                k.store(weights, v * nb, k.load(k.arg("decoded"), at + (quad * self.vectors + v) * nb, nb), nb)
             for row in range(rows):
-                begin = k.load(
-                    k.arg("begins"), (row0 + row) * (self.width // _INPUTS) + block * (STEP // _INPUTS) + join
-                )
-                spread = T.reinterpret(f"int16x{half}", k.splat(begin, n))
+                x = self.dot.broadcast(T.reinterpret("int32", k.load(k.arg("xq"), x0[row] + quad * 4, 4)))
                 for v in range(self.vectors):
-                    k.store(pairs, (row * self.vectors + v) * half, spread, half)
-            for quad in range(join * QUADS, join * QUADS + QUADS):
-                weights = k.local(self.vectors * nb, "uint8")
-                for v in range(self.vectors):
-                    held = k.load(k.arg("decoded"), at + (quad * self.vectors + v) * nb, nb)
-                    k.store(weights, v * nb, held, nb)
-                for row in range(rows):
-                    x = self.dot.broadcast(T.reinterpret("int32", k.load(k.arg("xq"), x0[row] + quad * 4, 4)))
-                    for v in range(self.vectors):
-                        place = (row * self.vectors + v) * half
-                        product = self.dot.pairs(k.load(weights, v * nb, nb), x)
-                        k.store(pairs, place, k.load(pairs, place, half) + product, half)
-            for slot in range(rows * self.vectors):
-                wide = self.dot.widen(k.load(pairs, slot * half, half))
-                k.store(acc, slot * n, wide + k.load(acc, slot * n, n) if join else wide, n)
+                    place = (row * self.vectors + v) * half
+                    product = self.dot.pairs(k.load(weights, v * nb, nb), x)
+                    k.store(pairs, place, k.load(pairs, place, half) + product, half)
+        for slot in range(rows * self.vectors):
+            wide = self.dot.widen(k.load(pairs, slot * half, half))
+            k.store(acc, slot * n, wide + k.load(acc, slot * n, n), n)

@@ -16,12 +16,13 @@ from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.gemv_rounding import STEP, padded_width
 from sparsec.codegen.kernels.gemv_weights import Reader
-from sparsec.codegen.kernels.joined import LIMIT
+from sparsec.codegen.kernels.joined import MOST, SURE
 from sparsec.codegen.program import Arg
+from sparsec.int8 import TABLE_MAX
 from sparsec.target import Target
 
-# Quads summed in 16 bits: as many as always fit, and where the inputs are small enough.
-SURE, MOST = 2, 4
+# What the |inputs| of a 16-bit lane may add up to: a table has entries of at most TABLE_MAX.
+LIMIT = 32767 // TABLE_MAX
 # `begins` has four words for every four quads: where the sum of all begins, where those of the first and of the last two begin, and
 # what is not 0 where the inputs are too large.
 _OF_MOST, _OF_SURE, _LARGE = 0, (1, 2), 3

@@ -64,6 +64,8 @@ def check(
     p = {"m": m, "w": packed.params, "x_group": x_group, "bias": True, "residual": True, "act": act, "act_params": []}
     if gemv_inputs.looks_up_bits(p, target):
         ins.append(gemv_inputs.pack_table(p, target))
+    if joined.asks(p, target):
+        ins.append(joined.limits(unpacked, packed.params))
     (out,) = run_kernel("gemv", p, [*ins, bias, residual], target=target)
     wanted = int8.quantised(x, x_group).astype(np.float64) @ rounded(weight).T.astype(np.float64) + bias[:n] + residual
     wanted = np.maximum(wanted, 0) if act == "relu" else wanted
@@ -211,31 +213,68 @@ def test_largest_products_do_not_overflow() -> None:
         np.testing.assert_allclose(out, wanted, rtol=1e-6, err_msg=text)
 
 
+def joined_product(text: str, matrix: Array, x: Array, x_group: int, target: Target) -> tuple[Array, Array, Array]:
+    """(what the kernel computes, what is wanted, `limits`) of a product whose quads are summed in 16 bits."""
+    weight = encode(matrix.astype(np.float32), Scheme.parse(text))
+    packed = byte_weights.pack(unpack(weight), target, x_group, "w", len(x))
+    p = {
+        "m": len(x),
+        "w": packed.params,
+        "x_group": x_group,
+        "bias": False,
+        "residual": False,
+        "act": "",
+        "act_params": [],
+    }
+    assert joined.applies(p, target)
+    limits = joined.limits(unpack(weight), packed.params) if joined.asks(p, target) else np.zeros(0, np.int16)
+    ins = [x, *(a for _, a in packed.arrays), *([limits] if len(limits) else [])]
+    (out,) = run_kernel("gemv", p, ins, target=target)
+    return out.reshape(len(x), -1), int8.quantised(x, x_group).astype(np.float64) @ rounded(weight).T, limits
+
+
 @pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512"])
-@pytest.mark.parametrize(
-    "inputs", [[127, 65, 65, 65, 65, 65, 34, 34], [127, 65, 65, 65, 65, 65, 34, 35], [127] * 8, [1] * 8]
-)
-def test_sums_in_16_bits_at_their_limit(name: str, inputs: list[int]) -> None:
-    """Sixteen inputs of which each half adds up to just what 16 bits hold against the largest weights, just more, and far more."""
-    target, m, n, k = NAMED[name], 9, 40, 96
+@pytest.mark.parametrize("x_group", [0, 32])
+@pytest.mark.parametrize("size", [65, 66, 127])
+def test_sums_in_16_bits_at_their_limit(name: str, x_group: int, size: int) -> None:
+    """Eight inputs whose norm is just what 16 bits hold against the largest weights, just more, and far more; sums as large as that."""
+    m, n, k = 9, 40, 96
     rng = np.random.default_rng(5)
-    assert (sum(inputs) <= joined.LIMIT) == (sum(inputs) in (520, 8))
-    both = np.array(inputs).reshape(4, 1, 2).repeat(2, axis=1).reshape(16)  # pairs of inputs take turns
+    inputs = np.full((k // 16, 4, 2, 2), size)  # sixteen inputs, quad, lane, input
+    inputs[:, :, 1] = 50  # the other lane has the largest input of a group
+    inputs[:, 0, 1, 0] = 127
     signs = rng.choice([-1, 1], k)
     signs[:32] = 1
     x = np.zeros((m, k), np.float32)
-    x[:] = np.tile(both, k // 16) * signs
+    x[:] = inputs.reshape(k) * signs
     x[1::2] *= -1
     x[2, :] = rng.integers(-9, 9, k)  # a small row between large ones
     x[:, -1] = 127
     matrix = np.broadcast_to(signs, (n, k)) * np.where(np.arange(n) % 2, 1, -1)[:, None]
-    weight = encode(matrix.astype(np.float32), Scheme.parse("cb4-g32"))
-    packed = byte_weights.pack(unpack(weight), target, 0, "w")
-    p = {"m": m, "w": packed.params, "x_group": 0, "bias": False, "residual": False, "act": "", "act_params": []}
-    assert joined.applies(p, target)
-    assert not joined.applies({**p, "x_group": 32}, target)
-    (out,) = run_kernel("gemv", p, [x, *(a for _, a in packed.arrays)], target=target)
-    np.testing.assert_allclose(out.reshape(m, n), x.astype(np.float64) @ rounded(weight).T, rtol=1e-6, atol=1e-3)
+    got, wanted, limits = joined_product("cb4-g32", matrix, x, x_group, NAMED[name])
+    assert set(limits) == {32767**2 // (4 * 8 * int8.TABLE_MAX**2)}
+    assert (4 * -(-2 * size**2 // 4) <= limits[0]) == (size <= 65)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["x86-avx2", pytest.param("x86-avx512", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("text", "x_group"),
+    [("cb4-g32", 32), ("cb4-g32", 0), ("cb4.r64-g32", 32), ("cb3.i64-g32", 32), ("cb2-g64", 64), ("cb4-g16", 16), ("cb4-c", 0),
+     ("cb4", 32), ("cb1-g32", 32), ("vq2d4-g32", 32), ("vq2d4", 0)],
+)  # fmt: skip
+def test_sums_in_16_bits_of_large_and_small_steps(name: str, text: str, x_group: int) -> None:
+    """Steps that exceed the limit beside some that do not, in rows that are multiplied together; no whole number of anything."""
+    rng = np.random.default_rng()
+    m, n, k = int(rng.integers(5, 12)), int(rng.integers(1, 90)), 64 * int(rng.integers(1, 4))
+    if not x_group:
+        k += 4 * int(rng.integers(16))
+    matrix = rng.normal(size=(n, k)) * (rng.random((n, k)) < 0.9)
+    largest = rng.random((m, -(-k // 32))).repeat(32, axis=1)[:, :k] < 0.3  # steps in which every input is as large
+    x = np.where(largest, rng.choice([-1.0, 1.0], (m, k)), rng.normal(size=(m, k)))
+    x[rng.integers(m)] = 0
+    got, wanted, _ = joined_product(text, matrix, x.astype(np.float32), x_group, NAMED[name])
+    assert np.abs(got - wanted).max() <= 2e-6 * max(1.0, np.abs(wanted).max())
 
 
 def model(text: str, m: int, n: int, k: int, activations: str, share: float = 0.5) -> tuple[ir.Model, dict[str, Array]]:
