@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 ENTRIES = 128
 _SLICE = 16
 
@@ -52,6 +54,31 @@ def look_up_together(k: Any, buffer: Any, tables: Sequence[Any], codes: Sequence
                 before = of_vector[number]
                 of_vector[number] = _held(k, part if not i else before ^ part if i % 2 else before + part)
     return found
+
+
+def look_up_nibbles(k: Any, entries: Any, codes: Any) -> Any:
+    """What a table of 16 int8 has for `codes` (int8 vector, 0 to 15)."""
+    n = 4 * k.lanes
+    if k.target.arch != "x86_64":
+        return _held(k, k.T.call_llvm_pure_intrin("int8x16", "llvm.aarch64.neon.tbl1.v16i8", entries, codes))
+    both = k.shuffle(entries, entries, range(n))
+    return _held(k, k.T.call_llvm_pure_intrin(f"int8x{n}", "llvm.x86.avx2.pshuf.b", both, codes))
+
+
+def unpacked(k: Any, lower: Any, upper: Any, part: int) -> Any:
+    """AVX2: half of the words (int16) that two vectors of bytes are, what lies side by side in every 128 bits; `UNPACKED` says which."""
+    n = 4 * k.lanes
+    order = [
+        lane + side
+        for first in range(0, n, 16)
+        for lane in range(first + 8 * part, first + 8 * part + 8)
+        for side in (0, n)
+    ]
+    return k.T.reinterpret(f"int16x{n // 2}", k.shuffle(lower, upper, order))
+
+
+UNPACKED = np.arange(32).reshape(2, 2, 8).transpose(1, 0, 2).reshape(-1)
+"""Of 32 bytes in this order the first half of the words are those of the bytes 0 to 15."""
 
 
 def _held(k: Any, value: Any) -> Any:

@@ -32,7 +32,7 @@ class FromBytes(WholeSums):
             word = bind(k, span * self.span + i)
             self._table(word * 4)
             self._each(n, lambda at: self._add_two(word, at), step=2)
-        self._each(16, lambda at: self._flush(span, at, self._sums(at, 16)))
+        self._each(16, lambda at: self._flush(span, at, self._sums_of_bytes(at, 16)))
 
     def _table(self, x0: Any) -> None:
         """Products of four inputs with half the codebook: lower bytes, upper bytes."""
@@ -60,9 +60,3 @@ class FromBytes(WholeSums):
         for name, values in zip(("low", "high"), found, strict=True):
             wide = T.Cast(f"int16x{n}", values) * T.Cast(f"int16x{n}", k.load(signs, 0, n))
             k.store(k.arg(name), at, k.load(k.arg(name), at, n) + wide, n)
-
-    def _sums(self, at: Any, n: int) -> Any:
-        """The sums from `at` on as int32."""
-        T, k = self.T, self.k
-        low, high = (T.Cast(f"int32x{n}", k.load(k.arg(name), at, n)) for name in ("low", "high"))
-        return (high << k.i32(8, n)) + low

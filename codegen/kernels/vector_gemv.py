@@ -6,7 +6,8 @@ many outputs, whose codes then look their shares up: one addition for four weigh
 * int8 activations, AVX-512: products of rounded numbers are whole and fit 16 bits (4 * 127 * TABLE_MAX), so a table of 256 is 8
   registers. Sums are kept modulo 2**16 in `low`, and in `high` the sums of the products' upper bytes, which say which multiple of
   2**16 is meant as long as at most 256 were added. So they are exact, as those of gemv.py are.
-* int8 activations elsewhere: byte by byte (vector_bytes.py), in memory (vector_memory.py) or in both ways (vector_mixed.py).
+* int8 activations elsewhere: byte by byte (vector_bytes.py), in memory (vector_memory.py) or in both ways (vector_mixed.py);
+  where a code is two of four bits, each for itself (vector_nibbles.py).
 * float32 activations: the table holds float32, in registers on AVX-512, elsewhere in memory.
 
 Codebooks whose second half is the negative of the first (what the encoder makes where that costs no accuracy) need only half a
@@ -29,10 +30,11 @@ from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable
-from sparsec.codegen.kernels import gemv_inputs, vector_mixed
+from sparsec.codegen.kernels import gemv_inputs, vector_mixed, vector_nibbles
 from sparsec.codegen.kernels.vector_bytes import FromBytes
 from sparsec.codegen.kernels.vector_memory import FromMemory
 from sparsec.codegen.kernels.vector_mixed import Mixed
+from sparsec.codegen.kernels.vector_nibbles import Nibbles
 from sparsec.codegen.kernels.vector_sums import VectorSums, WholeSums
 from sparsec.codegen.kernels.vector_weights import (
     inputs_params,
@@ -83,10 +85,11 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     units = ceil(p["k"] / 32) * 8
     whole, form = p["whole"], p["form"]
     dtype = "uint32" if not whole else "uint16" if form == "registers" else "uint8"
+    entries = 2 * 16 if form == "nibbles" else 256
     args = [
         Arg("x", "float32", p["k"], "in"),
         Arg("codes", dtype, rows * units // {"uint8": 1, "uint16": 2, "uint32": 4}[dtype], "in"),
-        Arg("book", "int16" if whole else "float32", 4 * 256, "in"),
+        Arg("book", "int16" if whole else "float32", 4 * entries, "in"),
     ]
     if whole:
         args.append(Arg("book_scale", "float32", 1, "in"))
@@ -105,13 +108,14 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args += gemv_inputs.work_arguments(inputs_params(p), target)
     if form == "mixed":
         args += vector_mixed.work_arguments(p)
-    elif form == "bytes":
-        args.append(Arg("products", "int8", 2 * byte_table.ENTRIES, "work"))
+    elif form in ("bytes", "nibbles"):
+        size = vector_nibbles.TABLES if form == "nibbles" else 2 * byte_table.ENTRIES
+        args.append(Arg("products", "int8", size, "work"))
     elif form == "memory":
         args.append(Arg("products", "int32" if whole else "float32", (p["units"] or 4) * 256, "work"))
         if whole:
             args.append(Arg("sums", "int32", most, "work"))
-    if whole and form in ("registers", "bytes"):
+    if whole and form in ("registers", "bytes", "nibbles"):
         args += [Arg(name, "int16", most, "work") for name in ("low", "high")]
     args.append(Arg("total", "float32", most, "work"))
     if p["scales"] == "group" and not whole:
@@ -122,7 +126,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the kernel (see the module's docstring)."""
-    kinds = {"registers": _Whole, "bytes": FromBytes, "memory": FromMemory, "mixed": Mixed}
+    kinds = {"registers": _Whole, "bytes": FromBytes, "memory": FromMemory, "mixed": Mixed, "nibbles": Nibbles}
     (kinds[p["form"]] if p["whole"] else _Float)(p, k).write()
 
 
@@ -138,7 +142,7 @@ class _Whole(WholeSums):
             word = bind(k, span * self.span + i)
             tables = [self._table(word * 8 + 4 * unit) for unit in range(2)]
             self._each(n, lambda at: self._add(word, at, tables))
-        self._each(16, lambda at: self._flush(span, at, self._sums(at, 16)))
+        self._each(16, lambda at: self._flush(span, at, self._sums_modulo(at, 16)))
 
     def _table(self, x0: Any) -> WordTable:
         """Products of four inputs with (half) the codebook."""
@@ -170,13 +174,6 @@ class _Whole(WholeSums):
         k.store(low, at, k.load(low, at, n) + (found[0] + found[1]), n)
         eight = k.splat(T.int16(8), n)
         k.store(high, at, k.load(high, at, n) + ((found[0] >> eight) + (found[1] >> eight)), n)
-
-    def _sums(self, at: Any, n: int) -> Any:
-        """The sums from `at` on as int32."""
-        T, k = self.T, self.k
-        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
-        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
-        return high + ((low - high) & k.i32(0xFFFF, n))
 
 
 class _Float(VectorSums):

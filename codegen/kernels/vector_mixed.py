@@ -40,7 +40,7 @@ _APART = 2
 
 def starts(p: Mapping[str, Any]) -> int:
     """How many starts of sums there are."""
-    words = ceil(p["k"] / 32) * 8 // MIXED_UNITS
+    words = ceil(int(p["k"]) / 32) * 8 // MIXED_UNITS
     return ceil(words / span_of(p["group"])) * (padded_rows(p) // int(p["tile"])) * BY_VECTORS
 
 
@@ -143,20 +143,9 @@ class Mixed(WholeSums):
             k.store(values, n, upper ^ k.load(flip, 0, n), n)
             for part in range(2):
                 to = v * n + part * (n // 2)
-                more = self._unpacked(k.load(values, 0, n), k.load(values, n, n), part)
+                more = byte_table.unpacked(k, k.load(values, 0, n), k.load(values, n, n), part)
                 k.store(low, to, k.load(low, to, n // 2) + more, n // 2)
             k.store(k.arg("uppers"), unit * BY_VECTORS + v * n, k.load(values, n, n), n)
-
-    def _unpacked(self, lower: Any, upper: Any, part: int) -> Any:
-        """Half of the words that two vectors of bytes are: what lies side by side in every 128 bits."""
-        n = self.lanes
-        order = [
-            lane + side
-            for first in range(0, n, 16)
-            for lane in range(first + 8 * part, first + 8 * part + 8)
-            for side in (0, n)
-        ]
-        return self.T.reinterpret(f"int16x{n // 2}", self.k.shuffle(lower, upper, order))
 
     def _estimate(self, tile: Any) -> None:
         """high += the means of the upper bytes."""
@@ -166,7 +155,7 @@ class Mixed(WholeSums):
             mean = self._mean(self._mean(first, second), self._mean(third, fourth))
             for part in range(2):
                 to = tile * BY_VECTORS + (v + part * (n // 2))
-                more = self._unpacked(mean, k.splat(T.int8(0), n), part)
+                more = byte_table.unpacked(k, mean, k.splat(T.int8(0), n), part)
                 k.store(k.arg("high"), to, k.load(k.arg("high"), to, n // 2) + more, n // 2)
 
     def _mean(self, left: Any, right: Any) -> Any:

@@ -119,6 +119,19 @@ class WholeSums(VectorSums):
             k.store(held, 0, (first + second) + (third + fourth), n)
             yield k.load(held, 0, n)
 
+    def _sums_modulo(self, at: Any, n: int) -> Any:
+        """n sums as int32: `low` has them modulo 2**16, `high` the sums of the products' upper bytes."""
+        T, k = self.T, self.k
+        high = bind(k, T.Cast(f"int32x{n}", k.load(k.arg("high"), at, n)) << k.i32(8, n))
+        low = T.Cast(f"int32x{n}", k.load(k.arg("low"), at, n))
+        return high + ((low - high) & k.i32(0xFFFF, n))
+
+    def _sums_of_bytes(self, at: Any, n: int) -> Any:
+        """n sums as int32: `low` has those of the lower bytes (signed), `high` those of the upper ones."""
+        T, k = self.T, self.k
+        low, high = (T.Cast(f"int32x{n}", k.load(k.arg(name), at, n)) for name in ("low", "high"))
+        return (high << k.i32(8, n)) + low
+
     def _flush(self, span: Any, at: Any, whole: Any) -> None:
         """total += `whole`, 16 sums as int32, for the outputs from `at` on."""
         T, k, n = self.T, self.k, 16

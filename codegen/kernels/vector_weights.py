@@ -6,6 +6,7 @@ How products are looked up is the form of a weight:
   a word along the inputs.
 * memory (x86): `units` codes of an output lie side by side: [word of units][output][units].
 * bytes (aarch64): [unit][output].
+* nibbles (AVX2, aarch64): [word of 4 units][vector of outputs][4][outputs]. A code's halves stand for entries of their own, which add up.
 * mixed (AVX2): [word of 4 units][tile][4][outputs of the vectors], then [outputs of the tables in memory][4]. `starts` says how many
   codes of a span say "subtract".
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.codegen.isa import byte_table
 from sparsec.codegen.kernels import vector_codes
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.meaning import VectorValue
@@ -31,11 +33,11 @@ TILE = 64  # outputs of a unit, but in mixed form
 
 # Of a tile in mixed form: outputs looked up in vectors, and in memory.
 BY_VECTORS, IN_MEMORY = 64, 16
-MIXED_UNITS = 4
+MIXED_UNITS = NIBBLE_UNITS = 4  # of a word
 
 # Products that may be added up before sums become float32, by form. Bytes in 16 bits: 256 * 255 < 2**16, signed ones 255 * 128 < 2**15;
-# mixed: see vector_mixed.py.
-MOST_UNITS = {"registers": 256, "memory": 256, "bytes": 128, "mixed": 124}
+# of two lookups each for nibbles; mixed: see vector_mixed.py.
+MOST_UNITS = {"registers": 256, "memory": 256, "bytes": 128, "nibbles": 124, "mixed": 124}
 
 
 def refused(weight: Unpacked, target: Target, x_group: int, *, whole: bool) -> str:
@@ -48,11 +50,11 @@ def refused(weight: Unpacked, target: Target, x_group: int, *, whole: bool) -> s
         return "four inputs do not take 8 bits"
     if meaning.scope.kind != "tensor":
         return "there are several codebooks"
-    if whole and target.arch != "x86_64" and not _mirrored(_table(weight, whole=True)):
-        return "half of the products do not say the others"
     group = scales.group if scales.kind == "group" else x_group
-    most = 4 * MOST_UNITS["memory" if target.arch == "x86_64" else "bytes"]
-    if group % 16 or group > most or (x_group and group != x_group):
+    form = form_of(target, meaning, group, whole=whole, half=_mirrored(_table(weight, whole=whole)))
+    if not form:
+        return "half of the products do not say the others"
+    if group % 16 or group > 4 * MOST_UNITS[form] or (x_group and group != x_group):
         return f"groups of {group} inputs are not whole words of codes"
     return ""
 
@@ -61,15 +63,15 @@ def in_registers(target: Target) -> bool:
     return target.arch == "x86_64" and target.lanes == 16
 
 
-def form_of(target: Target, group: int, *, whole: bool, half: bool) -> str:
-    """How products are looked up (see the module's docstring)."""
+def form_of(target: Target, meaning: VectorValue, group: int, *, whole: bool, half: bool) -> str:
+    """How products are looked up (see the module's docstring), "" if in no way; half: the codebook is mirrored."""
     if in_registers(target):
         return "registers"
-    if not whole or not half:
-        return "memory"
-    if target.arch != "x86_64":
-        return "bytes"
-    return "mixed" if group <= 4 * MOST_UNITS["mixed"] else "memory"
+    if whole and meaning.bits <= 4 and group <= 4 * MOST_UNITS["nibbles"]:
+        return "nibbles"
+    if target.arch != "x86_64" and whole:
+        return "bytes" if half else ""
+    return "mixed" if whole and half and group <= 4 * MOST_UNITS["mixed"] else "memory"
 
 
 def units_together(group: int, cols: int) -> int:
@@ -88,7 +90,7 @@ def pack(
     table = _table(weight, whole=whole)
     half = _mirrored(table)
     group = scales.group if scales.kind == "group" else x_group
-    form = form_of(target, group, whole=whole, half=half)
+    form = form_of(target, meaning, group, whole=whole, half=half)
     tile = BY_VECTORS + IN_MEMORY if form == "mixed" else TILE
     rows = ceil(weight.rows / tile) * tile
     words = vector_codes.streams(weight, rows, ceil(weight.cols / 32) * 32)[:, 0]
@@ -98,6 +100,9 @@ def pack(
     if form == "mixed":
         codes, negative = _mixed(by_unit, group)
         starts = [("starts", negative)]
+    elif form == "nibbles":
+        codes = _nibbles(by_unit, 4 * target.lanes, x86=target.arch == "x86_64")
+        table = _halves(meaning, rounded_table(weight.codebook)[0])
     elif form == "bytes":
         codes = np.ascontiguousarray(by_unit.T).reshape(-1)
     elif units:
@@ -131,13 +136,31 @@ def _mixed(codes: Array, group: int) -> tuple[Array, Array]:
     """Codes [rows, units] in mixed form, and the starts of sums, [span][tile][outputs of the vectors]."""
     tiles = codes.reshape(-1, BY_VECTORS + IN_MEMORY, codes.shape[1] // MIXED_UNITS, MIXED_UNITS)
     by_vectors, in_memory = tiles[:, :BY_VECTORS], tiles[:, BY_VECTORS:]
-    # what unpacking leaves as it is, see vector_mixed.py
-    order = np.arange(BY_VECTORS).reshape(-1, 2, 2, 8).transpose(0, 2, 1, 3).reshape(-1)
-    parts = by_vectors[:, order].transpose(2, 0, 3, 1), in_memory.transpose(2, 0, 1, 3)
+    unpacked = by_vectors.reshape(len(tiles), -1, 32, *tiles.shape[2:])[:, :, byte_table.UNPACKED]
+    parts = unpacked.transpose(3, 0, 4, 1, 2), in_memory.transpose(2, 0, 1, 3)
     laid = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
     negative = (by_vectors >= 128).sum(axis=3, dtype=np.uint8)
     starts = np.add.reduceat(negative, np.arange(0, negative.shape[2], span_of(group)), axis=2, dtype=np.uint8)
     return laid.reshape(-1), np.ascontiguousarray(starts.transpose(2, 0, 1)).reshape(-1)
+
+
+def _nibbles(codes: Array, lanes: int, *, x86: bool) -> Array:
+    """Codes [rows, units] in nibbles' form."""
+    vectors = codes.reshape(-1, lanes, codes.shape[1] // NIBBLE_UNITS, NIBBLE_UNITS)
+    ordered = vectors[:, byte_table.UNPACKED] if x86 else vectors
+    return np.ascontiguousarray(ordered.transpose(2, 0, 3, 1)).reshape(-1)
+
+
+def _halves(meaning: VectorValue, entries: Array) -> Array:
+    """int16 [2][4 inputs][16]: what the lower and the upper four bits of a code stand for."""
+    made = np.zeros((2, 4, 16), np.int16)
+    per_half = 4 // meaning.bits
+    for number in range(2 * per_half):
+        half, place = divmod(number, per_half)
+        first, stage = number // meaning.stages * meaning.dim, number % meaning.stages
+        index = np.arange(16) >> (place * meaning.bits) & ((1 << meaning.bits) - 1)
+        made[half, first : first + meaning.dim] += entries[0, stage, index].T.astype(np.int16)
+    return made
 
 
 def _table(weight: Unpacked, *, whole: bool) -> Array:
