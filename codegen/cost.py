@@ -20,7 +20,8 @@ from sparsec.target import Target
 __all__ = ["Work", "operations_at_peak", "predict", "step_seconds", "work"]
 
 _SHARE = {
-    "coded_gemv": 0.3, "dense": 0.85, "direct": 0.6, "gemm": 0.8, "gemv": 0.5, "spmm": 0.4, "token_strips": 0.55, "winograd": 0.6,
+    "bit_gemv": 0.3, "coded_gemv": 0.3, "dense": 0.85, "direct": 0.6, "gemm": 0.8, "gemv": 0.5, "spmm": 0.4, "token_strips": 0.55,
+    "winograd": 0.6,
 }  # fmt: skip
 """Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
 _OTHER_SHARE = 0.1

@@ -20,6 +20,7 @@ from sparsec.codegen.cuda.kernels.relax import lower_relax
 from sparsec.codegen.cuda.matmuls import lower_gemm, lower_matmul
 from sparsec.codegen.cuda.products import PRODUCTS
 from sparsec.codegen.kernels import table as processor
+from sparsec.codegen.kernels.bit_gemv import lower_bit_gemv
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
 from sparsec.codegen.kernels.conv import lower_conv as lower_panels_conv
 from sparsec.codegen.kernels.conv import lower_direct
@@ -36,8 +37,8 @@ from sparsec.codegen.layouts import Choice
 
 # Rules whose kernels are made for the processor's vectors and caches.
 _PROCESSOR_ONLY = frozenset([
-    lower_coded_gemv, lower_dense, lower_direct, lower_fused_matmul, lower_gemv, lower_panels_conv, lower_sparse_conv,
-    lower_sparse_int8, lower_sparse_matmul, lower_sparse_rows, lower_token_strips, lower_vector_gemv,
+    lower_bit_gemv, lower_coded_gemv, lower_dense, lower_direct, lower_fused_matmul, lower_gemv, lower_panels_conv,
+    lower_sparse_conv, lower_sparse_int8, lower_sparse_matmul, lower_sparse_rows, lower_token_strips, lower_vector_gemv,
 ])  # fmt: skip
 
 TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.kernels.attention import lower_attention
+from sparsec.codegen.kernels.bit_gemv import lower_bit_gemv
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
 from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
 from sparsec.codegen.kernels.cumsum import lower_cumsum
@@ -70,6 +71,7 @@ def rules_for(node: ir.Node) -> Sequence[Rule]:
 _PRODUCTS: tuple[Rule, ...] = (
     lower_dense,
     lower_vector_gemv,
+    lower_bit_gemv,
     lower_token_strips,
     lower_gemv,
     lower_sparse_int8,
