@@ -3,10 +3,10 @@
 Vectors run over tokens, so that what a strip does not store costs nothing and no activations are packed. Tokens are rounded in
 blocks of as many as a vector has bytes and transposed to a panel [input][token] of unsigned bytes, x + 128. The stored inputs of a
 block of a strip are interleaved four at a time, once for all rows: 32-bit lanes hold four inputs of a token. Every row
-multiplies them by its four weights in every lane and adds in int32, from -128 times the sum of its weights on (small weights: in int16,
-widened block by block). A block is scaled and added in float32. With VNNI and 32 registers those sums stay in registers over a run of
-blocks, which is decoded and interleaved first. At the end a tile is transposed back; a few tiles are stored together, because rows of y
-that are written one cache line at a time take three times as long.
+multiplies them by its four weights in every lane and adds in int32, from -128 times the sum of its weights on (without VNNI two quads
+are added in int16 first, small weights a whole block). A block is scaled and added in float32. With VNNI and 32 registers those sums
+stay in registers over a run of blocks, which is decoded and interleaved first. At the end a tile is transposed back; a few tiles are
+stored together, because rows of y that are written one cache line at a time take three times as long.
 
 A unit is a strip and a block of tokens.
 """
@@ -25,16 +25,14 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.isa.memory import prefetch_vector
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
-from sparsec.codegen.isa.vecmath import bind, nearest
+from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import token_weights
 from sparsec.codegen.kernels.gemv_weights import Weights
-from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run, partial_vector
+from sparsec.codegen.kernels.token_panel import TokenPanel
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
-from sparsec.int8 import ACTIVATION_MAX
 from sparsec.op_view import view
 from sparsec.target import Target
 
@@ -45,6 +43,8 @@ _VECTORS = 2
 # Where float32 sums stay in registers: rows that are multiplied by inputs that have just been interleaved, and those that follow (24
 # of 32 registers have both kinds of sums).
 _FIRST_ROWS, _HELD_ROWS = 2, 5
+# Rows whose sums stay in 16 registers where two quads are joined.
+_JOINED_ROWS = 3
 # Inputs of a run of blocks: interleaved they take a third of a level-1 cache.
 _RUN = 256
 # Rows of the weight that are stored together.
@@ -97,12 +97,18 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         Arg("xscale", "float32", tokens, "work"),
         Arg("mixed", "uint8", run * w["block"] * tokens, "work"),
         Arg("decoded", "int32", run * w["block"] // 4 * w["tile"], "work"),
-        Arg("origins", "int32", run * w["tile"], "work"),
+        Arg("origins", "int32", run * w["tile"] * (w["block"] // 8 if _joins_quads(w, target) else 1), "work"),
         Arg("factors", "float32", run * w["tile"], "work"),
         Arg("sums", "float32", w["tile"] * tokens, "work"),
         Arg("results", "float32", _tiles_stored(w) * w["tile"] * tokens, "work"),
     ]
     return Signature(tuple(args), ceil(m / tokens) * w["tiles"], pieces=1)
+
+
+def _joins_quads(w: Mapping[str, Any], target: Target) -> bool:
+    """Whether two quads are summed in 16 bits. Four inputs times entries of a table fit (joined.py); so sums may wrap if they begin at
+    -128 times the sum of their weights."""
+    return not target.vnni and not w["narrow"]
 
 
 def _holds_sums(w: Mapping[str, Any], target: Target) -> bool:
@@ -135,13 +141,13 @@ class _TokenStrips:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.w, self.k, self.T = p, p["w"], k, k.T
         self.dot, self.weights = dot.ByteDot(k), Weights(self.w, k, once=True)
+        self.panel = TokenPanel(self.w, k)
         self.lanes: int = k.lanes
         self.tokens = 4 * k.lanes  # of a block: bytes of a vector
-        self.width = token_weights.padded_inputs(self.w["k"])
         self.tile: int = self.w["tile"]
         self.quads = self.w["block"] // 4
         self.holds, self.run = _holds_sums(self.w, k.target), _blocks_of_run(self.w, k.target)
-        self.stored = _tiles_stored(self.w)
+        self.stored, self.joins = _tiles_stored(self.w), _joins_quads(self.w, k.target)
         self.own_tables = self.w["scope"] == "rows"  # of tiles that are stored together
 
     def write(self) -> None:
@@ -151,7 +157,7 @@ class _TokenStrips:
             with T.serial(bind(k, T.truncdiv(k.lo, tiles)), last + 1) as block:
                 first = bind(k, block * self.tokens)
                 count = bind(k, T.min(T.int32(self.tokens), self.p["m"] - first))
-                self._panel(first, count)
+                self.panel.write(first, count)
                 lo, hi = bind(k, T.max(k.lo - block * tiles, 0)), bind(k, T.min(k.hi - block * tiles, tiles))
                 with T.serial(lo, hi) as tile:
                     self._tile(tile)
@@ -160,58 +166,6 @@ class _TokenStrips:
                     done = bind(k, tile + 1)
                     with T.If(T.Or(place == self.stored - 1, done >= hi)), T.Then():
                         self._store(bind(k, T.max(tile - place, lo)), done, first, count)
-
-    # --- activations ---
-
-    def _panel(self, first: Any, count: Any) -> None:
-        """`panel` and `xscale` of `count` tokens from `first` on; what is left of the block holds any numbers."""
-        T, k, nb, panel = self.T, self.k, self.tokens, self.k.arg("panel")
-        k.store(panel, self.width * nb, k.splat(T.uint8(dot.X_OFFSET), nb), nb)
-        with T.serial(0, count) as row:
-            self._quantise(first + row, row)
-        # 16 inputs of all tokens at a time: whole cache lines are stored
-        every = [T.int32(i) for i in range(nb)]
-        with T.serial(0, self.width // 16) as part:
-            rows = []
-            for row in range(16):
-                quarters = [k.load(k.arg("xq"), part * 16 + (row + i) * self.width, 16) for i in range(0, nb, 16)]
-                rows.append(self._kept(T.Shuffle(quarters, every)))
-            for column, value in enumerate(self._interleaved(rows)):
-                k.store(panel, (part * 16 + column) * nb, value, nb)
-
-    def _interleaved(self, rows: list[Any]) -> list[Any]:
-        """Columns of 16 x 16 bytes, in every 128 bits: four rounds of interleaving row i with row i + 8."""
-        k, nb = self.k, self.tokens
-        low, high = (
-            [part + at // 2 + nb * (at % 2) for part in range(0, nb, 16) for at in range(first, first + 16)]
-            for first in (0, 16)
-        )
-        for _ in range(4):
-            mixed = []
-            for a, b in zip(rows[:8], rows[8:], strict=True):
-                mixed += [bind(k, k.shuffle(a, b, low)), bind(k, k.shuffle(a, b, high))]
-            rows = mixed
-        return rows
-
-    def _quantise(self, row: Any, local: Any) -> None:
-        """Row `row` of x to row `local` of xq, as unsigned bytes."""
-        T, k, n, size = self.T, self.k, self.lanes, self.w["k"]
-        x, start, to = k.arg("x"), bind(k, row * size), bind(k, local * self.width)
-        largest = bind(k, largest_of_run(k, x, start, size))
-        k.store(k.arg("xscale"), local, largest * T.float32(1.0 / ACTIVATION_MAX))
-        inverse = bind(k, inverse_scale(k, largest))
-
-        def one(value: Any, at: Any) -> None:
-            whole = nearest(k, value * k.splat(inverse, n), n) + k.i32(dot.X_OFFSET, n)
-            k.store(k.arg("xq"), to + at, T.Cast(f"int8x{n}", whole), n)
-
-        if size >= n:
-            with T.serial(0, size // n) as i:
-                prefetch_vector(k, x, start + i * n + size)  # the next row
-                one(k.load(x, start + i * n, n), i * n)
-        if size % n:
-            done = size // n * n
-            one(partial_vector(k, x, start + done, size % n), done)
 
     # --- a strip ---
 
@@ -240,8 +194,10 @@ class _TokenStrips:
     def _rows(self, vector0: Any, first: Any, count: Any) -> None:
         """The products of a run of blocks for some vectors of tokens: all rows of the tile, some at a time."""
         T, k = self.T, self.k
-        done = _FIRST_ROWS if self.holds else 0
-        parts = ceil((self.tile - done) / _HELD_ROWS) if self.holds else self.tile // (self.lanes // 2)
+        done, at_once = (_FIRST_ROWS, _HELD_ROWS) if self.holds else (0, self.lanes // 2)
+        if self.joins and k.target.vector_registers <= 16:
+            at_once = _JOINED_ROWS
+        parts = ceil((self.tile - done) / at_once)
         fewer, more = divmod(self.tile - done, parts)
         for rows, row0, times in ((fewer + 1, done, more), (fewer, done + more * (fewer + 1), parts - more)):
             if times == 1:
@@ -256,25 +212,45 @@ class _TokenStrips:
         return self.T.Cast("int32", self.k.load(self.k.arg("steps"), block))
 
     def _decode(self, block: Any, local: Any) -> None:
-        """`decoded` number `local` of a run: of every quad and row the four weights; `origins` and `factors` of its rows."""
-        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
+        """`decoded` number `local` of a run: of every quad and row the four weights; `origins` and `factors` of its rows. Where quads
+        are joined, `origins` has two 16-bit numbers for every pair of quads and row."""
+        T, k, n = self.T, self.k, self.lanes
         reader = self.weights.reader(self.weights.code_offsets(block, T.int32(0)))
         to, row0 = bind(k, local * (self.quads * self.tile)), bind(k, local * self.tile)
+        for v in range(self.tile // n):
+            fours = []
+            for quad in range(self.quads):
+                fours.append(reader(quad, v))
+                k.store(k.arg("decoded"), to + quad * self.tile + v * n, T.reinterpret(f"int32x{n}", fours[-1]), n)
+            if self.joins:
+                self._origins_of_pairs(local, v, fours)
+            else:
+                self._origins_of_block(block, row0 + v * n, fours)
+            if self.w["scales"] == "group":
+                scale = T.Cast(f"float32x{n}", k.load(k.arg("scales"), block * self.tile + v * n, n))
+                k.store(k.arg("factors"), row0 + v * n, scale, n)
+
+    def _origins_of_block(self, block: Any, at: Any, fours: list[Any]) -> None:
+        """Where sums of a block begin, of a vector of rows with these weights (by quad)."""
+        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
         # what follows the last pair of quads is not multiplied
         pairs = bind(k, self._pairs_of_quads(block))
         offsets = [T.Select(pairs > i, T.uint8(dot.X_OFFSET), T.uint8(0)) for i in range(self.quads // 2)]
         unsigned = [self._kept(k.splat(T.uint8(dot.X_OFFSET) if i == 0 else x, nb)) for i, x in enumerate(offsets)]
         total = k.local(n, "int32")
-        for v in range(self.tile // n):
-            k.store(total, 0, k.i32(0, n), n)
-            for quad in range(self.quads):
-                four = reader(quad, v)
-                k.store(k.arg("decoded"), to + quad * self.tile + v * n, T.reinterpret(f"int32x{n}", four), n)
-                k.store(total, 0, self.dot.dot(k.load(total, 0, n), unsigned[quad // 2], four), n)
-            k.store(k.arg("origins"), row0 + v * n, k.i32(0, n) - k.load(total, 0, n), n)
-            if self.w["scales"] == "group":
-                scale = T.Cast(f"float32x{n}", k.load(k.arg("scales"), block * self.tile + v * n, n))
-                k.store(k.arg("factors"), row0 + v * n, scale, n)
+        k.store(total, 0, k.i32(0, n), n)
+        for quad, four in enumerate(fours):
+            k.store(total, 0, self.dot.dot(k.load(total, 0, n), unsigned[quad // 2], four), n)
+        k.store(k.arg("origins"), at, k.i32(0, n) - k.load(total, 0, n), n)
+
+    def _origins_of_pairs(self, local: Any, v: int, fours: list[Any]) -> None:
+        """Where sums of each pair of quads begin, of vector `v` of rows with these weights (by quad)."""
+        T, k, n = self.T, self.k, self.lanes
+        offset = k.splat(T.uint8(dot.X_OFFSET), self.dot.bytes)
+        for pair in range(self.quads // 2):
+            both = self.dot.pairs(offset, fours[2 * pair]) + self.dot.pairs(offset, fours[2 * pair + 1])
+            words = T.reinterpret(f"int32x{n}", k.splat(T.int16(0), 2 * n) - both)
+            k.store(k.arg("origins"), self._origins(local, pair) + v * n, words, n)
 
     def _interleave(self, block: Any, local: Any, quad: Any) -> list[Any]:
         """A quad of `mixed` number `local` of a run: [quad][4 vectors], 32-bit lane i of vector q has token
@@ -349,7 +325,8 @@ class _TokenStrips:
         of_row, weights0 = bind(k, local * self.tile + row0), bind(k, local * (self.quads * self.tile) + row0)
         acc = k.local(len(slots) * width, "int16" if narrow else "int32")
         for row, slot in slots:
-            start = T.int16(0) if narrow else k.load(k.arg("origins"), of_row + row)
+            nothing = T.int16(0) if narrow else T.int32(0)
+            start = nothing if narrow or self.joins else k.load(k.arg("origins"), of_row + row)
             k.store(acc, slot * width, k.splat(start, width), width)
 
         def one(quad: Any) -> None:
@@ -363,8 +340,13 @@ class _TokenStrips:
                     k.store(acc, slot, total, width)
 
         with T.serial(0, self._pairs_of_quads(block)) as two:
-            for i in range(2):
-                one(bind(k, two * 2 + i))
+            if self.joins:
+                quads = [bind(k, two * 2 + i) for i in range(2)]
+                pair = [(inputs(quad), weights0 + quad * self.tile) for quad in quads]
+                self._joined(pair, bind(k, self._origins(local, two) + row0), rows, vectors, acc)
+            else:
+                for i in range(2):
+                    one(bind(k, two * 2 + i))
         for row, slot in slots:
             whole = k.load(acc, slot * width, width)
             if narrow:
@@ -374,6 +356,23 @@ class _TokenStrips:
                 value = value * k.splat(k.load(k.arg("factors"), of_row + row), n)
             buffer, at = place(slot)
             k.store(buffer, at, k.load(buffer, at, n) + value, n)
+
+    def _origins(self, local: Any, pair: Any) -> Any:
+        """Where `origins` has a pair of quads."""
+        return (local * (self.quads // 2) + pair) * self.tile
+
+    def _joined(self, pair: list[tuple[list[Any], Any]], origins: Any, rows: int, vectors: int, acc: Any) -> None:
+        """acc += the products of a pair of quads: (vectors of inputs, where the weights begin) of each."""
+        T, k, n = self.T, self.k, self.lanes
+        for row in range(rows):
+            begin = T.reinterpret(f"int16x{2 * n}", k.splat(k.load(k.arg("origins"), origins + row), n))
+            weights = [self._kept(self.dot.broadcast(k.load(k.arg("decoded"), at + row))) for _, at in pair]
+            for v in range(vectors):
+                both = begin
+                for (x, _), four in zip(pair, weights, strict=True):
+                    both = both + self.dot.pairs(x[v], four)
+                slot = (row * vectors + v) * n
+                k.store(acc, slot, k.load(acc, slot, n) + self.dot.widen(both), n)
 
     # --- results ---
 
