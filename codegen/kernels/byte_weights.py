@@ -18,6 +18,8 @@ hold rows 0 and 1, then rows 2 and 3, eight inputs each (dot.pair_quads).
 * vector (dense only): a code of a vector codebook stands for several inputs. The codes of a block of a row, b bits an input, are a
   stream of bits; vectors of rows hold it word by word, where quads of b-bit codes would lie (vector_codes.py).
 
+Codes that a table is looked up by lie in half bytes of the planes (nibbles.py); of 3 bits two planes hold more than their own bits.
+
 Numbers are `code - offset` (int), `code - zero point` (uint) or `table[code]` with at most 16 entries rounded to
 TABLE_MAX steps (sparsec/int8.py), each times its scale. In strips every number comes from a table of signed bytes and
 `row_sums` holds the sum of each row: x86 then offsets the inputs instead of the weights.
@@ -33,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa.dot import multiplies_pairs, packed_at_once, pair_quads, supported, table_offset
-from sparsec.codegen.kernels import vector_codes
+from sparsec.codegen.kernels import nibbles, vector_codes
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.meaning import AffineValue, Meaning, TableValue, VectorValue
@@ -195,7 +197,8 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
                 params["offset"] -= 128
             physical = padded.reshape(tiles, tile, count, size).transpose(0, 2, 1, 3).reshape(-1, tile, size)
     if params["kind"] != "vector":
-        arrays += code_arrays(physical, bits, target.lanes, paired=params["paired"])
+        tables = params["kind"] == "table"
+        arrays += code_arrays(physical, bits, target.lanes, tables=tables, paired=params["paired"])
     arrays += _scale_arrays(weight, params, arrays)
     if params["kind"] != "affine":
         arrays += table_arrays(weight, params, target)
@@ -219,12 +222,16 @@ def _bitmap(mask: Array) -> Array:
     return np.packbits(wide, axis=1, bitorder="little").reshape(-1)
 
 
-def code_arrays(physical: Array, bits: int, lanes: int, *, paired: bool = False) -> list[tuple[str, Array]]:
-    """Planes of codes [blocks, R, block]: see the module's docstring."""
+def code_arrays(
+    physical: Array, bits: int, lanes: int, *, tables: bool, paired: bool = False
+) -> list[tuple[str, Array]]:
+    """Planes of codes [blocks, R, block]: see the module's docstring. tables: they are looked up (nibbles.py)."""
     blocks, tile, size = physical.shape
     quads = physical.reshape(blocks, tile // lanes, lanes, size // 4, 4).transpose(0, 3, 1, 2, 4)
     if paired:
         quads = pair_quads(quads)
+    if tables and bits == 3:
+        return [(f"codes{i}", plane.reshape(-1)) for i, plane in enumerate(nibbles.three_bit_planes(quads))]
     arrays = []
     for plane, (width, shift) in enumerate(planes(bits)):
         part = (quads >> shift) & ((1 << width) - 1)
@@ -315,21 +322,13 @@ def table_arrays(weight: Unpacked, p: dict[str, Any], target: Target) -> list[tu
         return [("table", words.reshape(-1).view(np.int32)), ("table_scale", scale)]
     wide = np.zeros((len(entries), 1 << p["bits"]), np.int16)
     wide[:, : entries.shape[1]] = entries
-    shifts = np.arange(codes_of_nibble(p["bits"]))[:, None] * p["bits"]
-    chosen = (np.arange(16) >> shifts) & ((1 << p["bits"]) - 1)  # code of the nibble, nibble
-    repeated = np.tile((wide + offset).astype(np.uint8)[:, chosen], target.lanes // 4)
+    repeated = np.tile((wide + offset).astype(np.uint8)[:, nibbles.meanings(p["bits"])], target.lanes // 4)
     return [("table", repeated.reshape(-1)), ("table_scale", scale)]
 
 
-def codes_of_nibble(bits: int) -> int:
-    """Codes that half a byte of a plane holds. A table is looked up by nibbles: it is stored once for each of them, as what the
-    nibble's 16 values mean for that code, so that codes of one or two bits need not be taken out one by one."""
-    return 4 // bits
-
-
 def table_bytes(p: Mapping[str, Any], target: Target) -> int:
-    """Bytes of one table of scalars, for every code of a nibble."""
-    return codes_of_nibble(p["bits"]) * target.lanes * 4
+    """Bytes of one table of scalars, in all its forms (nibbles.py)."""
+    return nibbles.table_count(p["bits"]) * target.lanes * 4
 
 
 def arguments(p: Mapping[str, Any], target: Target, blocks: int | None = None) -> list[Arg]:

@@ -28,10 +28,9 @@ def rows_of_block(m: int) -> int:
 
 def padded_width(w: Mapping[str, Any]) -> int:
     """Bytes of one row of rounded activations: whole blocks and whole steps."""
-    unit, cols = max(int(w["block"]), STEP), int(w["k"])
-    if w["sparse"] and w["listed"]:
-        cols = zero_input(cols) + 1
-    return ceil(cols / unit) * unit
+    cols = zero_input(int(w["k"])) + 1 if w["sparse"] and w["listed"] else int(w["k"])
+    whole = ceil(cols / w["block"]) * int(w["block"])
+    return ceil(whole / STEP) * STEP
 
 
 class Rounding:

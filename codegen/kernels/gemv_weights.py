@@ -11,7 +11,7 @@ from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.isa.word_table import WordTable, in_registers
-from sparsec.codegen.kernels import byte_weights
+from sparsec.codegen.kernels import byte_weights, nibbles
 from sparsec.codegen.kernels.gemv_rounding import STEP
 
 Reader = Callable[[int, int], Any]
@@ -113,34 +113,46 @@ class Weights:
         return paired
 
     def _scalar_reader(self, at: list[Any]) -> Reader:
-        k, nb = self.k, self.dot.bytes
-        per_row = self.w["tile"] * 4
+        k, nb, bits = self.k, self.dot.bytes, self.w["bits"]
         loaded: dict[tuple[int, int, int], Any] = {}
-        nibbles: dict[tuple[int, int], Any] = {}
-        table = self.w["kind"] == "table"
-        by_nibble = byte_weights.codes_of_nibble(self.w["bits"]) if table else 1
+        rest: dict[int, Any] = {}
+        halves: dict[tuple[int, int, int], Any] = {}
 
-        def field(plane: int, first: int, width: int, shift: int, v: int) -> Any:
-            """Bits [first, first + width) of what a vector's rows have in a plane, moved to bit `shift`."""
-            byte, bit = divmod(first, 8)
-            if (plane, byte, v) not in loaded:
-                place = at[plane] + byte * per_row + v * nb
-                loaded[plane, byte, v] = self._held(k.load(k.arg(f"codes{plane}"), place, nb))
+        def byte(plane: int, number: int, v: int) -> Any:
+            """What a vector's rows have in a byte of a plane."""
+            if (plane, number, v) not in loaded:
+                place = at[plane] + number * (self.w["tile"] * 4) + v * nb
+                loaded[plane, number, v] = self._held(k.load(k.arg(f"codes{plane}"), place, nb))
                 if self.once:
                     prefetch_stream(k, k.arg(f"codes{plane}"), place, 1)
-            return self.dot.field(loaded[plane, byte, v], bit, width, shift)
+            return loaded[plane, number, v]
+
+        def code(quad: int, v: int) -> Any:
+            parts = []
+            for plane, (width, shift) in enumerate(self.planes):
+                number, bit = divmod(quad * width, 8)
+                parts.append(self.dot.field(byte(plane, number, v), bit, width, shift))
+            return reduce(or_, parts)
+
+        def two_halves(number: int, v: int) -> Any:
+            """A byte whose halves are looked up (nibbles.py)."""
+            if bits != 3:
+                return byte(0, number, v)
+            if number < len(nibbles.BYTES):
+                return byte(*nibbles.BYTES[number], v)
+            if v not in rest:
+                masks = [k.splat(self.T.uint8(mask), nb) for mask in nibbles.REST]
+                parts = [byte(*where, v) & mask for where, mask in zip(nibbles.BYTES, masks, strict=True)]
+                rest[v] = self._held(reduce(or_, parts))
+            return rest[v]
 
         def read(quad: int, v: int) -> Any:
-            if by_nibble > 1:
-                number, code = divmod(quad, by_nibble)
-                if (number, v) not in nibbles:
-                    nibbles[number, v] = self._held(field(0, number * 4, 4, 0, v))
-                return self._held(self.dot.lookup(k.load(self._table, code * nb, nb), nibbles[number, v]))
-            parts = [field(plane, quad * width, width, shift, v) for plane, (width, shift) in enumerate(self.planes)]
-            value = reduce(or_, parts)
-            if table:
-                value = self.dot.lookup(k.load(self._table, 0, nb), value)
-            return self._held(value)
+            if self.w["kind"] != "table":
+                return self._held(code(quad, v))
+            table, number, half = nibbles.place(bits, quad)
+            if (number, half, v) not in halves:
+                halves[number, half, v] = self._held(self.dot.field(two_halves(number, v), 4 * half, 4))
+            return self._held(self.dot.lookup(k.load(self._table, table * nb, nb), halves[number, half, v]))
 
         return read
 

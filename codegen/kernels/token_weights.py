@@ -76,7 +76,7 @@ def pack(weight: Unpacked, target: Target, label: str) -> Packed:
         ("starts", starts),
         ("inputs", inputs.reshape(-1)),
     ]
-    arrays += byte_weights.code_arrays(stored.transpose(0, 2, 1), bits, target.lanes)
+    arrays += byte_weights.code_arrays(stored.transpose(0, 2, 1), bits, target.lanes, tables=True)
     if scales.kind != "none":
         assert weight.scales is not None
         values = weight.scales.reshape(-1)

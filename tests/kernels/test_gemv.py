@@ -77,6 +77,13 @@ def test_scheme(text: str) -> None:
     check(text, 3, 77, 128, host_target())
 
 
+@pytest.mark.parametrize("group", [4, 12, 16, 20, 28, 32, 40, 60])
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "arm", "arm-i8mm"])
+def test_codes_of_three_bits(name: str, group: int) -> None:
+    """Steps of one to eight quads of them."""
+    check(f"cb3-g{group}", 2 if name == "arm-i8mm" else 1, 37, 2 * group + 4, NAMED[name])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1, 4), (5, 131, 193), (9, 33, 1031), (37, 50, 67)], ids=str)
 @pytest.mark.parametrize("text", DENSE + STRIPS)
