@@ -1,4 +1,4 @@
-"""One row of activations times a vector codebook: act(x[1, K] . W^T + bias + residual), without decoding W.
+"""One row of activations (or a few) times a vector codebook: act(x[M, K] . W^T + bias + residual), without decoding W.
 
 Four inputs and the codebook make a table of products: the share of these inputs in an output whose code is c. It is made once for
 many outputs, whose codes then look their shares up: one addition for four weights.
@@ -54,7 +54,7 @@ Array = np.ndarray[Any, Any]
 
 
 def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul of one row with a codebook of vectors."""
+    """sparsec::MatMul of one row, or a few, with a codebook of vectors."""
     op = view(node)
     weight = op.weight()
     if not isinstance(weight, EncodedWeight):
@@ -62,17 +62,18 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     assert op.x is not None
     if (refusal := refused_epilogue(op, low)) is not None:
         return refusal
-    if low.dtype(op.x) != "float32" or prod(low.shape(op.x)[:-1]) != 1:
-        return Refusal("not one row of float32")
+    m = prod(low.shape(op.x)[:-1])
+    if low.dtype(op.x) != "float32" or not m:
+        return Refusal("no rows of float32")
     unpacked = unpack(weight)
     x_group = activation_group(op.activations, op.cols) if op.activations else 0
-    if why := refused(unpacked, low.target, x_group, whole=bool(op.activations)):
+    if why := refused(unpacked, low.target, x_group, whole=bool(op.activations), m=m):
         return Refusal(why)
-    params, arrays = pack(unpacked, low.target, x_group, whole=bool(op.activations))
+    params, arrays = pack(unpacked, low.target, x_group, whole=bool(op.activations), m=m)
     label = node.name or "weight"
     finish, added = epilogue(op, low)
     ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
-    note = f"[1, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations or 'float32'} {op.activation}"
+    note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} x {op.activations or 'float32'} {op.activation}"
     low.call(
         "vector_gemv", params | finish, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note.strip()
     )
@@ -80,14 +81,14 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """in: x [K], codes, book, book_scale?, scales?, bias? [N], residual? [N]; out: y [N]; work: inputs and sums."""
+    """in: x [M, K], codes, book, book_scale?, scales?, bias? [N], residual? [M, N]; out: y [M, N]; work: inputs and sums."""
     rows = padded_rows(p)
     units = ceil(p["k"] / 32) * 8
     whole, form = p["whole"], p["form"]
     dtype = "uint32" if not whole else "uint16" if form == "registers" else "uint8"
     entries = 2 * 16 if form == "nibbles" else 256
     args = [
-        Arg("x", "float32", p["k"], "in"),
+        Arg("x", "float32", p["m"] * p["k"], "in"),
         Arg("codes", dtype, rows * units // {"uint8": 1, "uint16": 2, "uint32": 4}[dtype], "in"),
         Arg("book", "int16" if whole else "float32", 4 * entries, "in"),
     ]
@@ -101,8 +102,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if p["bias"]:
         args.append(Arg("bias", "float32", p["rows"], "in"))
     if p["residual"]:
-        args.append(Arg("residual", "float32", p["rows"], "in"))
-    args.append(Arg("y", "float32", p["rows"], "out"))
+        args.append(Arg("residual", "float32", p["m"] * p["rows"], "in"))
+    args.append(Arg("y", "float32", p["m"] * p["rows"], "out"))
     most = p["tile"] * tiles_at_once(p)
     if whole:
         args += gemv_inputs.work_arguments(inputs_params(p), target)
@@ -120,7 +121,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("total", "float32", most, "work"))
     if p["scales"] == "group" and not whole:
         args.append(Arg("part", "float32", most, "work"))
-    cost = p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"]))
+    cost = p["m"] * (p["k"] * rows // 2 + p["rows"] * (4 + activation_cost(p["act"])))
     return Signature(tuple(args), units=rows // p["tile"], cost=cost, pieces=1)
 
 

@@ -29,8 +29,8 @@ class VectorSums:
 
     def write(self) -> None:
         T, k, most = self.T, self.k, tiles_at_once(self.p)
-        with T.If(k.lo < k.hi), T.Then():
-            self._prepare()
+        with T.If(k.lo < k.hi), T.Then(), T.serial(0, self.p["m"]) as row:
+            self._prepare(row)
             with T.serial(0, T.truncdiv(k.hi - k.lo + (most - 1), most)) as chunk:
                 first = bind(k, k.lo + chunk * most)
                 self.first = bind(k, first * self.tile)
@@ -38,7 +38,7 @@ class VectorSums:
                 self._clear("total", k.f32(0.0, k.lanes), k.lanes)
                 with T.serial(0, self.spans) as span:
                     self._span(span, bind(k, T.min(self.words - span * self.span, self.span)))
-                self._finish()
+                self._finish(row)
 
     def _each(self, lanes: int, body: Callable[[Any], None], *, step: int = 1) -> None:
         """`body` for the first output of every vector (of `step` vectors) of the chunk."""
@@ -48,8 +48,8 @@ class VectorSums:
     def _clear(self, name: str, zero: Any, lanes: int) -> None:
         self._each(lanes, lambda at: self.k.store(self.k.arg(name), at, zero, lanes))
 
-    def _prepare(self) -> None:
-        """Before all outputs."""
+    def _prepare(self, row: Any) -> None:
+        """Before all outputs of a row of activations."""
 
     def _span(self, span: Any, words: Any) -> None:
         """Add the words of a span to `total`."""
@@ -62,7 +62,7 @@ class VectorSums:
         k = self.k
         return self.T.Cast(f"float32x{lanes}", k.load(k.arg("scales"), span * self.rows + self.first + at, lanes))
 
-    def _finish(self) -> None:
+    def _finish(self, row: Any) -> None:
         """Scales of whole rows, bias, residual, activation, and the stores."""
         T, k, p, n = self.T, self.k, self.p, self.k.lanes
         factor = self._x_scale()
@@ -73,6 +73,7 @@ class VectorSums:
 
         def store(at: Any, width: int) -> None:
             to = self.first + at
+            of_row = to + row * p["rows"]
             value = k.load(k.arg("total"), at, width)
             if p["scales"] == "channel":
                 value = value * k.load(k.arg("scales"), to, width)
@@ -81,8 +82,8 @@ class VectorSums:
             if p["bias"]:
                 value = value + k.load(k.arg("bias"), to, width)
             if p["residual"]:
-                value = value + k.load(k.arg("residual"), to, width)
-            k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
+                value = value + k.load(k.arg("residual"), of_row, width)
+            k.store(k.arg("y"), of_row, apply_activation(k, p["act"], p["act_params"], value, width), width)
 
         count = bind(k, T.min(self.count, p["rows"] - self.first))
         with T.serial(0, T.truncdiv(count, n)) as i:
@@ -101,8 +102,8 @@ class WholeSums(VectorSums):
         super().__init__(p, k)
         self.inputs = gemv_inputs.Inputs(inputs_params(p), k)
 
-    def _prepare(self) -> None:
-        self.inputs.quantise(self.T.int32(0), self.T.int32(0))
+    def _prepare(self, row: Any) -> None:
+        self.inputs.quantise(row, self.T.int32(0))
 
     def _x_scale(self) -> Any:
         k = self.k

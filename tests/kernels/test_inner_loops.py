@@ -78,7 +78,7 @@ def _coded(group: int, m: int) -> tuple[str, dict[str, Any]]:
 
 def _vector(whole: bool, half: bool) -> tuple[str, dict[str, Any]]:
     return "vector_gemv", {
-        "rows": 512, "k": 512, "whole": whole, "half": half, "form": "registers", "units": 0, "tile": 64, "x_group": 0, "group": 0,
+        "m": 1, "rows": 512, "k": 512, "whole": whole, "half": half, "form": "registers", "units": 0, "tile": 64, "x_group": 0, "group": 0,
         "scales": "none", "bias": False, "residual": False, "act": "", "act_params": [],
     }  # fmt: skip
 

@@ -37,18 +37,22 @@ def check(
 
 
 def run(weight: EncodedWeight, x: Array, target: Target, *, whole: bool, x_group: int = 0, act: str = "") -> None:
+    """The product of x [K] or [M, K]."""
     rng = np.random.default_rng(weight.rows)
     unpacked = unpack(weight)
-    assert not vector_gemv.refused(unpacked, target, x_group, whole=whole)
-    params, arrays = vector_gemv.pack(unpacked, target, x_group, whole=whole)
-    bias, residual = (rng.normal(size=weight.rows).astype(np.float32) for _ in range(2))
+    m = x.size // unpacked.cols
+    assert not vector_gemv.refused(unpacked, target, x_group, whole=whole, m=m)
+    params, arrays = vector_gemv.pack(unpacked, target, x_group, whole=whole, m=m)
+    bias = rng.normal(size=weight.rows).astype(np.float32)
+    residual = rng.normal(size=(*x.shape[:-1], weight.rows)).astype(np.float32)
     p = {**params, "bias": True, "residual": True, "act": act, "act_params": []}
     (out,) = run_kernel("vector_gemv", p, [x, *(a for _, a in arrays), bias, residual], target=target)
     matrix, row = (rounded(weight), int8.quantised(x, x_group)) if whole else (decode(weight), x)
-    products = matrix.astype(np.float64) * row
-    wanted = products.sum(1) + bias + residual
+    products = matrix.astype(np.float64) * row[..., None, :]
+    wanted = products.sum(-1) + bias + residual
     wanted = np.maximum(wanted, 0) if act == "relu" else wanted
-    assert np.abs(out - wanted).max() <= 2e-6 * max(np.abs(wanted).max(), np.sqrt(np.square(products).sum(1)).max())
+    size = max(np.abs(wanted).max(), np.sqrt(np.square(products).sum(-1)).max())
+    assert np.abs(out.reshape(wanted.shape) - wanted).max() <= 2e-6 * size
 
 
 CODECS = ["vq2d4", "vq2d4-c", "vq2d4.x2-g32", "vq2d2-t", "vq2d4.q8-g16", "vq2d2-g48"]

@@ -10,7 +10,7 @@ import pytest
 from bench.assembly import assembly, innermost_loops, uses_stack
 from bench.instructions import kernel
 from sparsec.codegen.kernels import vector_gemv
-from sparsec.codegen.kernels.vector_weights import MOST_UNITS
+from sparsec.codegen.kernels.vector_weights import MOST_UNITS, most_rows
 from sparsec.formats import Scheme, encode, unpack
 from sparsec.target import NAMED
 from tests.kernels.test_vector_gemv import check, run
@@ -35,6 +35,20 @@ def test_products(name: str, text: str, n: int, k: int, x_group: int) -> None:
     weight = unpack(encode(np.ones((n, k), np.float32), Scheme.parse(text)))
     assert vector_gemv.pack(weight, NAMED[name], x_group, whole=True)[0]["form"] == "nibbles"
     check(text, n, k, NAMED[name], whole=True, x_group=x_group, act="relu")
+
+
+@pytest.mark.parametrize(("text", "x_group"), [("vq2d2-c", 0), ("vq2d4.x2-g32", 32)])
+@pytest.mark.parametrize("name", TARGETS)
+def test_rows(name: str, text: str, x_group: int) -> None:
+    """Several rows of activations, one after the other; more are left to kernels that decode weights."""
+    rng = np.random.default_rng()
+    weight = encode(rng.normal(size=(75, 96)).astype(np.float32), Scheme.parse(text))
+    most = most_rows(NAMED[name], "nibbles")
+    for m in range(2, most + 1):
+        run(weight, rng.normal(size=(m, 96)).astype(np.float32), NAMED[name], whole=True, x_group=x_group)
+    assert "more rows" in vector_gemv.refused(unpack(weight), NAMED[name], x_group, whole=True, m=most + 1)
+    other = unpack(encode(np.ones((75, 96), np.float32), Scheme.parse("vq2d4")))
+    assert "more rows" in vector_gemv.refused(other, NAMED["x86-avx2"], 0, whole=True, m=2)
 
 
 @pytest.mark.parametrize("text", ["vq2d2", "vq2d4.x2"])
