@@ -29,7 +29,8 @@ def rows_of_block(m: int) -> int:
 def padded_width(w: Mapping[str, Any]) -> int:
     """Bytes of one row of rounded activations: whole blocks and whole steps."""
     cols = zero_input(int(w["k"])) + 1 if w["sparse"] and w["listed"] else int(w["k"])
-    whole = ceil(cols / w["block"]) * int(w["block"])
+    block = int(w["block"])
+    whole = ceil(cols / block) * block
     return ceil(whole / STEP) * STEP
 
 

@@ -55,9 +55,10 @@ def limits(weight: Unpacked, w: Mapping[str, Any]) -> Array:
     span = {"rows": row, "inputs": column}.get(meaning.scope.kind, 0) // max(meaning.scope.span, 1)
     padded = np.zeros((w["tiles"] * w["tile"], padded_width(w)), np.int64)
     padded[: weight.rows, : weight.cols] = entries[span, weight.codes[:, 0, 0].reshape(weight.rows, weight.cols)]
-    lanes = (padded**2).reshape(w["tiles"], w["tile"], -1, STEP // 4 // MOST, MOST, 2, 2).sum(axis=(4, 6))
+    lanes: Array = (padded**2).reshape(w["tiles"], w["tile"], -1, STEP // 4 // MOST, MOST, 2, 2).sum(axis=(4, 6))
     largest = lanes.max(axis=(1, 3, 4))
-    return np.minimum(_INT16_MAX**2 // np.maximum(4 * largest, 1), _INT16_MAX).astype(np.int16).reshape(-1)
+    most: Array = np.minimum(_INT16_MAX**2 // np.maximum(4 * largest, 1), _INT16_MAX)
+    return most.astype(np.int16).reshape(-1)
 
 
 def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:

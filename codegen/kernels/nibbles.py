@@ -20,7 +20,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 # Where the bits of a code lie in its half byte, lowest first, by table.
-_PLACES = {
+_PLACES: dict[int, list[tuple[int, ...]]] = {
     4: [(0, 1, 2, 3)],
     3: [(0, 1, 2), (0, 1, 3), (0, 2, 3), (3, 2, 1)],
     2: [(0, 1), (2, 3)],
