@@ -93,7 +93,7 @@ def layers(product: Product, candidate: Candidate, state: State) -> int:
 _BITS = {
     "fp32": 32, "int8": 8, "int8w": 8, "int4w": 4, "int4-acc0": 4, "int4-acc4": 4, "int2-acc4": 2, "q8_0": 8, "q4_0": 4, "q4_K": 4,
     "q2_K": 2.25, "iq2_xxs": 2, "tq2_0": 2, "ternary": 2, "int4-g32": 4, "cb4-g32": 4, "cb2-g32": 2, "vq2d4": 2,
-    "s16x1@50-cb4-g32": 2,
+    "vq2d4.x2": 2, "s16x1@50-cb4-g32": 2,
 }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ FP32 = (*of("ort", "fp32"), *of("openvino", "fp32"), *of("openblas", "fp32"))
 ALL_FOUR_BIT = (*FOUR_BIT, *of("ort", "int4-acc0"), *of("openvino", "int4w"))
 
 GQSA = "s16x1@50-cb4-g32"
-_SCHEMES = ("cb4-g32", GQSA, "cb2-g32", "ternary", "vq2d4", "int4-g32", "int8")
+_SCHEMES = ("cb4-g32", GQSA, "cb2-g32", "ternary", "vq2d4", "vq2d4.x2", "int4-g32", "int8")
 
 _GEMV_BARS = {
     "cb4-g32": (Bar(1.6, FOUR_BIT, "hot", "one"), Bar(1.1, FOUR_BIT, "cold", "all", memory_share=0.85)),
@@ -132,12 +132,13 @@ _GEMV_BARS = {
     "cb2-g32": (Bar(1.2, TWO_BIT_GGML, "hot", "one"), Bar(1.2, TWO_BIT_GGML, "cold", "all")),
     "ternary": (Bar(1.2, TWO_BIT_GGML, "hot", "one"), Bar(1.2, TWO_BIT_GGML, "cold", "all")),
     "vq2d4": (Bar(3.0, VECTOR_CODEBOOK, "hot", "one"), Bar(2.5, VECTOR_CODEBOOK, "cold", "all")),
+    "vq2d4.x2": (Bar(3.0, VECTOR_CODEBOOK, "hot", "one"), Bar(2.5, VECTOR_CODEBOOK, "cold", "all")),
     "int4-g32": (),
     "int8": (),
 }  # fmt: skip
 _PEERS = {
-    "cb4-g32": FOUR_BIT, GQSA: FOUR_BIT, "cb2-g32": TWO_BIT, "ternary": TWO_BIT, "vq2d4": VECTOR_CODEBOOK, "int4-g32": FOUR_BIT,
-    "int8": INT8,
+    "cb4-g32": FOUR_BIT, GQSA: FOUR_BIT, "cb2-g32": TWO_BIT, "ternary": TWO_BIT, "vq2d4": VECTOR_CODEBOOK, "vq2d4.x2": VECTOR_CODEBOOK,
+    "int4-g32": FOUR_BIT, "int8": INT8,
 }  # fmt: skip
 # Rivals that do the work of a 4-bit weight or more; those of 2 bits read half as much.
 _FOUR_BIT_UP = (*ALL_FOUR_BIT, *INT8, *FP32)
