@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,19 @@ def rounded(network: Callable[[], ir.Model], scheme: str, scaling: str, algorith
 
 @pytest.mark.parametrize(
     ("scheme", "algorithm", "bound"),
-    [("int3-g8", "nearest", 0.9), ("int4", "nearest", 0.8), ("uint3-g24", "nearest", 0.8), ("int4", "descent", 1.0)],
+    [("int3-g8", "nearest", 0.9), ("int4", "nearest", 0.8), ("uint3-g24", "nearest", 0.8), ("int4", "descent", 0.95)],
 )
 def test_awq_beats_rounding_on_outlier_activations(scheme: str, algorithm: str, bound: float) -> None:
-    feeds, others = samples(outliers(), 12), samples(outliers(), 6, seed=8)
-    scaled, plain = (rounded(outliers, scheme, s, algorithm, feeds) for s in ("awq", "none"))
-    assert distance(scaled.model, outliers(), others) < bound * distance(plain.model, outliers(), others)
-    assert scaled.report.after.file_bytes == plain.report.after.file_bytes
-    again = sparsec.compress(outliers(), scaled.recipe, calibration=feeds, verify=False)
+    """On average over four networks: codes that make up for each other need it less, and not in each."""
+    off = np.zeros(2)
+    for seed in range(4):
+        network = partial(outliers, seed)
+        feeds, others = samples(network(), 12, seed=3 * seed), samples(network(), 6, seed=50 + seed)
+        scaled, plain = (rounded(network, scheme, s, algorithm, feeds) for s in ("awq", "none"))
+        off += [distance(made.model, network(), others) for made in (scaled, plain)]
+        assert scaled.report.after.file_bytes == plain.report.after.file_bytes
+    assert off[0] < bound * off[1]
+    again = sparsec.compress(network(), scaled.recipe, calibration=feeds, verify=False)
     assert again.to_bytes() == scaled.to_bytes()
 
 
