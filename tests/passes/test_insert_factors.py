@@ -119,7 +119,7 @@ def test_outputs_are_those_of_the_decoded_sums(network: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("network", [image_network, text_network])
 def test_branches_pay_and_calibrated_ones_more(network: Any) -> None:
-    """On average over draws of samples, which differ by a factor of two; they are enough for the 252 inputs of the image network's last layer."""
+    """Over draws of samples, which differ by a factor of two; they are enough for the 252 inputs of the image network's last layer."""
     lost: dict[str, float] = dict.fromkeys(("plain", "branch", "plain, calibrated", "branch, calibrated"), 0.0)
     for draw in range(1, 7):
         feeds, others = samples(network(), 128, seed=draw), samples(network(), 8, seed=draw + 8)
