@@ -6,6 +6,9 @@
  */
 #if !defined(SPC_NO_THREADS) && !defined(SPC_BARE)
 #define _POSIX_C_SOURCE 200809L
+#ifdef __linux__
+#define _GNU_SOURCE /* sched_getcpu */
+#endif
 #endif
 #include "spc_internal.h"
 
@@ -69,6 +72,7 @@ typedef struct {
     claim_word claims;
     _Atomic uint32_t ticket; /* changes when there is work */
     _Atomic uint32_t asleep;
+    _Atomic int32_t core; /* where the worker was when it last woke up, counted from 1; 0: not known */
     int32_t index;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -93,6 +97,7 @@ struct spc_pool {
     claim_word *claims[SPC_MAX_THREADS];
     _Alignas(SPC_ALIGNMENT) claim_word own; /* the caller's share */
     uint32_t job;
+    _Atomic int32_t core; /* of the caller, as in a slot */
     _Alignas(SPC_ALIGNMENT) _Atomic int32_t pending; /* pieces that are not computed yet */
     _Atomic uint64_t failed; /* lowest piece that failed, and its result in the lower half */
     _Atomic uint32_t caller_asleep;
@@ -120,6 +125,50 @@ static void wait_a_little(int round)
         relax();
 }
 
+#ifdef __linux__
+
+/* The core this thread runs on, from 1; 0 if that is not known. */
+static int32_t this_core(void)
+{
+    int core = sched_getcpu();
+    return core < 0 || core >= CPU_SETSIZE ? 0 : core + 1;
+}
+
+/* Go to another core if the caller or a worker that is awake has this one. The system may wake several threads on one core and leave
+ * them there for a tenth of a second, while another core idles: threads that spin and yield look busy on a warm cache. The worker may
+ * run everywhere again at once; nothing happens where it may not choose, or where there is no other core. */
+static void leave_shared_core(slot *s)
+{
+    spc_pool *pool = s->pool;
+    int32_t here = this_core(), shared = 0;
+    cpu_set_t allowed, others;
+    atomic_store(&s->core, here);
+    if (here == 0) return;
+    CPU_ZERO(&others);
+    for (int32_t t = 0; t < pool->threads; t++) {
+        slot *other = t == 0 ? NULL : &pool->slots[t - 1].body;
+        if (other == s || (other != NULL && atomic_load(&other->asleep))) continue;
+        int32_t core = other == NULL ? atomic_load(&pool->core) : atomic_load(&other->core);
+        if (core == 0) continue;
+        CPU_SET(core - 1, &others);
+        shared |= core == here;
+    }
+    if (!shared || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t wanted = allowed;
+    for (int core = 0; core < CPU_SETSIZE; core++)
+        if (CPU_ISSET(core, &others)) CPU_CLR(core, &wanted);
+    if (CPU_COUNT(&wanted) == 0 || sched_setaffinity(0, sizeof wanted, &wanted) != 0) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    atomic_store(&s->core, this_core());
+}
+
+#else
+
+static int32_t this_core(void) { return 0; }
+static void leave_shared_core(slot *s) { (void)s; }
+
+#endif
+
 /* Wait until the slot's ticket differs from `seen`; returns the new one. */
 static uint32_t await_ticket(slot *s, uint32_t seen)
 {
@@ -135,6 +184,7 @@ static uint32_t await_ticket(slot *s, uint32_t seen)
     while ((now = atomic_load(&s->ticket)) == seen) pthread_cond_wait(&s->wake, &s->mutex);
     atomic_store(&s->asleep, 0u);
     pthread_mutex_unlock(&s->mutex);
+    leave_shared_core(s);
     return now;
 }
 
@@ -295,6 +345,7 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
     pool->units = units;
     pool->active = n;
     pool->pieces = pieces;
+    atomic_store_explicit(&pool->core, this_core(), memory_order_relaxed);
     atomic_store_explicit(&pool->failed, UINT64_MAX, memory_order_relaxed);
     atomic_store(&pool->pending, n * pieces);
     uint64_t word = (uint64_t)++pool->job << 32 | (uint64_t)pieces << 16;
