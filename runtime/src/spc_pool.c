@@ -150,12 +150,12 @@ static void leave_shared_core(slot *s)
         if (other == s || (other != NULL && atomic_load(&other->asleep))) continue;
         int32_t core = other == NULL ? atomic_load(&pool->core) : atomic_load(&other->core);
         if (core == 0) continue;
-        CPU_SET(core - 1, &others);
+        CPU_SET((size_t)(core - 1), &others);
         shared |= core == here;
     }
     if (!shared || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     cpu_set_t wanted = allowed;
-    for (int core = 0; core < CPU_SETSIZE; core++)
+    for (size_t core = 0; core < CPU_SETSIZE; core++)
         if (CPU_ISSET(core, &others)) CPU_CLR(core, &wanted);
     if (CPU_COUNT(&wanted) == 0 || sched_setaffinity(0, sizeof wanted, &wanted) != 0) return;
     sched_setaffinity(0, sizeof allowed, &allowed);

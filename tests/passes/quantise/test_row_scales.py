@@ -27,13 +27,13 @@ def _optimum(weight: np.ndarray, hessian: np.ndarray, levels: np.ndarray) -> flo
 
 def test_near_the_best_scales_and_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng()
-    weight, moment = layer(300, 5, rng, 80)
+    weight, moment = layer(1000, 5, rng, 80)
     best = _optimum(weight, damped(moment), np.arange(-4, 4))
     found = loss(weight, moment, quantise(weight, moment, Scheme.parse("int3")))
     monkeypatch.setattr(whole, "worth_searching", lambda encoded: False)
     without = loss(weight, moment, quantise(weight, moment, Scheme.parse("int3")))
     assert best * (1 - 1e-6) <= found
-    assert found - best < 0.5 * (without - best)
+    assert found - best < 0.8 * (without - best)
 
 
 @pytest.mark.parametrize("token", ["int3", "uint4", "cb3-c", "cb4-g9", "ternary", "s50-int4", "s2:4-cb3-c", "int8"])
