@@ -1,7 +1,7 @@
 """Times candidates in turns: round by round, one process after the other, so that a slow spell of the machine hits all alike.
 
-Absolute times mean little on a shared machine; the ratio of two candidates within a round does. Rounds in which other programs
-took more than half a processor are repeated (quiet.py), so far as patience goes.
+Absolute times mean little on a shared machine; the ratio of two candidates within a round does. Rounds in which other programs or the
+host took more than half a processor are repeated (quiet.py), so far as patience goes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Series:
     stored: int = 0
     """Bytes of weights a layer reads, 0: unknown."""
     note: str = ""
+    cores: float = 1.0
+    """Cores' worth of multiply-adds that the machine gave to as many threads as were asked for, median of the rounds."""
 
     @property
     def median(self) -> float:
@@ -134,11 +136,11 @@ class Worker:
 
 
 def interleave(
-    workers: Mapping[Key, Worker], *, rounds: int = 9, round_s: float = 0.1
+    workers: Mapping[Key, Worker], *, rounds: int = 9, round_s: float = 0.1, threads: int = 1
 ) -> tuple[dict[Key, Series], dict[Key, str]]:
     """(times, errors) of workers that are prepared.
 
-    Each round lasts about `round_s` seconds a worker; their order is reversed every other round.
+    Each round lasts about `round_s` seconds a worker; their order is reversed every other round. `threads`: the most that a worker has.
     """
     errors: dict[Key, str] = {}
     runs: dict[Key, int] = {}
@@ -149,23 +151,37 @@ def interleave(
         except WorkerError as error:
             errors[key] = str(error)
     taken: dict[Key, list[float]] = {key: [] for key in runs}
-    others: list[float] = []
+    missing: list[float] = []
+    cores: list[float] = []
+    machine = quiet.Cores(threads)
     wanted = max(4, rounds)
     for index in range(wanted * PATIENCE):
-        watch = quiet.Watch([workers[key].group for key in runs])
+        given: list[float] = []
+        others = 0.0
         for key in list(runs)[:: -1 if index % 2 else 1]:
+            given.append(machine.at_once())
+            watch = quiet.Watch([workers[other].group for other in runs])
             time.sleep(0.01)  # the other's threads stop spinning
             try:
                 taken[key].append(_typical(workers[key].time(runs[key])))
             except WorkerError as error:
                 errors[key] = str(error)
                 del runs[key], taken[key]
-        others.append(watch.other_load())
-        if sum(load < quiet.LIMIT for load in others) >= wanted or not runs:
+            others += watch.other_load()
+        if not runs:
             break
-    kept = _quietest(others, wanted)
+        cores.append(statistics.fmean(given))
+        missing.append(others / len(given) + threads - cores[-1])
+        if sum(lost < quiet.LIMIT for lost in missing) >= wanted:
+            break
+    kept = _quietest(missing, wanted)
     return {
-        key: Series(tuple(times[i] for i in kept), workers[key].stored, workers[key].note)
+        key: Series(
+            tuple(times[i] for i in kept),
+            workers[key].stored,
+            workers[key].note,
+            statistics.median(cores[i] for i in kept),
+        )
         for key, times in taken.items()
     }, errors
 
@@ -175,9 +191,9 @@ def _typical(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def _quietest(loads: Sequence[float], count: int) -> list[int]:
-    """Indices, in order, of the `count` rounds with the least load by other programs."""
-    return sorted(sorted(range(len(loads)), key=lambda i: loads[i])[:count])
+def _quietest(missing: Sequence[float], count: int) -> list[int]:
+    """Indices, in order, of the `count` rounds in which the fewest processors were missing."""
+    return sorted(sorted(range(len(missing)), key=lambda i: missing[i])[:count])
 
 
 def speedup(series: Mapping[Key, Series], ours: Key, rival: Key) -> float:

@@ -28,7 +28,7 @@ from bench.results import absent_text, bar_text, judge, met_text, number
 from bench.share import Roof
 
 HEADERS = (
-    "product", "scheme", "state", "threads", "us", "+-%", "GB/s", "% roof", "fastest rival", "its us", "x faster", "bar", "met",
+    "product", "scheme", "state", "threads", "us", "+-%", "GB/s", "% roof", "fastest rival", "its us", "x faster", "bar", "met", "cores",
 )  # fmt: skip
 SWEEP_HEADERS = ("product", "scheme", "threads", "us", "+-%", "stored %", "us / stored, 50 % = 1", "bar", "met")
 
@@ -117,7 +117,7 @@ def _contest(
                         "layers": layers(product, rival, state), "threads": count,
                     }  # fmt: skip
                     start(rival, job, workers, stack, problems, absent, where=f"{product}: ")
-                series, errors = interleave(workers, rounds=rounds)
+                series, errors = interleave(workers, rounds=rounds, threads=count)
             problems += [f"{product}, {state}, {c}: {text}" for c, text in errors.items()]
             for scheme in programs:
                 if Candidate("sparsec", scheme) in series:
@@ -138,6 +138,7 @@ def compare(
         "scheme": scheme,
         "state": state,
         "threads": threads,
+        "cores": mine.cores,
         "stored_bytes": mine.stored,
         "gb_s": mine.stored / mine.median / 1e3,
         "roof_share": roof.share(contest.product, scheme, mine, count, threads) if roof else None,
@@ -167,6 +168,7 @@ def row(r: dict[str, Any]) -> list[str]:
         number(r["speedup"], 2),
         bar_text(r),
         met_text(r),
+        number(r["cores"], 1) if r["threads"] > 1 else "-",
     ]
 
 
@@ -195,7 +197,7 @@ def _sweep(
                 ours = Candidate("sparsec", form.format(percent))
                 job = stack.enter_context(layer_job(program, layers(product, ours, "hot"), count))
                 start(ours, job, workers, stack, problems, {})
-            series, errors = interleave(workers, rounds=rounds)
+            series, errors = interleave(workers, rounds=rounds, threads=count)
         problems += [f"{product}, {c}: {text}" for c, text in errors.items()]
         first = series.get(Candidate("sparsec", form.format(SWEEP_PERCENT[0])))
         for percent in programs:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import isa
 from bench.contests import Bar, Candidate, of
-from bench.interleave import Series, Worker, interleave, start
+from bench.interleave import Series, Worker, interleave, speedup, start
 from bench.model_files import files_of
 from bench.operators import RELAX_SHARE, measure, slow_relax
 from bench.output import markdown, write_json
@@ -20,7 +20,7 @@ from bench.results import absent_text, bar_text, judge, met_text, number
 from bench.zoo import get
 
 HEADERS = (
-    "model", "scheme", "threads", "ms", "+-%", "fastest rival", "its ms", "x faster", "bar", "met", "speed-up over 1 thread",
+    "model", "scheme", "threads", "ms", "+-%", "fastest rival", "its ms", "x faster", "bar", "met", "speed-up over 1 thread", "cores",
 )  # fmt: skip
 
 RELAX_HEADERS = ("model", "scheme", "largest", "share %", "all Relax steps %", "steps")
@@ -44,6 +44,11 @@ class Entry:
 
 def ours(scheme: str) -> Candidate:
     return Candidate("sparsec", scheme)
+
+
+def alone(scheme: str) -> Candidate:
+    """Ours with one thread, in the same rounds as with all."""
+    return Candidate("sparsec", f"{scheme}, 1 thread")
 
 
 _FP32 = (*of("ort", "fp32"), *of("openvino", "fp32"), *of("litert", "fp32"), *of("deepsparse", "fp32"))
@@ -176,7 +181,6 @@ def _model(
     from sparsec.errors import SparsecError
 
     results: list[dict[str, Any]] = []
-    single: dict[str, float] = {}
     files = files_of(get(name))
     rivals = [r for r in entry.rivals if not families or r.family in families]
     with TemporaryDirectory(prefix="sparsec-bench-") as scratch:
@@ -192,22 +196,21 @@ def _model(
             with ExitStack() as stack:
                 workers: dict[Candidate, Worker] = {}
                 for scheme, (path, stored) in bundles.items():
-                    job = {
-                        "kind": "compiled", "source": str(path),
-                        "weights": None, "threads": count, "layers": 1, "stored": stored,
-                        "inputs": str(files.inputs),
-                    }  # fmt: skip
-                    start(ours(scheme), job, workers, stack, problems, absent, f"{name}: ")
+                    for candidate, used in ((ours(scheme), count), (alone(scheme), 1))[: min(count, 2)]:
+                        job = {
+                            "kind": "compiled", "source": str(path),
+                            "weights": None, "threads": used, "layers": 1, "stored": stored,
+                            "inputs": str(files.inputs),
+                        }  # fmt: skip
+                        start(candidate, job, workers, stack, problems, absent, f"{name}: ")
                 for rival in rivals:
                     job = files.job(rival.family, rival.variant, count, entry.transformer)
                     start(rival, job, workers, stack, problems, absent, f"{name}: ")
-                series, errors = interleave(workers, rounds=rounds)
+                series, errors = interleave(workers, rounds=rounds, threads=count)
             problems += [f"{name}, {c}: {text}" for c, text in errors.items()]
             for scheme in bundles:
                 if ours(scheme) in series:
-                    if count == 1:
-                        single[scheme] = series[ours(scheme)].median
-                    results += compare(name, entry, scheme, count, series, single.get(scheme))
+                    results += compare(name, entry, scheme, count, series)
     return results
 
 
@@ -231,14 +234,14 @@ def _compile(name: str, recipe: Any, path: Path) -> tuple[Path, int]:
 
 
 def compare(
-    name: str, entry: Entry, scheme: str, threads: int, series: Mapping[Candidate, Series], single: float | None
+    name: str, entry: Entry, scheme: str, threads: int, series: Mapping[Candidate, Series]
 ) -> list[dict[str, Any]]:
     """One result for every bar of a row, or one without a bar, against the fastest rival of any kind."""
     bars = [bar for bar in entry.schemes[scheme] if bar.holds_for("hot", threads)] or [Bar(0, entry.rivals)]
     mine = series[ours(scheme)]
-    scaling = single / mine.median if single and threads > 1 else None
+    scaling = speedup(series, ours(scheme), alone(scheme)) if alone(scheme) in series else None
     facts = {
-        "model": name, "scheme": scheme, "threads": threads, "scaling": scaling, "weights_bytes": mine.stored,
+        "model": name, "scheme": scheme, "threads": threads, "scaling": scaling, "cores": mine.cores, "weights_bytes": mine.stored,
         "all_us": {str(c): s.median for c, s in series.items()},
     }  # fmt: skip
     return [{**facts, **judge(bar, ours(scheme), series)} for bar in bars]
@@ -258,6 +261,7 @@ def row(r: dict[str, Any]) -> list[str]:
         bar_text(r),
         met_text(r),
         number(r["scaling"], 2),
+        number(r["cores"], 1) if r["threads"] > 1 else "-",
     ]
 
 

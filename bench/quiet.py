@@ -1,4 +1,8 @@
-"""How much processor time other programs take while we measure (Linux; elsewhere the load counts as none)."""
+"""What the machine gives while we measure: how much other programs take, and how many cores there are for several threads.
+
+The cores of a virtual machine are threads of the host's cores: when the host has put two of them on one core of its own, as it may for
+seconds or minutes, two threads do the work of 1.15, though this system sees no other load (Linux; elsewhere nothing is seen).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsec.codegen.machine import core_rates
+
 LIMIT = 0.5
-"""Processors that others may take in a round before it counts as disturbed."""
+"""Processors that may be missing in a round, taken by other programs or by the host, before it counts as disturbed."""
+_PROBE_S = 0.004
 
 _PROC = Path("/proc")
 
@@ -52,3 +59,20 @@ class Watch:
         """Mean number of processors that others kept busy since."""
         seconds = (self._others() - self._start) / os.sysconf("SC_CLK_TCK")
         return max(0.0, seconds / (time.perf_counter() - self._clock))
+
+
+class Cores:
+    """Tells, again and again, how many cores' worth of multiply-adds the first `count` cores give when all are busy."""
+
+    def __init__(self, count: int) -> None:
+        self._cores = sorted(os.sched_getaffinity(0))[:count] if hasattr(os, "sched_getaffinity") else []
+        self._count = count
+        self._fastest = max((core_rates([core], _PROBE_S)[0] for core in self._cores for _ in range(2)), default=0.0)
+
+    def at_once(self) -> float:
+        """Cores' worth now: the rates of all at once over the highest rate that any core has shown."""
+        if len(self._cores) < 2:
+            return float(self._count)
+        rates = core_rates(self._cores, _PROBE_S)
+        self._fastest = max(self._fastest, *rates)
+        return self._count * sum(rates) / (len(rates) * self._fastest)

@@ -10,7 +10,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,18 @@ from sparsec.cache import digest, entry, source_digest, used, writing
 from sparsec.codegen.toolchain import Toolchain
 from sparsec.target import Target, host_target
 
-__all__ = ["Level", "Machine", "Rate", "cpu_count", "cpu_name", "machine_key", "measure", "nominal", "this_machine"]
+__all__ = [
+    "Level",
+    "Machine",
+    "Rate",
+    "core_rates",
+    "cpu_count",
+    "cpu_name",
+    "machine_key",
+    "measure",
+    "nominal",
+    "this_machine",
+]
 
 _SECONDS = 0.03
 _ROUNDS = 5
@@ -146,7 +158,7 @@ def measure(seconds: float = _SECONDS, rounds: int = _ROUNDS) -> Machine:
         one = max(work(0) for _ in range(rounds))
         if threads == 1:
             return Rate(one, one)
-        return Rate(one, max(one, *(_together(work, threads) for _ in range(rounds))))
+        return Rate(one, max(one, *(sum(_at_once(work, threads)) for _ in range(rounds))))
 
     caches = cache_sizes()
     levels, before = [], 0
@@ -168,6 +180,21 @@ def measure(seconds: float = _SECONDS, rounds: int = _ROUNDS) -> Machine:
         best(lambda _: float(library.spc_machine_fma(wide, seconds))),
         best(lambda _: float(library.spc_machine_int8(wide or matrix, dot, seconds))),
     )
+
+
+def core_rates(cores: Sequence[int], seconds: float) -> list[float]:
+    """fp32 operations a second of one thread on each of these cores, all at once (Linux, where a thread can choose its core).
+
+    Raises OSError for a core this process may not use, ToolchainError.
+    """
+    target = host_target()
+    library, wide = _library(target), int(target.vector_bits == 512)
+
+    def work(thread: int) -> float:
+        os.sched_setaffinity(0, {cores[thread]})  # of this thread only
+        return float(library.spc_machine_fma(wide, seconds))
+
+    return _at_once(work, len(cores))
 
 
 def nominal(target: Target) -> Machine:
@@ -199,21 +226,16 @@ def _reader(
     return work
 
 
-def _together(work: Callable[[int], float], threads: int) -> float:
-    """Sum of the rates of `threads` threads that start together; ctypes lets go of the interpreter's lock."""
-    rates = [0.0] * threads
+def _at_once(work: Callable[[int], float], threads: int) -> list[float]:
+    """The rates of `threads` threads that start together; ctypes lets go of the interpreter's lock."""
     barrier = threading.Barrier(threads)
 
-    def run(index: int) -> None:
+    def run(index: int) -> float:
         barrier.wait()
-        rates[index] = work(index)
+        return work(index)
 
-    started = [threading.Thread(target=run, args=(i,), name=f"sparsec-machine-{i}") for i in range(threads)]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join()
-    return sum(rates)
+    with ThreadPoolExecutor(threads, thread_name_prefix="sparsec-machine") as pool:
+        return list(pool.map(run, range(threads)))
 
 
 @cache

@@ -16,7 +16,7 @@ from bench.__main__ import main
 from bench.contests import Bar, Candidate, Contest, Product, of
 from bench.environments import FAMILIES, PINS, Command, NotSetUpError, worker_command
 from bench.interleave import CannotError, Series, Worker, WorkerError, interleave, speedup
-from bench.models import ENTRIES, HEADERS, entry_of, recipe_of, row
+from bench.models import ENTRIES, HEADERS, alone, compare, entry_of, ours, recipe_of, row
 from bench.operators import slow_relax
 from bench.output import markdown
 from bench.results import absent_text, judge
@@ -24,6 +24,7 @@ from bench.setup import SetupError, _find_python
 from bench.share import Roof, kept
 from bench.size import code_bytes
 from bench.zoo import MissingData, get
+from sparsec.codegen.machine import cpu_count
 
 OURS = Candidate("sparsec", "int8")
 FAST, SLOW, ABSENT = of("ggml", "q4_0", "q4_K", "q2_K")
@@ -163,6 +164,28 @@ def test_load_of_others_leaves_our_processes_out(tmp_path: Path, monkeypatch: py
     assert watch.other_load() == 1.5
 
 
+def test_cores_of_a_host_that_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: set[int] = set()  # cores that lie with another one on one of the host's, when both are used
+
+    def rates(cores: list[int], seconds: float) -> list[float]:
+        return [0.6 if core in busy and busy <= set(cores) else 1.0 for core in cores]
+
+    monkeypatch.setattr(quiet, "core_rates", rates)
+    monkeypatch.setattr(quiet.os, "sched_getaffinity", lambda pid: {3, 1, 4, 5}, raising=False)
+    four, one = quiet.Cores(4), quiet.Cores(1)
+    assert four.at_once() == 4.0
+    busy |= {1, 5}
+    assert four.at_once() == pytest.approx(3.2)
+    assert quiet.Cores(4).at_once() == pytest.approx(3.2)  # each is asked alone first
+    assert one.at_once() == 1.0
+
+
+def test_cores_of_this_machine() -> None:
+    count = min(2, cpu_count())
+    cores = quiet.Cores(count)
+    assert 0 < cores.at_once() <= count
+
+
 # --- what is measured, and how it is judged ---
 
 
@@ -246,8 +269,9 @@ def test_kernel_rows_fit_their_headers() -> None:
     assert result["memory_share"] == pytest.approx(0.2)
     assert result["roof_share"] == pytest.approx(0.2)
     (result,) = kernels.compare(contest, "int8", "hot", 1, times, None)
-    cells = ["64x32", "int8", "hot", "1", "2.0", "0", "2.0", "-", "ggml q4_0", "4.0", "2.00", "1.5", "yes"]
+    cells = ["64x32", "int8", "hot", "1", "2.0", "0", "2.0", "-", "ggml q4_0", "4.0", "2.00", "1.5", "yes", "-"]
     assert kernels.row(result) == cells
+    assert kernels.row({**result, "threads": 4, "cores": 3.68})[-1] == "3.7"
     missing = kernels.row({"product": "64x32", "scheme": "vq2d4", "missing": "not in the project yet"})
     assert len(missing) == len(kernels.HEADERS)
 
@@ -278,9 +302,17 @@ def test_model_entries_compile_what_they_say() -> None:
 
 def test_model_row_fits_its_headers() -> None:
     result = judge(Bar(1.5, (FAST,)), OURS, {OURS: series(*[2000.0] * 4), FAST: series(*[4000.0] * 4)})
-    cells = row({"model": "m", "scheme": "int8", "threads": 4, "scaling": 2.5, **result})
-    assert cells == ["m", "int8", "4", "2.00", "0", "ggml q4_0", "4.00", "2.00", "1.5", "yes", "2.50"]
+    cells = row({"model": "m", "scheme": "int8", "threads": 4, "scaling": 2.5, "cores": 3.68, **result})
+    assert cells == ["m", "int8", "4", "2.00", "0", "ggml q4_0", "4.00", "2.00", "1.5", "yes", "2.50", "3.7"]
     assert len(cells) == len(HEADERS)
+
+
+def test_speedup_over_one_thread_is_of_the_same_rounds() -> None:
+    entry = entry_of("kws", ["int8"])
+    times = {ours("int8"): series(10.0, 40.0, 10.0, 10.0), alone("int8"): series(30.0, 120.0, 30.0, 30.0)}
+    assert [r["scaling"] for r in compare("kws", entry, "int8", 4, times)] == [pytest.approx(3)]
+    del times[alone("int8")]
+    assert [r["scaling"] for r in compare("kws", entry, "int8", 1, times)] == [None]
 
 
 def test_pruning_spares_first_and_depthwise_convolutions() -> None:
@@ -317,8 +349,8 @@ def test_repeated_layers_have_weights_of_their_own(tmp_path: Path) -> None:
         y = list(session.run(x).values())
         swapped = list(session.run([x[2], x[0], x[1]]).values())
     assert [a.shape for a in y] == [(2, 24)] * 3
-    for ours, theirs in zip(y, [swapped[1], swapped[2], swapped[0]], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for mine, other in zip(y, [swapped[1], swapped[2], swapped[0]], strict=True):
+        np.testing.assert_array_equal(mine, other)
     weight = np.random.default_rng(1).standard_normal((40, 24), dtype=np.float32)  # as bench.layers draws it
     np.testing.assert_allclose(y[1], x[1] @ weight, atol=0.3)
 
