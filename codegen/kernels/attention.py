@@ -23,6 +23,7 @@ from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
 from sparsec.codegen.isa.vecmath import bind, exp_negative
 from sparsec.codegen.kernels import attention_few
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -116,7 +117,7 @@ class _Attention:
             first = bind(k, block * b.width)
             at = {name: self._start(name, batch, head) for name in ("q", "k", "v", "out")}
             at["first"] = first
-            self._choose(block, b.query_blocks, p["t"], b.width, lambda n: self._read_queries(at["q"], first, n))
+            with_size(k, block, p["t"], b.width, lambda n: self._read_queries(at["q"], first, n))
             peak, total = k.local(b.width), k.local(b.width)
             for j in self.columns:
                 k.store(peak, j, k.f32(LOWEST, self.lanes), self.lanes)
@@ -136,27 +137,13 @@ class _Attention:
                     tile0 = bind(k, part * b.block_tiles)
                     tile1 = bind(k, T.min(tile0 + b.block_tiles, tiles))
                     self._key_block(tile0, tile1, at, mask, peak, total)
-            self._choose(
-                block, b.query_blocks, p["t"], b.width, lambda n: self._write_result(at["out"], first, n, total)
-            )
+            with_size(k, block, p["t"], b.width, lambda n: self._write_result(at["out"], first, n, total))
 
     def _start(self, name: str, batch: Any, head: Any) -> Any:
         s = self.p[name]
         if name in ("k", "v"):
             head = self.T.truncdiv(head, self.p["groups"])
         return bind(self.k, batch * s["batch"] + head * s["head"])
-
-    def _choose(self, index: Any, count: int, size: int, whole: int, write: Callable[[int], None]) -> None:
-        """write(whole) for all but the last of `count` blocks of `size` elements, write(rest) for that one."""
-        last = size - (count - 1) * whole
-        if last == whole or count == 1:
-            write(last)
-            return
-        with self.T.If(index < count - 1):
-            with self.T.Then():
-                write(whole)
-            with self.T.Else():
-                write(last)
 
     # --- queries in, result out ---
 
@@ -201,9 +188,7 @@ class _Attention:
         for j in self.columns:
             k.store(top, j, k.load(peak, j, lanes), lanes)
         with T.serial(tile0, tile1) as tile:
-            self._choose(
-                tile, b.key_tiles, p["s"], b.key_rows, lambda rows: self._scores(tile, tile0, rows, at, mask, top)
-            )
+            with_size(k, tile, p["s"], b.key_rows, lambda rows: self._scores(tile, tile0, rows, at, mask, top))
         shrink = k.local(b.width)
         for j in self.columns:
             if not once:

@@ -32,6 +32,7 @@ from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import bit_tables, bit_weights
 from sparsec.codegen.kernels.bit_tables import ENTRIES
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.op_view import view
@@ -249,13 +250,4 @@ class _BitGemv:
                     value = value + k.load(k.arg("residual"), to, width)
                 k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
 
-        tiles = ceil(p["rows"] / p["tile"])
-        last = p["rows"] - (tiles - 1) * p["tile"]
-        if last == p["tile"] or tiles == 1:
-            store(last)
-            return
-        with T.If(tile < tiles - 1):
-            with T.Then():
-                store(p["tile"])
-            with T.Else():
-                store(last)
+        with_size(k, tile, p["rows"], p["tile"], store)

@@ -23,6 +23,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
@@ -238,7 +239,7 @@ class _CodedGemv:
 
     def _finish(self, tile: Any, total: Any) -> None:
         """Scales of whole rows, bias, residual, activation, and the stores."""
-        T, k, p = self.T, self.k, self.p
+        k, p = self.k, self.p
 
         def store(columns: int) -> None:
             for r in range(p["m"]):
@@ -255,13 +256,4 @@ class _CodedGemv:
                         value = value + k.load(k.arg("residual"), to, width)
                     k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
 
-        tiles = ceil(p["rows"] / p["tile"])
-        last = p["rows"] - (tiles - 1) * p["tile"]
-        if last == p["tile"] or tiles == 1:
-            store(last)
-            return
-        with T.If(tile < tiles - 1):
-            with T.Then():
-                store(p["tile"])
-            with T.Else():
-                store(last)
+        with_size(k, tile, p["rows"], p["tile"], store)

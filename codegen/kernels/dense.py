@@ -12,7 +12,7 @@ leaves the decoder and the load ports room when two hardware threads share a cor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -25,6 +25,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.op_view import view
@@ -142,8 +143,6 @@ class _Dense:
         self.p, self.k, self.T = p, k, k.T
         self.t = blocking(p, k.target)
         self.lanes: int = k.lanes
-        self.last_mr = p["m"] - (self.t.tiles - 1) * self.t.mr
-        self.last_nr = p["n"] - (self.t.panels - 1) * self.t.nr
 
     def write(self) -> None:
         """Part by part of the rows, chunk by chunk of K, panel by panel, tile by tile."""
@@ -161,37 +160,17 @@ class _Dense:
             self._panels(_Chunk(T.int32(final), depth - final, final == 0, True), part, first, last)
 
     def _panels(self, chunk: _Chunk, part: Any, first: Any, last: Any) -> None:
-        T, t = self.T, self.t
+        T, t, k, p = self.T, self.t, self.k, self.p
         # bound, because TVM drops iterations when the start of a loop is an expression of an outer one
         tile0 = bind(self.k, part * t.part_tiles)
         tile1 = bind(self.k, T.min(tile0 + t.part_tiles, t.tiles))
 
-        def panel_of(columns: int) -> Callable[[Any], None]:
-            def panel(index: Any) -> None:
-                def tile_of(rows: int) -> Callable[[Any], None]:
-                    return lambda tile: self._tile(chunk, index, tile, rows, columns)
-
-                with T.serial(tile0, tile1) as tile:
-                    self._choose(tile, t.tiles, tile_of(t.mr), tile_of(self.last_mr), self.last_mr == t.mr)
-
-            return panel
+        def of(panel: Any, columns: int) -> None:
+            with T.serial(tile0, tile1) as tile:
+                with_size(k, tile, p["m"], t.mr, lambda rows: self._tile(chunk, panel, tile, rows, columns))
 
         with T.serial(first, last) as panel:
-            self._choose(panel, t.panels, panel_of(t.nr), panel_of(self.last_nr), self.last_nr == t.nr)
-
-    def _choose(
-        self, index: Any, count: int, usual: Callable[[Any], None], final: Callable[[Any], None], same: bool
-    ) -> None:
-        """usual(index) for all but the last of `count`, final(index) for that one."""
-        T = self.T
-        if same or count == 1:
-            final(index)
-            return
-        with T.If(index < count - 1):
-            with T.Then():
-                usual(index)
-            with T.Else():
-                final(index)
+            with_size(k, panel, p["n"], t.nr, lambda columns: of(panel, columns))
 
     def _tile(self, chunk: _Chunk, panel: Any, tile: Any, rows: int, columns: int) -> None:
         k, p, t, lanes = self.k, self.p, self.t, self.lanes

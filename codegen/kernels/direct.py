@@ -23,6 +23,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.kernels.padded import copy_padded
 from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Arg, Signature
@@ -161,7 +162,6 @@ class _Direct:
         self.t, self.w = blocking(p, k.target), Window.of(p)
         self.lanes: int = k.lanes
         self.depth = p["channels"] * self.w.kernel[0] * self.w.kernel[1]
-        self.last_nr = p["filters"] - (self.t.panels - 1) * self.t.nr
 
     def write(self) -> None:
         """Part by part, panel by panel, chunk by chunk of K, tile by tile."""
@@ -178,14 +178,9 @@ class _Direct:
                 top = bind(k, row0 * w.strides[0] - w.pads[0])
                 copy_padded(k, self.p, image, top, bind(k, lines), pixel=t.pixel, line=t.line)
             with T.serial(first, last) as panel:
-                if self.last_nr == t.nr or t.panels == 1:
-                    self._panel(image, row0, row1, panel, self.last_nr)
-                else:
-                    with T.If(panel < t.panels - 1):
-                        with T.Then():
-                            self._panel(image, row0, row1, panel, t.nr)
-                        with T.Else():
-                            self._panel(image, row0, row1, panel, self.last_nr)
+                with_size(
+                    k, panel, self.p["filters"], t.nr, lambda columns: self._panel(image, row0, row1, panel, columns)
+                )
 
     # --- the product ---
 

@@ -22,6 +22,7 @@ from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import decode
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -133,8 +134,6 @@ class _Gemm:
         self.conv = p["a"]["kind"] == "conv"
         self.lda = _packed_lda(p) if self.conv else p["a"]["lda"]
         self.panel = k.arg("panel") if _needs_panel(p, self.t, k.lanes) else None
-        self.last_mr = p["m"] - (self.t.tiles - 1) * self.t.mr
-        self.last_nr = p["n"] - (self.t.panels - 1) * self.t.nr
 
     def write(self) -> None:
         T, t = self.T, self.t
@@ -147,16 +146,8 @@ class _Gemm:
             if self.conv:
                 self._gather_rows(batch, tile0, tile1)
             with T.serial(first, T.min(first + t.unit_panels, t.panels)) as panel:
-                if self.last_nr == t.nr:
-                    self._panel(batch, panel, tile0, tile1, t.nr)
-                elif t.panels == 1:
-                    self._panel(batch, panel, tile0, tile1, self.last_nr)
-                else:
-                    with T.If(panel < t.panels - 1):
-                        with T.Then():
-                            self._panel(batch, panel, tile0, tile1, t.nr)
-                        with T.Else():
-                            self._panel(batch, panel, tile0, tile1, self.last_nr)
+                columns = self.p["n"]
+                with_size(self.k, panel, columns, t.nr, lambda width: self._panel(batch, panel, tile0, tile1, width))
 
     # --- A: receptive fields of a channels-last image -------------------------------------------------------------------
 
@@ -238,16 +229,11 @@ class _Gemm:
             else:
                 self._copy_panel(start, panel, columns)
                 source, at, step = self.panel, T.int32(0), t.nr
-        full = self.last_mr == t.mr
+        b = source, at, step
         with T.serial(tile0, tile1) as tile:
-            if full or t.tiles == 1:
-                self._tile(batch, packed, panel, tile, tile0, self.last_mr, columns, (source, at, step))
-            else:
-                with T.If(tile < t.tiles - 1):
-                    with T.Then():
-                        self._tile(batch, packed, panel, tile, tile0, t.mr, columns, (source, at, step))
-                    with T.Else():
-                        self._tile(batch, packed, panel, tile, tile0, self.last_mr, columns, (source, at, step))
+            with_size(
+                k, tile, p["m"], t.mr, lambda rows: self._tile(batch, packed, panel, tile, tile0, rows, columns, b)
+            )
 
     def _copy_panel(self, start: Any, panel: Any, columns: int) -> None:
         """Bring `columns` columns of a computed B into the work panel [K][NR]; the other columns are zero."""

@@ -13,6 +13,7 @@ from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.gemv_inputs import Inputs
 from sparsec.codegen.kernels.gemv_weights import Weights
+from sparsec.codegen.kernels.last_tile import with_size
 
 
 class Results:
@@ -62,7 +63,7 @@ class Results:
 
     def finish(self, tile: Any, row_base: Any, row0: Any, rows: int, total: Any) -> None:
         """Scales that hold for the whole row, bias, residual, activation, and the stores. row_base: first row of the block."""
-        T, k, p, w = self.T, self.k, self.p, self.w
+        k, p, w = self.k, self.p, self.w
 
         def store(columns: int) -> None:
             for r in range(rows):
@@ -93,12 +94,4 @@ class Results:
                             value = value + k.load(k.arg("residual"), to, width)
                         k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
 
-        last = w["rows"] - (w["tiles"] - 1) * w["tile"]
-        if last == w["tile"] or w["tiles"] == 1:
-            store(last)
-            return
-        with T.If(tile < w["tiles"] - 1):
-            with T.Then():
-                store(w["tile"])
-            with T.Else():
-                store(last)
+        with_size(k, tile, w["rows"], w["tile"], store)

@@ -22,6 +22,7 @@ import numpy as np
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.last_tile import with_size
 from sparsec.codegen.kernels.padded import copy_padded
 from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Arg, Signature
@@ -138,7 +139,6 @@ class _Winograd:
         self.p, self.k, self.T = p, k, k.T
         self.t, self.w = blocking(p, k.target), Window.of(p)
         self.lanes: int = k.lanes
-        self.last_nr = p["filters"] - (self.t.panels - 1) * self.t.nr
 
     def write(self) -> None:
         """Part by part, panel by panel."""
@@ -153,14 +153,9 @@ class _Winograd:
             copy_padded(k, self.p, image, top, bind(k, rows * 2 + 2), pixel=t.pixel, line=t.line)
             self._transform(rows)
             with T.serial(first, last) as panel:
-                if self.last_nr == t.nr or t.panels == 1:
-                    self._panel(image, row0, rows, panel, self.last_nr)
-                else:
-                    with T.If(panel < t.panels - 1):
-                        with T.Then():
-                            self._panel(image, row0, rows, panel, t.nr)
-                        with T.Else():
-                            self._panel(image, row0, rows, panel, self.last_nr)
+                with_size(
+                    k, panel, self.p["filters"], t.nr, lambda columns: self._panel(image, row0, rows, panel, columns)
+                )
 
     def _transform(self, rows: Any) -> None:
         """tiles = B^T d B of every tile of the part."""
