@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsec.codegen.kernels.weights import scales_by_tile
 from sparsec.codegen.program import Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.meaning import AffineValue, TableValue
@@ -143,14 +144,7 @@ def pack(weight: Unpacked, target: Target, x_group: int) -> tuple[dict[str, Any]
         ("level_scale", np.array([_levels(weight)[1]], np.float32)),
     ]
     if weight.scales is not None:
-        values = weight.scales.reshape(-1).astype(np.float32)
-        if scales.kind != "tensor":
-            wide = np.zeros(
-                (tiles * tile, weight.scales.shape[1]), np.float16 if scales.kind == "group" else np.float32
-            )
-            wide[: weight.rows] = weight.scales
-            values = np.ascontiguousarray(wide.reshape(tiles, tile, -1).transpose(0, 2, 1)).reshape(-1)
-        arrays.append(("scales", values))
+        arrays.append(("scales", scales_by_tile(weight, tile)))
     return params, arrays
 
 

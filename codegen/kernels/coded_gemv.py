@@ -24,7 +24,7 @@ from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.last_tile import with_size
-from sparsec.codegen.kernels.weights import epilogue, refused_epilogue
+from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, scales_by_tile
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
 from sparsec.formats.meaning import AffineValue, TableValue
@@ -108,14 +108,7 @@ def pack(weight: Unpacked, m: int, target: Target) -> tuple[dict[str, Any], list
         ("table", np.resize(table.astype(np.float32), _ENTRIES)),
     ]
     if weight.scales is not None:
-        values = weight.scales.reshape(-1).astype(np.float32)
-        if scales.kind != "tensor":
-            wide = np.zeros(
-                (tiles * tile, weight.scales.shape[1]), np.float16 if scales.kind == "group" else np.float32
-            )
-            wide[: weight.rows] = weight.scales
-            values = np.ascontiguousarray(wide.reshape(tiles, tile, -1).transpose(0, 2, 1)).reshape(-1)
-        arrays.append(("scales", values))
+        arrays.append(("scales", scales_by_tile(weight, tile)))
     params = {
         "m": m, "rows": weight.rows, "k": weight.cols, "bits": bits, "tile": tile, "scales": scales.kind,
         "group": scales.group if scales.kind == "group" else 0,

@@ -64,6 +64,20 @@ def panel_rows(rows: int, groups: int, nr: int) -> Array:
     return np.concatenate([np.where(one >= 0, one + g * each, -1) for g in range(groups)])
 
 
+def scales_by_tile(weight: Unpacked, tile: int) -> Array:
+    """Scales as kernels read them that have vectors over rows: [tile][group][row of the tile], zeros behind the last row.
+
+    fp16 of groups, float32 of rows; a single one for all stays a single float32. The weight has scales.
+    """
+    kind = weight.scheme.scales.kind
+    assert weight.scales is not None
+    if kind == "tensor":
+        return weight.scales.reshape(-1).astype(np.float32)
+    rows = np.pad(weight.scales, ((0, -weight.rows % tile), (0, 0)))
+    by_tile = rows.reshape(-1, tile, rows.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(by_tile, np.float16 if kind == "group" else np.float32).reshape(-1)
+
+
 def unpacked_weight(view: SparsecNode) -> Unpacked:
     """The encoded weight of a node as plain arrays; int8 activations come with rounded tables (sparsec/int8.py)."""
     weight = view.weight()
