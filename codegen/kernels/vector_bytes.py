@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsec.codegen.isa import byte_table
-from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.vector_sums import WholeSums
 
 
@@ -25,13 +24,9 @@ class FromBytes(WholeSums):
         super().__init__(p, k)
 
     def _span(self, span: Any, words: Any) -> None:
-        T, k, n = self.T, self.k, self.lanes
-        for name in ("low", "high"):
-            self._clear(name, k.splat(T.int16(0), n), n)
-        with T.serial(0, words) as i:
-            word = bind(k, span * self.span + i)
+        with self._words(span, words) as word:
             self._table(word * 4)
-            self._each(n, lambda at: self._add_two(word, at), step=2)
+            self._each(self.lanes, lambda at: self._add_two(word, at), step=2)
         self._each(16, lambda at: self._flush(span, at, self._sums_of_bytes(at, 16)))
 
     def _table(self, x0: Any) -> None:

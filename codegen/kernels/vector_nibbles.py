@@ -34,14 +34,10 @@ class Nibbles(WholeSums):
         self.x86 = k.target.arch == "x86_64"
 
     def _span(self, span: Any, words: Any) -> None:
-        T, k, n = self.T, self.k, self.lanes
-        for name in ("low", "high"):
-            self._clear(name, k.splat(T.int16(0), n), n)
-        with T.serial(0, words) as i:
-            word = bind(k, span * self.span + i)
-            with T.serial(0, NIBBLE_UNITS) as unit:
+        with self._words(span, words) as word:
+            with self.T.serial(0, NIBBLE_UNITS) as unit:
                 self._tables(word * (4 * NIBBLE_UNITS) + unit * 4, unit)
-            self._each(n, lambda at: self._add(word, at))
+            self._each(self.lanes, lambda at: self._add(word, at))
         sums = self._sums_modulo if self.x86 else self._sums_of_bytes
         self._each(16, lambda at: self._flush(span, at, sums(at, 16)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -109,6 +110,15 @@ class WholeSums(VectorSums):
         k = self.k
         scale = k.load(k.arg("book_scale"), 0)
         return scale if self.p["x_group"] else scale * k.load(k.arg("xscale"), 0)
+
+    @contextmanager
+    def _words(self, span: Any, words: Any) -> Iterator[Any]:
+        """The words of a span one after the other, with `low` and `high` zero before the first."""
+        T, k, n = self.T, self.k, self.lanes
+        for name in ("low", "high"):
+            self._clear(name, k.splat(T.int16(0), n), n)
+        with T.serial(0, words) as i:
+            yield bind(k, span * self.span + i)
 
     def _products(self, x0: Any) -> Iterator[Any]:
         """Products of four inputs with half the codebook: vectors of 16 int16."""
