@@ -137,7 +137,7 @@ class _Gemv:
         self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
         self.row = joined_row.JoinedRow(p, k, self.vectors) if joined_row.applies(p, k.target) else None
         # sums of 16 bits begin at the correction of the table's offset, those of 32 bits at nothing
-        self.wraps = self.joins is not None or self.row is not None
+        self.wraps = self.row is not None or (self.joins is not None and self.joins.wraps)
         self.paired = paired.Paired(self.inputs, k, self.vectors) if self.w["paired"] else None
         self.joined = 1 if self.w["sparse"] else dot.pairs_in_16_bits(k.target, largest)
 

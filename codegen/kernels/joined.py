@@ -1,6 +1,7 @@
-"""Products of 7-bit tables on x86 without VNNI, with several quads summed in 16 bits (gemv.py).
+"""Products of many rows on x86 without VNNI, with several quads summed in 16 bits (gemv.py).
 
-A product of a pair of weights (in [1, 127]: the table's entries plus 64) and inputs nearly fills 16 bits. But what is wanted is the
+Affine codes of few bits are small: eight quads of 4-bit codes fit always. Of 7-bit tables a
+product of a pair of weights (in [1, 127]: the table's entries plus 64) and inputs nearly fills 16 bits. But what is wanted is the
 product with the entries w in [-63, 63], and a sum of such products is at most |x| |w|, the norms of what a lane multiplies. So
 sums may wrap on their way if they begin at -64 times the sum of their inputs, which is the same for all weights. The four inputs that
 two quads have for a lane always fit. With four quads (eight inputs) nearly all do, but not the largest inputs times the largest weights:
@@ -26,19 +27,39 @@ from sparsec.formats.meaning import TableValue
 from sparsec.target import Target
 
 Array = np.ndarray[Any, Any]
-# Quads summed in 16 bits: as many as always fit, and where norms are small enough.
+# Quads of tables summed in 16 bits: as many as always fit, and where norms are small enough.
 SURE, MOST = 2, 4
+# Quads of codes summed in 16 bits, unrolled, at most.
+_MOST_CODES = 8
+# Sums of codes that the compiler would unroll, one sum after the other, with all their inputs in memory.
+_ROLLED = 4
+# Fewer quads of codes are not worth it: two rows widen as often as four, and load weights twice as often.
+_FEWEST_CODES = 4
 # Rows of x whose sums stay in 16 registers.
 _FEW_REGISTERS, _ROWS = 16, 2
 _INT16_MAX = 32767
 
 
 def applies(p: Mapping[str, Any], target: Target) -> bool:
-    """Whether the kernel joins quads: several rows of x against tables."""
+    """Whether the kernel joins quads: several rows of x against tables or small codes."""
     w = p["w"]
-    tables = w["kind"] != "affine" and not w["sparse"] and w["block"] % (4 * SURE) == 0
     x86 = target.arch == "x86_64" and not target.vnni
-    return bool(x86 and tables and rows_of_block(p["m"]) > ROWS_AT_ONCE)
+    fewest = SURE if wraps(w) else _FEWEST_CODES
+    return bool(x86 and not w["sparse"] and rows_of_block(p["m"]) > ROWS_AT_ONCE and sure(w, target) >= fewest)
+
+
+def wraps(w: Mapping[str, Any]) -> bool:
+    """Whether sums begin where they do not leave 16 bits in the end: tables."""
+    return bool(w["kind"] != "affine")
+
+
+def sure(w: Mapping[str, Any], target: Target) -> int:
+    """Quads whose sums in 16 bits always fit: a power of two that divides a block, 1 if that is none."""
+    fit = SURE if wraps(w) else min(_MOST_CODES, dot.pairs_in_16_bits(target, (1 << w["bits"]) - 1))
+    quads = 1 << (fit.bit_length() - 1)
+    while w["block"] % (4 * quads):
+        quads //= 2
+    return max(1, quads)
 
 
 def asks(p: Mapping[str, Any], target: Target) -> bool:
@@ -67,9 +88,11 @@ def arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
 
 
 def work_arguments(p: Mapping[str, Any], target: Target) -> list[Arg]:
-    """Scratch: where sums begin, two 16-bit numbers for the quads of a sum; and by step and rows multiplied together how large the
-    inputs are."""
+    """Scratch of tables: where sums begin, two 16-bit numbers for the quads of a sum; and by step and rows that are multiplied
+    together how large the inputs are."""
     rows, asked = rows_of_block(p["m"]), asks(p, target)
+    if not wraps(p["w"]):
+        return []
     inputs = rows * padded_width(p["w"])
     both = (SURE, MOST) if asked else (SURE,)
     args = [Arg(_begins(quads), "int32", inputs // (4 * quads) + 16 // quads, "work") for quads in both]
@@ -86,13 +109,15 @@ class Joined:
     def __init__(self, p: Mapping[str, Any], k: Any, vectors: int) -> None:
         self.k, self.T, self.vectors = k, k.T, vectors
         self.dot, self.width, self.block = dot.ByteDot(k), padded_width(p["w"]), int(p["w"]["block"])
-        self.asks = asks(p, k.target)
+        self.wraps, self.sure, self.asks = wraps(p["w"]), sure(p["w"], k.target), asks(p, k.target)
         self.rows_at_once = _ROWS if k.target.vector_registers <= _FEW_REGISTERS else ROWS_AT_ONCE
 
     def prepare(self, rows: int) -> None:
-        """Scratch of the rounded rows. The last vector of a row may reach into what the next row overwrites."""
+        """Scratch of the rounded rows, for tables. The last vector of a row may reach into what the next row overwrites."""
         T, k, nb = self.T, self.k, self.dot.bytes
         half = nb // 2
+        if not self.wraps:
+            return
         with T.serial(0, rows) as row, T.serial(0, ceil(self.width / nb)) as i:
             held = k.local(nb, "int8")
             k.store(held, 0, k.load(k.arg("xq"), row * self.width + i * nb, nb), nb)
@@ -111,6 +136,14 @@ class Joined:
                 norm = T.max(k.load(norms, part * each), k.load(norms, part * each + MOST)) >> 16
                 before = T.Select(T.truncmod(row, self.rows_at_once) > 0, k.load(k.arg("norms"), number), T.int32(0))
                 k.store(k.arg("norms"), number, T.max(norm, before))
+
+    def _add(self, a: Any, b: Any) -> Any:
+        """a + b. Sums of codes fit, so that an addition that saturates gives them too: the compiler leaves those in their order, where
+        plain ones become a tree of all products of a sum, which do not fit the registers."""
+        if self.wraps:
+            return a + b
+        half = self.dot.bytes // 2
+        return self.T.call_llvm_pure_intrin(f"int16x{half}", f"llvm.sadd.sat.v{half}i16", a, b)
 
     def _both(self, values: Any, apart: int, join: Callable[[Any, Any], Any] = add) -> Any:
         """`join` of lanes so far apart (int16), in both of them."""
@@ -138,7 +171,7 @@ class Joined:
         T, k = self.T, self.k
         quad0 = bind(k, block * (self.block // 4))
         if not self.asks:
-            self._run(row0, rows, quad0, self.block // 4, SURE, acc)
+            self._run(row0, rows, quad0, self.block // 4, self.sure, acc)
             return
         each, steps = STEP // 4, self.width // STEP
         with T.serial(0, self.block // STEP) as step:
@@ -153,16 +186,20 @@ class Joined:
 
     def _run(self, row0: Any, rows: int, quad0: Any, count: int, quads: int, acc: Any) -> None:
         """acc += the products of `count` quads from quad0 on, `quads` at a time in 16 bits."""
-        with self.T.serial(0, count // quads) as join:
+        joins: Any = count // quads
+        if not self.wraps and 1 < joins < _ROLLED:
+            joins = joins + (self.k.lo >> 31)  # no unit is negative, but the compiler cannot know and keeps the loop
+        with self.T.serial(0, joins) as join:
             self._join(row0, rows, bind(self.k, quad0 + join * quads), quads, acc)
 
     def _join(self, row0: Any, rows: int, quad0: Any, quads: int, acc: Any) -> None:
         T, k, n, nb = self.T, self.k, self.dot.lanes, self.dot.bytes
         half = nb // 2
-        at, number = bind(k, quad0 * (self.vectors * nb)), bind(k, T.truncdiv(quad0, quads))
+        at = bind(k, quad0 * (self.vectors * nb))
         x0 = [bind(k, (row0 + row) * self.width + quad0 * 4) for row in range(rows)]
         pairs = k.local(rows * self.vectors * half, "int16")
-        for row in range(rows):
+        number = bind(k, T.truncdiv(quad0, quads))
+        for row in range(rows if self.wraps else 0):
             begin = k.load(k.arg(_begins(quads)), (row0 + row) * (self.width // (4 * quads)) + number)
             spread = T.reinterpret(f"int16x{half}", k.splat(begin, n))
             for v in range(self.vectors):
@@ -176,7 +213,8 @@ class Joined:
                 for v in range(self.vectors):
                     place = (row * self.vectors + v) * half
                     product = self.dot.pairs(k.load(weights, v * nb, nb), x)
-                    k.store(pairs, place, k.load(pairs, place, half) + product, half)
+                    begun = self.wraps or quad > 0
+                    k.store(pairs, place, self._add(k.load(pairs, place, half), product) if begun else product, half)
         for slot in range(rows * self.vectors):
             wide = self.dot.widen(k.load(pairs, slot * half, half))
             k.store(acc, slot * n, wide + k.load(acc, slot * n, n), n)

@@ -284,6 +284,35 @@ def test_sums_in_16_bits_of_large_and_small_steps(name: str, text: str, x_group:
     assert np.abs(got - wanted).max() <= 2e-6 * max(1.0, np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512"])
+@pytest.mark.parametrize(
+    ("text", "x_group"),
+    [
+        ("int2-g32", 32),
+        ("int3-g64", 64),
+        ("int4", 0),
+        ("int4-g16", 16),
+        ("uint4-g32", 32),
+        ("uint4-g64", 0),
+        ("int5-g32", 32),
+        ("uint5", 0),
+    ],
+)
+def test_sums_of_codes_in_16_bits(name: str, text: str, x_group: int) -> None:
+    """All inputs at their largest with the largest codes, in sums of as many quads as fit; a random row beside them."""
+    rng = np.random.default_rng()
+    m, n, k = int(rng.integers(5, 12)), int(rng.integers(1, 90)), 64 * int(rng.integers(1, 4))
+    if not x_group and "-g" not in text:
+        k += 4 * int(rng.integers(16))
+    x = np.broadcast_to(rng.choice([-1.0, 1.0], (m, 1)), (m, k)).astype(np.float32)
+    x = np.concatenate([x, rng.normal(size=(1, k)).astype(np.float32)])
+    matrix = np.ones((n, k))
+    matrix[:, ::31] = 0  # what unsigned codes have as their smallest
+    got, wanted, limits = joined_product(text, matrix, x, x_group, NAMED[name])
+    assert not len(limits)
+    assert np.abs(got - wanted).max() <= 2e-6 * np.abs(wanted).max()
+
+
 def model(text: str, m: int, n: int, k: int, activations: str, share: float = 0.5) -> tuple[ir.Model, dict[str, Array]]:
     """One sparsec::MatMul with bias and residual."""
     rng = np.random.default_rng([m, n, k])
