@@ -1,8 +1,8 @@
-"""Tables of sums of four rounded inputs, one sum for each choice of them, for bit_gemv.py.
+"""Tables of sums of four rounded inputs, one sum for each choice of them, for bit_words.py.
 
-An entry is the sum of the chosen inputs and of all |x| of negative ones, which makes it at least 0 and at most the sum of the four |x|.
-Where that is no byte, the table is of two of its inputs alone, and codes are looked up again in a table of the other two: `again`
-lists bytes of codes by blocks of inputs (block b's from firsts[b] to firsts[b + 1]), their tables lie behind all others.
+An entry (bit_inputs.py) is at most the sum of the four |x|. Where that is no byte, the table is of two of its inputs alone, and codes
+are looked up again in a table of the other two: `again` lists bytes of codes by blocks of inputs (block b's from firsts[b] to
+firsts[b + 1]), their tables lie behind all others.
 """
 
 from __future__ import annotations
@@ -10,26 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels.bit_inputs import ENTRIES, Inputs
 from sparsec.codegen.kernels.bit_weights import spans, width
-from sparsec.codegen.kernels.gemv_rounding import Rounding
 from sparsec.codegen.program import Arg
 
-ENTRIES = 16
 _LARGEST = 255
 
 
 def work_arguments(p: Mapping[str, Any]) -> list[Arg]:
-    """Scratch: rounded inputs, by block their scales and sums and where sums of products begin; sums of quads; tables and list."""
+    """Scratch: tables, and the list."""
     inputs, blocks = width(p), width(p) // p["block"]
     return [
-        Arg("xq", "int8", inputs + 64, "work"),
-        Arg("xscale", "float32", blocks, "work"),
-        Arg("xsum", "int32", blocks, "work"),
-        Arg("begins", "int32", blocks, "work"),
-        Arg("sizes", "int32", inputs // 4 + 16, "work"),
-        Arg("negatives", "int32", inputs // 4 + 16, "work"),
         Arg("tables", "uint8", 2 * inputs // 4 * ENTRIES, "work"),
         Arg("again", "int32", inputs * p["bits"] // 8, "work"),
         Arg("firsts", "int32", blocks + 1, "work"),
@@ -37,16 +29,14 @@ def work_arguments(p: Mapping[str, Any]) -> list[Arg]:
 
 
 class Tables:
-    """Writes the code (`k`: KernelBuilder) that rounds and makes tables; of_byte: bytes of the tables for a byte of codes."""
+    """Writes the code (`k`: KernelBuilder) that makes tables; of_byte: bytes of the tables for a byte of codes."""
 
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T = p, k, k.T
-        self.dot, self.width = dot.ByteDot(k), width(p)
+        self.inputs, self.width = Inputs(p, k), width(p)
         self.quads = 3 - p["bits"]  # of a byte of codes
         self.bytes = p["block"] * p["bits"] // 8
         self.of_byte = self.quads * ENTRIES
-        weight = {"k": p["k"], "block": p["block"], "sparse": False}
-        self.rounding = Rounding({"x_group": p["x_group"], "w": weight}, k)
 
     def again(self, number: Any) -> Any:
         """Where the tables of an entry of the list begin."""
@@ -54,39 +44,15 @@ class Tables:
 
     def write(self) -> None:
         T, k = self.T, self.k
-        self.rounding.quantise_rows(T.int32(0), 1)
-        nb = self.dot.bytes
-        with T.serial(0, -(-self.width // nb)) as i:
-            self._sizes(i)
+        self.inputs.write()
         masks = [bind(k, mask) for mask in self._masks()]
         count = k.local(1, "int32")
         k.store(count, 0, T.int32(0))
         k.store(k.arg("firsts"), 0, T.int32(0))
         with T.serial(0, spans(self.p)) as block:
-            self._begin(block)
             with T.serial(0, self.bytes) as i:
                 self._byte(bind(k, block * self.bytes + i), masks, count)
             k.store(k.arg("firsts"), block + 1, k.load(count, 0))
-
-    def _sizes(self, i: Any) -> None:
-        """`sizes` and `negatives` of a vector of inputs: the sums of |x| and of negative ones' |x| of its quads."""
-        T, k, n, nb = self.T, self.k, self.dot.lanes, self.dot.bytes
-        x = bind(k, k.load(k.arg("xq"), i * nb, nb))
-        zero, one = k.splat(T.int8(0), nb), k.splat(T.int8(1), nb)
-        minus = bind(k, zero - x)
-        for name, of in (("sizes", T.max(x, minus)), ("negatives", T.max(minus, zero))):
-            k.store(k.arg(name), i * n, self.dot.widen(self.dot.pairs(of, one)), n)
-
-    def _begin(self, block: Any) -> None:
-        """What the sums of a block that are looked up lack of its products."""
-        T, k = self.T, self.k
-        below, quads = k.local(1, "int32"), self.p["block"] // 4
-        k.store(below, 0, T.int32(0))
-        with T.serial(0, quads) as i:
-            k.store(below, 0, k.load(below, 0) + k.load(k.arg("negatives"), block * quads + i))
-        base, together = (k.load(k.arg("levels"), at) for at in range(2))
-        begin = k.load(k.arg("xsum"), block) * base - k.load(below, 0) * together
-        k.store(k.arg("begins"), block, begin)
 
     def _masks(self) -> list[Any]:
         """All ones in the entries for which input number 0, 1, 2, 3 is chosen."""

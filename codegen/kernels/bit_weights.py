@@ -7,7 +7,11 @@ quad) make the other half:
 
     codes[tile][byte along the inputs][vector of rows][row]
 
-The rows of a vector lie in the order that `row_order` gives, so that sums come out in order.
+For bit_digits.py the other half is the next quad's as well, and a row has a byte of bits b1 and behind it one of bits b0:
+
+    codes[tile][two quads of the inputs][vector of rows][row][b1, b0]
+
+The rows of a vector lie in the order that `row_order` (`digit_order`) gives, so that sums come out in order.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ Array = np.ndarray[Any, Any]
 
 # Inputs whose sums fit a signed 16-bit number, 256 * 127 < 2**15; half as many where two bits join one sum.
 MOST_INPUTS = 256
+# Inputs whose sums fit two digits of a byte each (bit_digits.py), and what `first + second` may be there: 255 * 128 < 2**15.
+DIGIT_INPUTS = 32
+_DIGIT_LEVELS = 128
 # Rows from which on evenly spaced levels of two bits are faster than their products: tables cost as much as these save.
 _MANY_ROWS = 1024
 
@@ -110,8 +117,21 @@ def row_order(lanes: int) -> Array:
     return order
 
 
+def digit_order(lanes: int) -> Array:
+    """Which row of `2 * lanes` rows lies at each 16-bit word of a vector for bit_digits.py: where unpacking takes it from."""
+    row = np.arange(2 * lanes)
+    vector, lane = row // lanes, row % lanes
+    order = np.empty_like(row)
+    order[8 * (lane // 4) + 4 * vector + lane % 4] = row
+    return order
+
+
 def pack(weight: Unpacked, target: Target, x_group: int) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
-    """Parameters and arrays: codes, levels, level_scale, scales?"""
+    """Parameters and arrays: codes, levels, level_scale, scales?
+
+    levels: `base`; what inputs that are not chosen are multiplied with; `first` and `second` as numbers of 16 bits (digits: of 8);
+    pairs of quads in a block.
+    """
     scheme = weight.scheme
     scales, bits = scheme.scales, scheme.codec.code_bits
     found = bits_of(weight)
@@ -119,28 +139,35 @@ def pack(weight: Unpacked, target: Target, x_group: int) -> tuple[dict[str, Any]
     (base, first, second), number = found
     nb = 4 * target.lanes
     one_sum = bits == 1 or first == second
-    vectors = min(2 if one_sum else 1, ceil(weight.rows / nb))  # of rows, whose sums stay in registers
+    group = scales.group if scales.kind == "group" else x_group
+    digits = bits == 2 and 0 < group <= DIGIT_INPUTS and first + second <= _DIGIT_LEVELS
+    vectors = min(2 if one_sum or digits else 1, ceil(weight.rows / nb))  # of rows, whose sums stay in registers
     tile = nb * vectors
     tiles = ceil(weight.rows / tile)
-    group = scales.group if scales.kind == "group" else x_group
     block = group or min(MOST_INPUTS // bits, ceil(weight.cols / 32) * 32)
     params: dict[str, Any] = {
         "rows": weight.rows, "k": weight.cols, "bits": bits, "tile": tile, "x_group": x_group, "group": group, "block": block,
-        "scales": scales.kind, "one_sum": one_sum,
+        "scales": scales.kind, "one_sum": one_sum, "digits": digits,
     }  # fmt: skip
     codes = np.zeros((tiles * tile, width(params)), np.uint8)
     codes[: weight.rows, : weight.cols] = number[weight.codes.reshape(weight.rows, weight.cols)]
     quads = codes.reshape(tiles * tile, -1, 4)
     powers = np.array([1, 2, 4, 8], np.uint8)
-    halves = [(quads >> shift & 1) @ powers for shift in ((0,) if bits == 1 else (1, 0))]
-    low, high = (halves[0][:, ::2], halves[0][:, 1::2]) if bits == 1 else halves
-    by_vector = (low | high << 4).astype(np.uint8).reshape(tiles, vectors, nb, -1)[:, :, row_order(target.lanes)]
+    halves = [((quads >> shift & 1) @ powers).astype(np.uint8) for shift in ((0,) if bits == 1 else (1, 0))]
+    if digits:
+        halves = [half[:, ::2] | half[:, 1::2] << 4 for half in halves]
+        by_row = np.stack(halves, axis=1).reshape(tiles, -1, nb // 2, 2, halves[0].shape[1])
+        by_vector = by_row[:, :, digit_order(target.lanes)].reshape(tiles, -1, nb, halves[0].shape[1])
+        times = first | second << 8
+    else:
+        low, high = (halves[0][:, ::2], halves[0][:, 1::2]) if bits == 1 else halves
+        by_vector = (low | high << 4).reshape(tiles, vectors, nb, -1)[:, :, row_order(target.lanes)]
+        times = first & 0xFFFF if one_sum else (first & 0xFFFF) | (second & 0xFFFF) << 16
     # S = base * sum of x + first * (U1 - N) + second * (U0 - N): U as the kernel sums it, N the sum of all -x that are positive
     together = 2 * first if bits == 2 and one_sum else first + second
-    times = first & 0xFFFF if one_sum else (first & 0xFFFF) | (second & 0xFFFF) << 16
     arrays: list[tuple[str, Array]] = [
         ("codes", np.ascontiguousarray(by_vector.transpose(0, 3, 1, 2)).reshape(-1)),
-        ("levels", np.array([base, together, times], np.int64).astype(np.uint32).view(np.int32)),
+        ("levels", np.array([base, together, times, block // 8], np.int64).astype(np.uint32).view(np.int32)),
         ("level_scale", np.array([_levels(weight)[1]], np.float32)),
     ]
     if weight.scales is not None:
@@ -164,7 +191,7 @@ def arguments(p: Mapping[str, Any]) -> list[Arg]:
     rows = ceil(p["rows"] / p["tile"]) * p["tile"]
     args = [
         Arg("codes", "uint8", rows * width(p) * p["bits"] // 8, "in"),
-        Arg("levels", "int32", 3, "in"),
+        Arg("levels", "int32", 4, "in"),
         Arg("level_scale", "float32", 1, "in"),
     ]
     if p["scales"] != "none":

@@ -125,6 +125,22 @@ def test_bits_of_levels() -> None:
         assert [base + first * (b >> 1) + second * (b & 1) for b in number.tolist()] == levels.tolist()
 
 
+def test_digits() -> None:
+    """Two bits in groups of at most 32 inputs; not three levels so far apart that products of digits might overflow."""
+
+    def digits(weight: EncodedWeight, x_group: int = 0) -> bool:
+        return bool(bit_weights.pack(unpack(weight), AVX2, x_group)[0]["digits"])
+
+    assert [digits(coded(text, 40, 64)) for text in ("cb2-g32", "cb2-g64", "cb2-c", "cb1-g32")] == [1, 0, 0, 0]
+    assert digits(coded("cb2-c", 40, 64), 32)
+    weight = coded("cb2-g32", 40, 64)
+    packed = weight.codes[0]
+    object.__setattr__(weight, "codes", (packed & ~(packed >> 1 & 0x55),))  # codes 0, 1, 2
+    object.__setattr__(weight, "codebook", np.float32([[-1.0, 0.9, 1.0, 0.0]]))
+    assert not digits(weight)
+    run(weight, -np.ones(64, np.float32))
+
+
 def test_wide_registers() -> None:
     target = NAMED["x86-avx512"]
     run(coded("cb2-g32", 150, 200), normal(200), target)
