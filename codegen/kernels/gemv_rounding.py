@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from math import ceil
+from operator import add
 from typing import Any
 
 from sparsec.codegen.isa import dot
+from sparsec.codegen.isa.narrow import store_bytes
 from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.codegen.kernels import round_groups
 from sparsec.codegen.kernels.byte_weights import zero_input
@@ -17,6 +20,8 @@ from sparsec.int8 import ACTIVATION_MAX
 ROWS_AT_ONCE = 4
 # Inputs of one unrolled step of the products.
 STEP = 32
+# Vectors of inputs that are rounded together.
+_VECTORS = 4
 # Rows of a block that a thread rounds for itself.
 _MOST_ROWS = 64
 
@@ -107,20 +112,21 @@ class Rounding:
         total = k.local(n, "int32")
         k.store(total, 0, k.i32(0, n), n)
 
-        def one(value: Any, to: Any) -> None:
-            held = k.local(n, "int32")
-            k.store(held, 0, nearest(k, value * k.splat(inverse, n), n), n)
-            if self.offset:
-                k.store(held, 0, k.load(held, 0, n) + k.i32(dot.X_OFFSET, n), n)
-            k.store(total, 0, k.load(total, 0, n) + k.load(held, 0, n), n)
-            k.store(xq, to, T.Cast(f"int8x{n}", k.load(held, 0, n)), n)
+        def write(values: list[Any], to: Any) -> None:
+            rounded = [bind(k, nearest(k, value * k.splat(inverse, n), n)) for value in values]
+            k.store(total, 0, reduce(add, rounded, k.load(total, 0, n)), n)
+            store_bytes(k, xq, to, rounded, plus=dot.X_OFFSET if self.offset else 0)
 
-        if count >= n:
-            with T.serial(0, count // n) as i:
-                one(k.load(x, start + i * n, n), dest + i * n)
-        done = count // n * n
-        if count % n:
-            one(partial_vector(k, x, start + done, count % n), dest + done)
+        done = 0
+        for at_once in (_VECTORS, 1):
+            runs = (count - done) // (at_once * n)
+            if runs:
+                with T.serial(0, runs) as i:
+                    at = bind(k, done + i * (at_once * n))
+                    write([k.load(x, start + (at + v * n), n) for v in range(at_once)], dest + at)
+                done += runs * at_once * n
+        if done < count:
+            write([partial_vector(k, x, start + done, count - done)], dest + done)
             done += n
         if done < fill:
             zero = T.Cast(f"int8x{n}", k.i32(0, n))

@@ -6,10 +6,13 @@ five times as long as the conversion itself.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 from sparsec.codegen.isa.horizontal import reduce_each
 from sparsec.codegen.isa.memory import prefetch_vector
+from sparsec.codegen.isa.narrow import store_bytes
 from sparsec.codegen.isa.vecmath import bind, nearest
 from sparsec.int8 import ACTIVATION_MAX
 
@@ -38,14 +41,13 @@ def round_groups(k: Any, x: Any, start: Any, size: int, dest: Any, at: Any, time
     sums = []
     for group in range(n):
         factor = bind(k, k.splat(k.load(inverse, group), n))
-        total = None
+        rounded = []
         for i in vectors:
-            whole = k.local(n, "int32")
             prefetch_vector(k, x, start + ((n + group) * size + i))  # the next groups
             value = k.load(x, start + (group * size + i), n) * factor
-            k.store(whole, 0, nearest(k, value, n), n)
-            k.store(k.arg("xq"), dest + (group * size + i), T.Cast(f"int8x{n}", k.load(whole, 0, n)), n)
-            total = k.load(whole, 0, n) if total is None else total + k.load(whole, 0, n)
+            rounded.append(bind(k, nearest(k, value, n)))
+        store_bytes(k, k.arg("xq"), dest + group * size, rounded)
+        total = reduce(add, rounded)
         held = k.local(n, "int32")
         k.store(held, 0, total, n)
         sums.append(k.load(held, 0, n))
