@@ -22,7 +22,7 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, joined_row, paired
+from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, joined_row, paired, wide
 from sparsec.codegen.kernels.gemv_inputs import Inputs
 from sparsec.codegen.kernels.gemv_results import Results
 from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
@@ -102,6 +102,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args += joined.work_arguments(p, target)
     if joined_row.applies(p, target):
         args += joined_row.work_arguments(p, target)
+    if wide.applies(p, target):
+        args += wide.work_arguments(p)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
     return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]), pieces=1)
 
@@ -130,8 +132,7 @@ class _Gemv:
         self.grouped = self.inputs.grouped
         self.decoded = decodes_once(p, k.target)
         self.weights = Weights(self.w, k, once=p["m"] <= ROWS_AT_ONCE or self.decoded, decoded=self.decoded)
-        # 8-bit codes do not fit the 7 bits that byte products allow on x86 without VNNI
-        self.split = self.w["bits"] == 8 and self.dot.x86 and not self.dot.vnni
+        self.wide = wide.Wide(p, k) if wide.applies(p, k.target) else None
         largest = 127 if self.w["kind"] != "affine" else (1 << self.w["bits"]) - 1
         self.results = Results(p, k, self.weights, self.inputs)
         self.joins = joined.Joined(p, k, self.vectors) if joined.applies(p, k.target) else None
@@ -170,6 +171,8 @@ class _Gemv:
             self.joins.prepare(rows)
         if self.row is not None:
             self.row.prepare()
+        if self.wide is not None:
+            self.wide.prepare(rows)
         self.inputs.first_ahead()
         with T.serial(lo, hi) as tile:
             self._tile(tile, rows)
@@ -360,13 +363,14 @@ class _Gemv:
         xs = [self.dot.quads(source, x, stride, quads) for x in x0]
         held = 0  # products of pairs waiting in 16 bits
         for quad in range(quads):
+            if self.wide is not None:
+                self.wide.products([weights_of(quad, v) for v in range(self.vectors)], x0, quad, acc)
+                continue
             for v in range(self.vectors):
                 weights = weights_of(quad, v)
                 for r in range(len(x0)):
                     slot = r * self.vectors + v
-                    if self.split:
-                        self._wide(acc, slot, weights, source, x0[r] + quad * stride)
-                    elif pairs is None:
+                    if pairs is None:
                         place = (quad % self.chains * (len(x0) * self.vectors) + slot) * n
                         sums = self.dot.dot(
                             k.load(acc, place, n), weights, xs[r](quad), signed_weights=self.w["sparse"]
@@ -381,17 +385,3 @@ class _Gemv:
             if pairs is not None and not waits and (held == self.joined or quad == quads - 1):
                 self._flush(pairs, acc, len(x0))
                 held = 0
-
-    def _wide(self, acc: Any, slot: int, weights: Any, source: Any, at: Any) -> None:
-        """8-bit codes: even and odd inputs as 16-bit numbers, exactly."""
-        T, k, n, nb = self.T, self.k, self.lanes, self.dot.bytes
-        words = T.reinterpret(f"uint16x{nb // 2}", weights)
-        even = T.reinterpret(f"int16x{nb // 2}", words & k.splat(T.uint16(255), nb // 2))
-        odd = T.reinterpret(f"int16x{nb // 2}", words >> k.splat(T.uint16(8), nb // 2))
-        x = T.Cast("int16x4", k.load(source, at, 4))
-        halves = T.Shuffle([x], [T.int32(i) for i in (0, 2, 1, 3)])
-        pair = k.local(2, "int32")
-        k.store(pair, 0, T.reinterpret("int32x2", halves), 2)
-        for weights16, half in ((even, 0), (odd, 1)):
-            spread = T.reinterpret(f"int16x{nb // 2}", k.splat(k.load(pair, half), n))
-            k.store(acc, slot * n, k.load(acc, slot * n, n) + self.dot.multiply_add(weights16, spread), n)
