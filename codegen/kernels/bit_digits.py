@@ -47,23 +47,24 @@ class Digits:
         """Rounded inputs, where sums of products begin, and tables: high digits, low digits of quad after quad."""
         T, k = self.T, self.k
         self.inputs.write()
-        # which of four inputs an entry chooses, by vectors of entries
-        chosen = [self._bits(first) for first in range(0, ENTRIES, self.lanes)]
+        chosen = [self._bits(first) for first in (0, 2)]
         with T.serial(0, spans(self.p) * self.p["block"] // 4) as quad:
-            x = self.dot.broadcast(T.reinterpret("int32", k.load(k.arg("xq"), quad * 4, 4)))
-            below = k.splat(k.load(k.arg("negatives"), quad), self.lanes)
-            held = k.local(ENTRIES, "int32")
+            below = T.Cast("int16", k.load(k.arg("negatives"), quad))
+            sums = k.splat(below, self.bytes // 2)
             for number, bits in enumerate(chosen):
-                k.store(held, number * self.lanes, self.dot.widen(self.dot.pairs(bits, x)) + below, self.lanes)
-            entries = k.load(held, 0, ENTRIES)
-            digits = entries >> k.i32(_BASE_BITS, ENTRIES), entries & k.i32((1 << _BASE_BITS) - 1, ENTRIES)
-            for number, values in enumerate(digits):
+                two = T.reinterpret("int16", k.load(k.arg("xq"), quad * 4 + 2 * number, 2))
+                sums = sums + self.dot.pairs(bits, k.splat(two, self.bytes // 2))
+            sums = self._held(sums, "int16", self.bytes // 2)
+            entries = T.Shuffle([sums], [T.int32(i) for i in range(ENTRIES)])
+            high = entries >> k.splat(T.int16(_BASE_BITS), ENTRIES)
+            low = entries & k.splat(T.int16((1 << _BASE_BITS) - 1), ENTRIES)
+            for number, values in enumerate((high, low)):
                 k.store(k.arg("tables"), quad * _TABLES + number * ENTRIES, T.Cast(f"uint8x{ENTRIES}", values), ENTRIES)
 
     def _bits(self, first: int) -> Any:
-        """In every lane, from entry `first` on, four bytes of 0 or 1: the bits of its number."""
+        """Bytes of 0 or 1, two for each entry: whether it chooses inputs `first` and `first + 1` of four."""
         T, k, nb = self.T, self.k, self.bytes
-        chosen = [(first + at // 4) >> at % 4 & 1 for at in range(nb)]
+        chosen = [at // 2 % ENTRIES >> (first + at % 2) & 1 for at in range(nb)]
         zero, one = k.splat(T.uint8(0), nb), k.splat(T.uint8(1), nb)
         return k.shuffle(zero, one, [at + nb * bit for at, bit in enumerate(chosen)])
 
