@@ -71,12 +71,12 @@ def _heads_of(low: Lowering, value: ir.Value) -> list[ir.Value]:
         if reshape.domain or reshape.op_type != "Reshape" or heads.is_graph_output():
             continue
         shape = low.shape(heads)
-        if len(shape) == 4 and shape[:2] == low.shape(value)[:-1] and all(_strides(n, i) for n, i in heads.uses()):
+        if len(shape) == 4 and shape[:2] == low.shape(value)[:-1] and all(_strides(low, n, i) for n, i in heads.uses()):
             results.append(heads)
     return results
 
 
-def _strides(node: ir.Node, index: int) -> bool:
-    """Whether this operand is read by strides, positions before heads."""
-    fits = node.domain == "sparsec" and node.op_type == "Attention" and index < 3
+def _strides(low: Lowering, node: ir.Node, index: int) -> bool:
+    """Whether this operand is read by strides, positions before heads, in row order."""
+    fits = node.domain == "sparsec" and node.op_type == "Attention" and index < 3 and low.plan.get(node) != "cl"
     return fits and bool(node.attributes.get_ints("swapped")[index])

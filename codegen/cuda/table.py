@@ -70,6 +70,11 @@ FAMILIES: dict[str, str] = {
 
 _CHANNELS_LAST = Choice({"cl": 0.0})
 _IMAGES = frozenset([("", "AveragePool"), ("", "Conv"), ("", "MaxPool")])
+# Whose kernels for a processor also take tokens that lie side by side.
+_TOKENS = frozenset(
+    [("sparsec", "MatMul"), ("sparsec", "Attention")]
+    + [("", name) for name in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")]
+)
 
 
 def family_for(family: str, params: Mapping[str, Any]) -> str:
@@ -95,6 +100,8 @@ def choice_of(node: ir.Node, low: Lowering) -> Choice | None:
         assert x is not None
         one_pixel = prod(low.shape(x)[2:]) * prod(low.shape(out)[2:]) == 1  # the same in both layouts
         return Choice({"row": 0.0}, free=True) if one_pixel else _CHANNELS_LAST
+    if (node.domain, node.op_type) in _TOKENS:
+        return None
     choice = processor.choice_of(node, low)
     if choice is not None and "cl" in choice.cost and (node.domain, node.op_type) in _IMAGES:
         return _CHANNELS_LAST

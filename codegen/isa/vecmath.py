@@ -16,6 +16,10 @@ from typing import Any
 
 Expr = Any  # TIR expression
 _F32_MAX = 3.4028234663852886e38
+# 2**r for |r| <= 1/2, highest coefficient first.
+_POWER = (1.32534130e-3, 9.67238332e-3, 5.55080043e-2, 2.40222233e-1, 6.93146887e-1, 1.0)
+# log2(e) as a float32 and what that leaves.
+LOG2_E, _LOG2_E_REST = 1.44269502162933349609375, 1.92596299e-8
 
 # 2/pi in pieces of 24 bits: the product of one with a float32 is exact in float64 (see _quarter_turns).
 _TWO_OVER_PI = (
@@ -131,20 +135,32 @@ def exp(k: Any, x: Expr, lanes: int) -> Expr:
     return bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
 
 
+def exp2_negative(k: Any, x: Expr, lanes: int) -> Expr:
+    """2**x for x <= 0; below -126 it stays 2**-126, which is nothing beside the weight of 1 that every softmax has."""
+    held = bind(k, k.T.max(k.f32(-126.0, lanes), x))  # in this order NaN stays
+    y = bind(k, held + k.f32(12582912.0, lanes))  # n in its low bits, see exp_negative
+    # fma hides the subtractions from TVM's simplifier, which would cancel them
+    n = bind(k, _fma(k, y, k.f32(1.0, lanes), k.f32(-12582912.0, lanes), lanes))
+    r = bind(k, held - n)
+    bits = k.T.reinterpret(typed(k, "int32", lanes), bind(k, _horner(k, r, _POWER, lanes)))
+    shift = k.T.reinterpret(typed(k, "int32", lanes), y) << k.i32(23, lanes)
+    return bind(k, k.T.reinterpret(typed(k, "float32", lanes), bits + shift))
+
+
 def exp_negative(k: Any, x: Expr, lanes: int) -> Expr:
     """e**x for x <= 0, as softmax needs it: half the instructions of `exp`; 0 where the result would be denormal (x < -87.3).
 
-    The rounding constant 1.5 * 2**23 leaves n in the low bits of y, from where it is shifted into the exponent.
+    2**(n + r) with n the nearest whole number to x log2(e), r in two steps from the halves of log2(e) and a polynomial of least
+    relative error, 8e-8. The rounding constant 1.5 * 2**23 leaves n in the low bits of y, from where it is shifted into the exponent.
     """
     x = bind(k, x)
     held = bind(k, k.T.max(k.f32(-87.3, lanes), x))  # in this order NaN stays
-    y = bind(k, _fma(k, held, k.f32(1.4426950408889634, lanes), k.f32(12582912.0, lanes), lanes))
+    y = bind(k, _fma(k, held, k.f32(LOG2_E, lanes), k.f32(12582912.0, lanes), lanes))
     # fma hides the subtraction from TVM's simplifier, which would cancel it
-    n = bind(k, _fma(k, y, k.f32(1.0, lanes), k.f32(-12582912.0, lanes), lanes))
-    r = _fma(k, n, k.f32(-0.693359375, lanes), held, lanes)
-    r = bind(k, _fma(k, n, k.f32(2.12194440e-4, lanes), r, lanes))
-    c = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-    p = _fma(k, _horner(k, r, c, lanes), bind(k, r * r), r + k.f32(1.0, lanes), lanes)
+    minus_n = bind(k, _fma(k, y, k.f32(-1.0, lanes), k.f32(12582912.0, lanes), lanes))
+    r = _fma(k, held, k.f32(LOG2_E, lanes), minus_n, lanes)
+    r = bind(k, _fma(k, held, k.f32(_LOG2_E_REST, lanes), r, lanes))
+    p = _horner(k, r, _POWER, lanes)
     bits = k.T.reinterpret(typed(k, "int32", lanes), bind(k, p))
     shift = k.T.reinterpret(typed(k, "int32", lanes), y) << k.i32(23, lanes)
     value = k.T.reinterpret(typed(k, "float32", lanes), bits + shift)

@@ -3,27 +3,28 @@
 Keys are visited block by block with a running maximum and sum (online softmax: Milakov and Gimelshein 2018; Dao et al.,
 "FlashAttention", 2022). Vectors run over queries: scores are computed transposed, s^T = K q^T, so that rows of K and V are read
 where they lie as scalars, maximum and sum need no horizontal steps, and o^T = V^T p^T is the same kind of product. Only the
-queries and the result are transposed, in registers. Any batch, head and row strides: heads may lie side by side in a row.
+queries and the result are transposed, in registers, and not even they where positions lie side by side (layout `cl`). Any batch,
+head and row strides: heads may lie side by side in a row.
 
 For a few queries (decoding with a cache) vectors run over the head's elements instead (attention_few.py).
+
+Scores are computed for powers of two: log2(e) is part of their scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from sparsec.codegen.context import Lowering, Refusal, Tensor
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.transpose import transpose
-from sparsec.codegen.isa.vecmath import bind, exp_negative
+from sparsec.codegen.isa.vecmath import LOG2_E, bind, exp2_negative
 from sparsec.codegen.kernels import attention_few
 from sparsec.codegen.kernels.last_tile import with_size
+from sparsec.codegen.kernels.rows import for_run
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -51,9 +52,31 @@ def _even(count: int, most: int) -> int:
     return ceil(count / ceil(count / most))
 
 
+def _cuts(count: int, most: int) -> list[tuple[int, int]]:
+    """(first row, rows) of tiles as equal as can be, at most `most` rows each: one of a few rows would wait for its own sums."""
+    tiles = ceil(count / most)
+    bounds = [count * i // tiles for i in range(tiles + 1)]
+    return [(a, b - a) for a, b in pairwise(bounds)]
+
+
+def _step(p: Mapping[str, Any], name: str) -> int:
+    """Elements of memory from one element of a head to the next."""
+    return int(p[name].get("element", 1))
+
+
+def _of_keys(p: Mapping[str, Any]) -> bool:
+    """Whether the mask has one row for all queries."""
+    return bool(p["mask"]) and not p["mask"]["row"]
+
+
 def few(p: Mapping[str, Any], target: Target) -> bool:
     """Whether there are too few queries to fill vectors with them."""
-    return bool(p["t"] <= target.lanes // 4)
+    return too_few(p["t"], target)
+
+
+def too_few(queries: int, target: Target) -> bool:
+    """Whether so many queries do not fill vectors."""
+    return queries <= target.lanes // 4
 
 
 def blocking(p: Mapping[str, Any], target: Target) -> Blocking:
@@ -65,8 +88,8 @@ def blocking(p: Mapping[str, Any], target: Target) -> Blocking:
     key_rows = _even(p["s"], rows)
     tiles = ceil(p["s"] / key_rows)
     return Blocking(
-        vectors, width, ceil(p["t"] / width), key_rows, tiles, min(tiles, max(1, _BLOCK_KEYS // key_rows)),
-        _even(p["dv"], rows),
+        vectors, width, ceil(p["t"] / width), key_rows, tiles, min(tiles, ceil(_BLOCK_KEYS / key_rows)),
+        rows,
     )  # fmt: skip
 
 
@@ -74,7 +97,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: q, k, v, mask?; out: out; all float32, element strides in the parameters.
 
     Parameters: batch, heads, groups (heads that share a head of k and v), t queries, s keys, d, dv elements of a head, scale,
-    causal (keys after a query's own, counted from the end, have weight 0); q, k, v, out: {batch, head, row: strides, size};
+    causal (keys after a query's own, counted from the end, have weight 0); q, k, v, out: {batch, head, row: strides, size}, with
+    many queries also element, the stride of a head's elements (1 where it is left out; otherwise `row` is 1);
     mask: None or {batch, head, row, key: strides, size}, added to the scaled scores. `row` is 0 or, with many queries, 1.
     """
     ins = [Arg(name, "float32", p[name]["size"], "in") for name in ("q", "k", "v", "mask") if p[name]]
@@ -88,6 +112,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         Arg("queries", "float32", p["d"] * b.width, "work"),
         Arg("weights", "float32", b.block_tiles * b.key_rows * b.width, "work"),
         Arg("result", "float32", p["dv"] * b.width, "work"),
+        *([Arg("hidden", "float32", p["s"], "work")] if _of_keys(p) else []),
     )
     return Signature((*ins, out, *work), units=p["batch"] * p["heads"] * b.query_blocks, cost=cost)
 
@@ -126,6 +151,8 @@ class _Attention:
             if p["mask"]:
                 m = p["mask"]
                 mask = bind(k, batch * m["batch"] + head * m["head"] + first * m["row"])
+                if _of_keys(p):
+                    self._read_mask(mask)
             tiles: Any = b.key_tiles
             if p["causal"]:
                 keys = first + (b.width + p["s"] - p["t"])
@@ -148,10 +175,19 @@ class _Attention:
     # --- queries in, result out ---
 
     def _read_queries(self, start: Any, first: Any, count: int) -> None:
-        """queries[d][column] = scale * q; columns from `count` on are zero."""
+        """queries[d][column] = scale * log2(e) * q; columns from `count` on are zero."""
         k, p, width = self.k, self.p, self.b.width
-        row = p["q"]["row"]
+        scale = p["scale"] * LOG2_E
+        row, step = p["q"]["row"], _step(p, "q")
         base = bind(k, start + first * row)
+        if step > 1:
+            with self.T.serial(0, p["d"]) as d:
+                for at, w in pieces(count, self.lanes):
+                    x = k.load(k.arg("q"), base + d * step + at, w)
+                    k.store(k.arg("queries"), d * width + at, x * k.f32(scale, w), w)
+                for at, w in pieces(width - count, self.lanes):
+                    k.store(k.arg("queries"), d * width + count + at, k.f32(0.0, w), w)
+            return
         for at, w in pieces(p["d"], self.lanes):
             for q0 in range(0, width, w):
                 rows = [
@@ -159,24 +195,48 @@ class _Attention:
                     for i in range(w)
                 ]
                 for i, column in enumerate(self._turned(rows, w)):
-                    k.store(k.arg("queries"), (at + i) * width + q0, column * k.f32(p["scale"], w), w)
+                    k.store(k.arg("queries"), (at + i) * width + q0, column * k.f32(scale, w), w)
 
     def _write_result(self, start: Any, first: Any, count: int, total: Any) -> None:
         """out = result / total, transposed; `count` columns exist."""
         k, p, width = self.k, self.p, self.b.width
-        row = p["out"]["row"]
+        row, step = p["out"]["row"], _step(p, "out")
         base = bind(k, start + first * row)
         for j in self.columns:
             k.store(total, j, k.f32(1.0, self.lanes) / k.load(total, j, self.lanes), self.lanes)
-        for at, w in pieces(p["dv"], self.lanes):
+        if step > 1:
+            with self.T.serial(0, p["dv"]) as d:
+                for at, w in pieces(count, self.lanes):
+                    value = k.load(k.arg("result"), d * width + at, w) * k.load(total, at, w)
+                    k.store(k.arg("out"), base + d * step + at, value, w)
+            return
+
+        def turn(at: Any, w: int) -> None:
             for q0 in range(0, min(count, width), w):
                 rows = [k.load(k.arg("result"), (at + i) * width + q0, w) * k.load(total, q0, w) for i in range(w)]
                 for i, column in enumerate(self._turned(rows, w)):
                     if q0 + i < count:
                         k.store(k.arg("out"), base + (q0 + i) * row + at, column, w)
 
+        # a loop: with every address known, LLVM would keep results from the products on, which lack the registers
+        with self.T.serial(0, p["dv"] // self.lanes) as part:
+            turn(bind(k, part * self.lanes), self.lanes)
+        whole = p["dv"] // self.lanes * self.lanes
+        for at, w in pieces(p["dv"] - whole, self.lanes):
+            turn(self.T.int32(whole + at), w)
+
     def _turned(self, rows: Sequence[Any], width: int) -> list[Any]:
         return list(rows) if width == 1 else transpose(self.k, [bind(self.k, row) for row in rows])
+
+    def _read_mask(self, start: Any) -> None:
+        """hidden[key] = what is added to the scores of a key."""
+        k, p = self.k, self.p
+
+        def part(key: Any, lanes: int) -> None:
+            where = start + key * p["mask"]["key"]
+            k.store(k.arg("hidden"), key, self._binary(k.load(k.arg("mask"), where, lanes), lanes), lanes)
+
+        for_run(k, p["s"], part)
 
     # --- one block of keys ---
 
@@ -192,7 +252,7 @@ class _Attention:
         shrink = k.local(b.width)
         for j in self.columns:
             if not once:
-                factor = exp_negative(k, k.load(peak, j, lanes) - k.load(top, j, lanes), lanes)
+                factor = exp2_negative(k, k.load(peak, j, lanes) - k.load(top, j, lanes), lanes)
                 k.store(shrink, j, factor, lanes)
                 k.store(total, j, k.load(total, j, lanes) * k.load(shrink, j, lanes), lanes)
             k.store(peak, j, k.load(top, j, lanes), lanes)
@@ -200,22 +260,22 @@ class _Attention:
         with T.serial(0, keys) as key:
             for j in self.columns:
                 score = k.load(weights, key * b.width + j, lanes)
-                weight = bind(k, exp_negative(k, score - k.load(peak, j, lanes), lanes))
+                weight = bind(k, exp2_negative(k, score - k.load(peak, j, lanes), lanes))
                 k.store(weights, key * b.width + j, weight, lanes)
                 k.store(total, j, k.load(total, j, lanes) + weight, lanes)
         values = bind(k, at["v"] + tile0 * (b.key_rows * p["v"]["row"]))
-        for row in range(0, p["dv"], b.out_rows):
-            self._accumulate(row, min(b.out_rows, p["dv"] - row), values, keys, None if once else (tile0, shrink))
+        for row, rows in _cuts(p["dv"], b.out_rows):
+            self._accumulate(row, rows, values, keys, None if once else (tile0, shrink))
 
     def _scores(self, tile: Any, tile0: Any, rows: int, at: Mapping[str, Any], mask: Any, top: Any) -> None:
         """weights = scores of `rows` keys against the block of queries; `top` follows their maximum."""
         k, p, b, lanes = self.k, self.p, self.b, self.lanes
-        row = p["k"]["row"]
+        row, element = p["k"]["row"], _step(p, "k")
         base, first = bind(k, at["k"] + tile * (b.key_rows * row)), at["first"]
         acc = self._zeros(rows)
 
         def step(d: Any) -> None:
-            self._outer(acc, [(k.arg("k"), base + i * row + d) for i in range(rows)], "queries", d)
+            self._outer(acc, [(k.arg("k"), base + i * row + d * element) for i in range(rows)], "queries", d)
 
         self._steps(p["d"], step)
         to = bind(k, (tile - tile0) * (b.key_rows * b.width))
@@ -223,13 +283,12 @@ class _Attention:
             for j in self.columns:
                 score = k.load(acc, i * b.width + j, lanes)
                 if p["mask"]:
-                    m = p["mask"]
-                    where = mask + (tile * b.key_rows + i) * m["key"]
-                    score = score + (
-                        k.load(k.arg("mask"), where + j, lanes)
-                        if m["row"]
-                        else k.splat(k.load(k.arg("mask"), where), lanes)
-                    )
+                    key = tile * b.key_rows + i
+                    if _of_keys(p):
+                        score = score + k.splat(k.load(k.arg("hidden"), key), lanes)
+                    else:
+                        added = k.load(k.arg("mask"), mask + key * p["mask"]["key"] + j, lanes)
+                        score = score + self._binary(added, lanes)
                 if p["causal"]:
                     last = self.T.Ramp(first + (j + p["s"] - p["t"]), 1, lanes)
                     hidden = last < k.splat(tile * b.key_rows + i, lanes)
@@ -238,10 +297,16 @@ class _Attention:
                 k.store(k.arg("weights"), to + i * b.width + j, score, lanes)
                 k.store(top, j, self.T.max(k.load(top, j, lanes), score), lanes)
 
+    def _binary(self, mask: Any, lanes: int) -> Any:
+        """A mask to be added to scores for powers of two; what hides a key stays finite, so that a row of which all keys are hidden
+        weighs them alike."""
+        k = self.k
+        return self.T.max(k.f32(LOWEST, lanes), mask * k.f32(LOG2_E, lanes))
+
     def _accumulate(self, row: int, rows: int, values: Any, keys: Any, rescale: tuple[Any, Any] | None) -> None:
         """result[row .. row + rows] = result * shrink + v^T weights over the keys of a block."""
         T, k, p, b, lanes = self.T, self.k, self.p, self.b, self.lanes
-        result, stride = k.arg("result"), p["v"]["row"]
+        result, stride, element = k.arg("result"), p["v"]["row"], _step(p, "v")
         acc = self._zeros(rows)
         if rescale is not None:
             with T.If(rescale[0] > 0), T.Then():
@@ -250,8 +315,8 @@ class _Attention:
                         old = k.load(result, (row + i) * b.width + j, lanes) * k.load(rescale[1], j, lanes)
                         k.store(acc, i * b.width + j, old, lanes)
         with T.serial(0, keys) as key:
-            at = bind(k, values + key * stride + row)
-            self._outer(acc, [(k.arg("v"), at + i) for i in range(rows)], "weights", key)
+            at = bind(k, values + key * stride + row * element)
+            self._outer(acc, [(k.arg("v"), at + i * element) for i in range(rows)], "weights", key)
         for i in range(rows):
             for j in self.columns:
                 k.store(result, (row + i) * b.width + j, k.load(acc, i * b.width + j, lanes), lanes)
@@ -283,95 +348,3 @@ class _Attention:
                     step(group * _UNROLL + u)
         for i in range(count // _UNROLL * _UNROLL, count):
             step(T.int32(i))
-
-
-def lower_attention(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::Attention."""
-    swapped = node.attributes.get_ints("swapped")
-    operands = [_heads(low, value, bool(swap)) for value, swap in zip(node.inputs[:3], swapped, strict=False)]
-    (q, k, v), ins = [operand[:2] for operand in operands], [operand[2] for operand in operands]
-    (batch, heads, t, d), (_, kv_heads, s, _), dv = q[0], k[0], v[0][3]
-    out = low.new(node.outputs[0])
-    shape = (batch, heads, t, dv)
-    p: dict[str, Any] = {
-        "batch": batch, "heads": heads, "groups": heads // kv_heads, "t": t, "s": s, "d": d, "dv": dv,
-        "scale": node.attributes.get_float("scale"), "causal": False, "mask": None,
-        "q": q[1], "k": k[1], "v": v[1], "out": _strides(shape, bool(swapped[3]), heads * dv),
-    }  # fmt: skip
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        p["causal"], p["mask"], tensor = _mask(low, node.inputs[3], p)
-        ins += [tensor] if tensor is not None else []
-    note = f"{batch} x {heads} heads, {t} queries, {s} keys, {d}{' causal' if p['causal'] else ''}"
-    low.call("attention", p, ins, [out], node=node.name or "", op="Attention", note=note)
-    return None
-
-
-def _strides(shape: tuple[int, ...], swapped: bool, pitch: int) -> dict[str, int]:
-    """Strides of (batch, head, row) of a tensor [B, H, T, D], or in memory [B, T, H, D] with `pitch` from row to row."""
-    b, h, t, d = shape
-    if not swapped:
-        return {"batch": h * t * d, "head": t * d, "row": d, "size": b * h * t * d}
-    return {"batch": t * pitch, "head": d, "row": pitch, "size": (b * t - 1) * pitch + h * d}
-
-
-def _heads(low: Lowering, value: ir.Value | None, swapped: bool) -> tuple[tuple[int, ...], dict[str, int], Tensor]:
-    """(shape [B, H, T, D], strides, tensor) of an operand."""
-    assert value is not None
-    b, h, t, d = low.shape(value)
-    if not swapped:
-        return (b, h, t, d), _strides((b, h, t, d), False, 0), low.get(value)
-    tensor, pitch = low.part(value)
-    return (b, t, h, d), _strides((b, t, h, d), True, pitch), tensor
-
-
-def _mask(low: Lowering, value: ir.Value, p: Mapping[str, Any]) -> tuple[bool, dict[str, int] | None, Tensor | None]:
-    """(causal, strides, tensor) of a mask, brought into the order the kernel reads."""
-    t, s = p["t"], p["s"]
-    shape = low.shape(value)
-    b, h, rows, keys = (1,) * (4 - len(shape)) + shape
-    array = low.constant(value)
-    causal = False
-    if array is not None and (rows, keys) == (t, s):
-        later = np.arange(s) > np.arange(t)[:, None] + (s - t)
-        flat = array.reshape(-1, t, s)
-        causal = bool((flat[:, later] <= -1e30).all())
-        if causal and s >= t and not flat[:, ~later].any():
-            return True, None, None
-    tensor = low.get(value)
-    if keys != s:  # one value for all keys changes nothing, but need not be finite
-        tensor = _expanded(low, tensor, (b, h, rows, s), [h * rows, rows, 1, 0])
-    if rows == 1 or few(p, low.target):
-        row = s if rows > 1 else 0
-        strides = {"batch": h * rows * s if b > 1 else 0, "head": rows * s if h > 1 else 0, "row": row, "key": 1}
-        return causal, {**strides, "size": b * h * rows * s}, tensor
-    # Vectors run over queries: a row of the mask for each key, padded so that the last block may be read whole.
-    width = blocking(p, low.target).width
-    padded = ceil(t / width) * width
-    strides = {"batch": h * s * padded if b > 1 else 0, "head": s * padded if h > 1 else 0, "row": 1, "key": padded}
-    return causal, {**strides, "size": b * h * s * padded}, _turned(low, value, tensor, (b * h, t, s), padded)
-
-
-def _expanded(low: Lowering, tensor: Tensor, shape: tuple[int, ...], strides: list[int]) -> Tensor:
-    out = low.temp("float32", shape, name="mask.expanded")
-    low.copy(tensor, out, shape=shape, src_strides=strides, node="mask", op="Expand")
-    return out
-
-
-def _turned(low: Lowering, value: ir.Value, tensor: Tensor, shape: tuple[int, int, int], padded: int) -> Tensor:
-    """The mask with keys outside and queries inside, once for all attentions that read it."""
-    planes, t, s = shape
-    array = low.constant(value)
-    if array is not None and array.size == planes * t * s:
-        turned = np.zeros((planes, s, padded), np.float32)
-        turned[:, :, :t] = array.reshape(shape).swapaxes(1, 2)
-        return low.const(turned, f"{value.name}.turned")
-    key = (value, padded)
-    if key not in low.notes:
-        out = low.temp("float32", (planes, s, padded), name=f"{value.name}.turned")
-        low.copy(
-            tensor, out, shape=(planes, s, t), src_strides=[t * s, 1, s], dst_strides=[s * padded, padded, 1],
-            node=value.name or "", op="Transpose", note="mask with queries inside",
-        )  # fmt: skip
-        low.notes[key] = out
-    found: Tensor = low.notes[key]
-    return found

@@ -8,9 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal
+from sparsec.codegen.context import Lowering, Refusal, same_memory
 from sparsec.codegen.isa.vecmath import bind, sqrt
 from sparsec.codegen.kernels.rows import for_run, reduce_run
+from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -95,14 +96,28 @@ def lower_norm(node: ir.Node, low: Lowering) -> Refusal | None:
     if any(prod(low.shape(v)) != n for v in extras):
         return Refusal("scale or bias has not the shape of the normalised axes")
     params = {
-        "rows": rows, "n": n, "centre": node.op_type == "LayerNormalization", "epsilon": attr.get("epsilon", 1e-5),
-        "scale": len(extras) > 0, "bias": len(extras) > 1, "channels": 0,
+        "n": n, "centre": node.op_type == "LayerNormalization", "epsilon": attr.get("epsilon", 1e-5),
+        "scale": len(extras) > 0, "bias": len(extras) > 1,
     }  # fmt: skip
-    ins = [low.get(x), *(low.get(v) for v in extras)]
-    low.call(
-        "norm", params, ins, [low.new(node.outputs[0])], node=node.name or "", op=node.op_type, note=f"[{rows}, {n}]"
-    )
+    layout = low.planned(node, ("row", "cl") if norm_choice(node, low) is not None else ("row",))
+    if layout == "cl":
+        family, params = "norm_columns", params | {"images": shape[0], "pixels": shape[1]}
+    else:
+        family, params = "norm", params | {"rows": rows, "channels": 0}
+    ins, outs = [low.get(x, layout), *(low.get(v) for v in extras)], [low.new(node.outputs[0], layout)]
+    low.call(family, params, ins, outs, node=node.name or "", op=node.op_type, note=f"[{rows}, {n}]")
     return None
+
+
+def norm_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Channels last as well where the last of three axes is normalised: norm_columns.py."""
+    x = node.inputs[0]
+    assert x is not None
+    shape = low.shape(x)
+    axis: int = node.attributes.get_int("axis", -1)
+    if len(shape) != 3 or axis % 3 != 2 or low.dtype(x) != "float32" or same_memory(shape):
+        return None
+    return Choice({"row": 0.0, "cl": 0.0})
 
 
 def lower_instance_norm(node: ir.Node, low: Lowering) -> Refusal | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal, Tensor
+from sparsec.codegen.context import Lowering, Refusal, Tensor, same_memory
 from sparsec.codegen.kernels import spmm, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
@@ -36,6 +36,8 @@ _PIECES = 32  # of rows: 2, 4, 8 ... threads share them evenly
 _PIECE_WEIGHTS = 4096  # stored, at least, of a piece
 DECODE_LANES = 55  # decoding one weight for the dense kernel, in multiplications of one lane
 _FEWEST_PIXELS = 16  # of an image
+# For the plan of layouts: share of the peak, and transpositions on the way in and out, in times of a conversion of layouts.
+_SHARE, _TURNED = 0.4, 0.8
 FEWEST_TOKENS = 2
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
@@ -221,9 +223,36 @@ def lower_sparse_matmul(node: ir.Node, low: Lowering) -> Refusal | None:
     refusal = _refusal(op, low, tokens, FEWEST_TOKENS)
     if refusal is not None:
         return refusal
-    geometry = {"pixels": tokens, "images": 1, "source": "tokens", "dest": "tokens"}
     note = f"[{tokens}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip()
+    x = op.x
+    assert x is not None
+    if low.planned(node, ("row", "cl") if sparse_matmul_choice(node, low) is not None else ("row",)) == "cl":
+        shape = low.shape(x)
+        geometry = {"pixels": shape[1], "images": shape[0], "source": "planes", "dest": "planes"}
+        return _lower(op, low, geometry, lambda: low.get(x, "cl"), "cl", note)
+    geometry = {"pixels": tokens, "images": 1, "source": "tokens", "dest": "tokens"}
     return _lower(op, low, geometry, lambda: product_input(op, low), "row", note)
+
+
+def sparse_matmul_choice(node: ir.Node, low: Lowering) -> Choice | None:
+    """Row order, through transpositions of input and result; [batch, tokens, K] also channels last, where tokens lie side by side."""
+    op = view(node)
+    assert op.x is not None
+    shape = low.shape(op.x)
+    if len(shape) != 3 or op.activations or same_memory(shape) or same_memory(low.shape(op.output)):
+        return None
+    if _refusal(op, low, shape[1]) is not None:
+        return None
+    weight = unpacked_weight(op)
+    if dense_wins(weight, shape[1], shape[0], low.target) is not None:
+        return None
+    lanes, stored = low.target.lanes, spmm_weights.stored(weight)
+    turned = _TURNED * (move_time(low, op.x) + move_time(low, op.output))
+
+    def products(pixels: int, images: int) -> float:
+        return multiply_time(low, -(-pixels // lanes) * lanes * images * stored, _SHARE)
+
+    return Choice({"row": products(prod(shape[:2]), 1) + turned, "cl": products(shape[1], shape[0])})
 
 
 def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
@@ -237,10 +266,10 @@ def sparse_conv_choice(node: ir.Node, low: Lowering) -> Choice | None:
     if dense_wins(weight, prod(low.shape(op.output)[2:]), shape[0], low.target, op.group) is not None:
         return None
     stored = results * op.cols * spmm_weights.density(weight)
-    row = multiply_time(low, stored, 0.4)
+    row = multiply_time(low, stored, _SHARE)
     if not _is_pointwise(op) or op.group > 1:
         return Choice({"row": row})
-    return Choice({"row": row, "cl": row + 0.8 * (move_time(low, op.x) + move_time(low, op.output))})
+    return Choice({"row": row, "cl": row + _TURNED * (move_time(low, op.x) + move_time(low, op.output))})
 
 
 def _is_pointwise(op: SparsecNode) -> bool:

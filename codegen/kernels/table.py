@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Rule
-from sparsec.codegen.kernels.attention import lower_attention
+from sparsec.codegen.kernels.attention_rules import attention_choice, lower_attention
 from sparsec.codegen.kernels.bit_gemv import lower_bit_gemv
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
 from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
@@ -28,7 +28,7 @@ from sparsec.codegen.kernels.movement import (
     lower_tile,
     lower_trilu,
 )
-from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm
+from sparsec.codegen.kernels.norm import lower_instance_norm, lower_norm, norm_choice
 from sparsec.codegen.kernels.onehot import lower_onehot
 from sparsec.codegen.kernels.pixel import as_matmul
 from sparsec.codegen.kernels.pool import global_pool_choice, lower_global_pool, lower_pool, pool_choice
@@ -43,6 +43,7 @@ from sparsec.codegen.kernels.spmm_rules import (
     lower_sparse_matmul,
     lower_sparse_rows,
     sparse_conv_choice,
+    sparse_matmul_choice,
 )
 from sparsec.codegen.kernels.token_strips import lower_token_strips
 from sparsec.codegen.kernels.topk import lower_topk
@@ -165,15 +166,20 @@ CHOICES: dict[tuple[str, str], tuple[Chooser, ...]] = {
     ("", "Flatten"): (reshape_choice,),
     ("", "GlobalAveragePool"): (global_pool_choice,),
     ("", "GlobalMaxPool"): (global_pool_choice,),
+    ("", "LayerNormalization"): (norm_choice,),
     ("", "LogSoftmax"): (softmax_choice,),
     ("", "MaxPool"): (pool_choice,),
+    ("", "RMSNormalization"): (norm_choice,),
     ("", "Reshape"): (reshape_choice,),
     ("", "Resize"): (resize_choice,),
+    ("", "SimplifiedLayerNormalization"): (norm_choice,),
     ("", "Softmax"): (softmax_choice,),
     ("", "Squeeze"): (reshape_choice,),
     ("", "Transpose"): (transpose_choice,),
     ("", "Unsqueeze"): (reshape_choice,),
+    ("sparsec", "Attention"): (attention_choice,),
     ("sparsec", "Conv"): (depthwise_choice, sparse_conv_choice, conv_choice),
+    ("sparsec", "MatMul"): (sparse_matmul_choice,),
     ("sparsec", "Quantise"): (elementwise_choice,),
 }
 

@@ -35,9 +35,12 @@ def expected(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, sca
     return np.asarray(weights / weights.sum(-1, keepdims=True) @ v)
 
 
-def strided(array: Array, side_by_side: bool) -> tuple[dict[str, int], Array]:
-    """(strides, memory) of a [B, H, T, D] tensor as it is, or with the heads side by side in a row: [B, T, H, D]."""
+def strided(array: Array, side_by_side: bool, turned: bool = False) -> tuple[dict[str, int], Array]:
+    """(strides, memory) of a [B, H, T, D] tensor as it is, with the heads side by side in a row, [B, T, H, D], or turned, [B, H, D, T]."""
     _, h, t, d = array.shape
+    if turned:
+        strides = {"batch": h * d * t, "head": d * t, "row": 1, "element": t, "size": array.size}
+        return strides, array.transpose(0, 1, 3, 2)
     if side_by_side:
         return {"batch": t * h * d, "head": d, "row": h * d, "size": array.size}, array.transpose(0, 2, 1, 3)
     return {"batch": h * t * d, "head": t * d, "row": d, "size": array.size}, array
@@ -50,6 +53,7 @@ def check(
     mask: str = "",
     causal: bool = False,
     sides: tuple[bool, ...] = (False,) * 4,
+    turned: bool = False,
     spread: float = 1.0,
     tolerance: float = 1e-5,
 ) -> None:
@@ -64,9 +68,9 @@ def check(
     }  # fmt: skip
     arrays = []
     for name, array, side in zip("qkv", (q, key, value), sides, strict=False):
-        p[name], memory = strided(array, side)
+        p[name], memory = strided(array, side, turned)
         arrays.append(memory)
-    p["out"] = strided(np.empty((b, h, t, dv), np.float32), sides[3])[0]
+    p["out"] = strided(np.empty((b, h, t, dv), np.float32), sides[3], turned)[0]
     added = None
     if mask:
         from sparsec.codegen.kernels import attention
@@ -87,6 +91,8 @@ def check(
     (out,) = run_kernel("attention", p, arrays, target=target)
     want = expected(q, key, value, added, causal, p["scale"])
     got = out.reshape(b, t, h, dv).transpose(0, 2, 1, 3) if sides[3] else out.reshape(want.shape)
+    if turned:
+        got = out.reshape(b, h, dv, t).transpose(0, 1, 3, 2)
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
 
 
@@ -101,6 +107,28 @@ def test_sizes(size: tuple[int, ...], target: Target) -> None:
 @pytest.mark.parametrize("size", [SIZES[1], SIZES[5], SIZES[7]], ids=lambda s: "x".join(map(str, s)))
 def test_masks_with_heads_side_by_side(size: tuple[int, ...], mask: str, target: Target) -> None:
     check(size, target, mask=mask, sides=(True, True, False, True))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("mask", ["", "keys", "full"])
+@pytest.mark.parametrize("size", [SIZES[4], SIZES[5], SIZES[6], SIZES[7]], ids=lambda s: "x".join(map(str, s)))
+def test_positions_side_by_side(size: tuple[int, ...], mask: str, target: Target) -> None:
+    check(size, target, mask=mask, turned=True)
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, -1e9])
+def test_a_row_of_hidden_keys_weighs_them_alike(hidden: float) -> None:
+    shape, target = (1, 1, 21, 8), host_target()
+    q, k, v = (np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in range(3))
+    strides = strided(q, False)[0]
+    p = {
+        "batch": 1, "heads": 1, "groups": 1, "t": 21, "s": 21, "d": 8, "dv": 8, "scale": 1e-3, "causal": False,
+        "q": strides, "k": strides, "v": strides, "out": strides,
+        "mask": {"batch": 0, "head": 0, "row": 0, "key": 1, "size": 21},
+    }  # fmt: skip
+    mask = np.full(21, hidden, np.float32)
+    (out,) = run_kernel("attention", p, [q, k, v, mask], target=target)
+    np.testing.assert_allclose(out.reshape(21, 8), np.broadcast_to(v[0, 0].mean(0), (21, 8)), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 2, 1, 1, 5, 8, 8), (1, 2, 2, 3, 7, 16, 16), (1, 1, 1, 200, 200, 32, 32)], ids=str)

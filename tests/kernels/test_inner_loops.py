@@ -34,10 +34,12 @@ def _winograd(size: int, channels: int) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _attention(t: int, s: int, d: int) -> tuple[str, dict[str, Any]]:
+def _attention(t: int, s: int, d: int, *, causal: bool = True, turned: bool = False) -> tuple[str, dict[str, Any]]:
     rows = {"batch": 0, "head": d, "row": 2 * d, "size": 2 * max(t, s) * d}
+    if turned:
+        rows |= {"head": d * t, "row": 1, "element": t}
     return "attention", {
-        "batch": 1, "heads": 2, "groups": 1, "t": t, "s": s, "d": d, "dv": d, "scale": 0.1, "causal": True,
+        "batch": 1, "heads": 2, "groups": 1, "t": t, "s": s, "d": d, "dv": d, "scale": 0.1, "causal": causal,
         "mask": {"batch": 0, "head": 0, "row": 0, "key": 1, "size": s}, "q": rows, "k": rows, "v": rows, "out": rows,
     }  # fmt: skip
 
@@ -110,8 +112,15 @@ def _innermost(assembly: str) -> list[list[str]]:
 @pytest.mark.parametrize("target", ["arm", "x86-avx2", "x86-avx512"])
 @pytest.mark.parametrize(
     "kernel",
-    [_dense(128, 1536, 384, "gelu"), _dense(128, 384, 1536), _attention(128, 128, 32), _winograd(28, 128)],
-    ids=["up", "down", "attention", "winograd"],
+    [
+        _dense(128, 1536, 384, "gelu"),
+        _dense(128, 384, 1536),
+        _winograd(28, 128),
+        _attention(128, 128, 32),
+        _attention(128, 128, 32, causal=False),
+        _attention(128, 128, 32, causal=False, turned=True),
+    ],
+    ids=["up", "down", "winograd", "causal", "attention", "turned"],
 )
 def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]], target: str, tmp_path: Path) -> None:
     loops = _product_loops(_assembly(*kernel, target, tmp_path))

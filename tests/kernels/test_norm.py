@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparsec.target import NAMED, Target, host_target
+from tests.kernels.harness import run_kernel
 from tests.kernels.programs import lower_and_run, one_node_model, reference
 
 
@@ -45,3 +47,22 @@ def test_instance_norm() -> None:
     model = one_node_model("InstanceNormalization", feed, ["s", "b"])
     (found,), (wanted,) = lower_and_run(model, feed), reference(model, feed)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("target", [host_target(), NAMED["x86-avx2"], NAMED["arm"]], ids=lambda t: f"{t.name}-{t.arch}")
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize(
+    ("images", "n", "pixels"), [(1, 384, 128), (2, 7, 37), (3, 1, 5), (1, 66, 16), (2, 30, 129)], ids=str
+)
+def test_columns(images: int, n: int, pixels: int, centre: bool, target: Target) -> None:
+    x, scale, bias = _normal(images, n, pixels) + np.float32(3), _normal(n), _normal(n, 1)[:, 0]
+    p = {
+        "images": images, "n": n, "pixels": pixels, "centre": centre, "epsilon": 1e-5, "scale": True, "bias": centre,
+    }  # fmt: skip
+    (found,) = run_kernel("norm_columns", p, [x, scale, bias][: 3 if centre else 2], target=target)
+    wide = x.astype(np.float64)
+    if centre:
+        wide = wide - wide.mean(1, keepdims=True)
+    wanted = wide / np.sqrt((wide * wide).mean(1, keepdims=True) + 1e-5) * scale[:, None]
+    wanted += bias[:, None] if centre else 0
+    np.testing.assert_allclose(found.reshape(x.shape), wanted, rtol=1e-4, atol=5e-6)

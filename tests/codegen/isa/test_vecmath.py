@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparsec.codegen.build import build_kernels
-from sparsec.codegen.isa.vecmath import exp_negative
+from sparsec.codegen.isa.vecmath import exp2_negative, exp_negative
 from sparsec.codegen.program import KernelSpec
 from sparsec.target import NAMED, Target, host_target
 from tests.codegen.isa.harness import Snippet, run
@@ -45,7 +45,13 @@ def SNIPPETS(target: Target) -> dict[str, Snippet]:
     def negative(k: Any, lanes: int, x: Sequence[Any]) -> Any:
         return exp_negative(k, x[0], lanes)
 
-    return {"exp_negative": Snippet(("float32",), "float32", NEGATIVE, negative)}
+    def power(k: Any, lanes: int, x: Sequence[Any]) -> Any:
+        return exp2_negative(k, x[0], lanes)
+
+    return {
+        "exp_negative": Snippet(("float32",), "float32", NEGATIVE, negative),
+        "exp2_negative": Snippet(("float32",), "float32", NEGATIVE, power),
+    }
 
 
 def test_exp_of_what_is_not_positive() -> None:
@@ -55,6 +61,15 @@ def test_exp_of_what_is_not_positive() -> None:
     )
     found = run(__name__, "exp_negative", x.astype(np.float32))
     _close(found, np.exp(x.astype(np.float32).astype(np.float64)), 2e-7)
+
+
+def test_power_of_two_of_what_is_not_positive() -> None:
+    rng = np.random.default_rng(14)
+    fixed = [0.0, -0.0, -np.inf, np.nan, -125.9, -127, -1e30, -3.4e38]
+    x = np.concatenate([fixed, -np.abs(rng.normal(size=NEGATIVE - 8)) * 40]).astype(np.float32)
+    found = run(__name__, "exp2_negative", x)
+    _close(found, np.exp2(np.maximum(x.astype(np.float64), -126)), 2e-7)
+    assert (found[:2] == 1).all()
 
 
 def _params(op: str, inputs: int, count: int) -> dict[str, Any]:
