@@ -24,6 +24,7 @@ from sparsec.formats import (
     table_owners,
     with_side,
 )
+from sparsec.formats.kmeans import is_mirrored_1d
 from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.formats.meaning import VectorValue
 from sparsec.passes.hessian import Square, diagonals
@@ -97,9 +98,8 @@ def refit_codebook(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> E
     linear = _tables(encoded, hessian)
     found = encoded.codebook.astype(np.float64)
     pull, before = _gradient(weight, encoded, hessian)
-    if found.ndim == 4 and all(is_mirrored(table) for table in found.reshape(-1, *found.shape[2:])):
-        half = _solved(_mirrored(linear, found.shape), pull, hessian).reshape(*found.shape[:2], -1, found.shape[3])
-        step = np.concatenate([half, -half], 2)
+    if _is_mirrored(found):
+        step = _whole(_solved(_mirrored(linear, found.shape), pull, hessian), found.shape)
     else:
         step = _solved(linear, pull, hessian).reshape(found.shape)
     if encoded.codebook.dtype.kind == "f":
@@ -110,20 +110,36 @@ def refit_codebook(weight: Matrix, hessian: Square, encoded: EncodedWeight) -> E
     return changed if row_errors(weight, decode(changed), hessian).sum() < before.sum() else encoded
 
 
-def _mirrored(linear: _Linear, shape: tuple[int, ...]) -> _Linear:
-    """The same for tables [S, stages, entries, dim] whose second half is the negative of the first: parameters are the first half."""
-    parts, half = len(linear.squares), shape[2] // 2
+def _is_mirrored(tables: NDArray[np.float64]) -> bool:
+    """Whether the second halves of tables [S, entries] or [S, stages, entries, dim] are the negatives of the first; of scalars,
+    which ascend, in reverse order."""
+    if tables.ndim == 2:
+        return is_mirrored_1d(tables)
+    return all(is_mirrored(table) for table in tables.reshape(-1, *tables.shape[2:]))
 
-    def doubled(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        first = parameters.reshape(*shape[:2], half, shape[3])
-        return np.concatenate([first, -first], 2).reshape(parts, -1)
+
+def _turned(half: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half of a table in the order that the other half has."""
+    return half[:, ::-1] if half.ndim == 2 else half
+
+
+def _whole(parameters: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Mirrored tables of a shape from their first halves."""
+    axis = len(shape) // 2
+    first = parameters.reshape(*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])
+    return np.concatenate([first, -_turned(first)], axis)
+
+
+def _mirrored(linear: _Linear, shape: tuple[int, ...]) -> _Linear:
+    """The same for mirrored tables: parameters are their first halves."""
+    parts = len(linear.squares)
 
     def folded(values: NDArray[np.float64], sign: float) -> NDArray[np.float64]:
-        both = values.reshape(shape)
-        return np.asarray(both[:, :, :half] + sign * both[:, :, half:]).reshape(parts, -1)
+        first, second = np.split(values.reshape(shape), 2, len(shape) // 2)
+        return np.asarray(first + sign * _turned(second)).reshape(parts, -1)
 
     return _Linear(
-        lambda parameters: linear.apply(doubled(parameters)),
+        lambda parameters: linear.apply(_whole(parameters, shape).reshape(parts, -1)),
         lambda gradient: folded(linear.adjoint(gradient), -1.0),
         folded(linear.squares, 1.0),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["assign", "kmeans_1d"]
+__all__ = ["assign", "is_mirrored_1d", "kmeans_1d"]
 
 _BINS = 1 << 16
 _ITERATIONS = 60
@@ -100,12 +100,30 @@ def _optimal(x: np.ndarray, w: np.ndarray, k: int) -> np.ndarray:
     return np.asarray((moment[edges_up[1:]] - moment[edges_up[:-1]]) / held)
 
 
-def kmeans_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
+def is_mirrored_1d(tables: np.ndarray) -> bool:
+    """Whether the entries of ascending tables [S, k] are negatives of each other, the first of the last and so on."""
+    return bool((tables == -tables[:, ::-1]).all())
+
+
+def _mirrored(x: np.ndarray, w: np.ndarray, centroids: np.ndarray, loss: float) -> np.ndarray:
+    """Centroids made mirrored where that costs at most the share `loss` of the error of sorted atoms x."""
+
+    def error(levels: np.ndarray) -> float:
+        return float((w * np.square(x - levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x)])).sum())
+
+    found = (centroids - centroids[::-1]) / 2
+    return found if error(found) <= (1 + loss) * error(centroids) else centroids
+
+
+def kmeans_1d(
+    values: np.ndarray, k: int, weights: np.ndarray | None = None, *, exact: bool = False, mirror_loss: float = 0
+) -> np.ndarray:
     """Centroids, float32 [k] ascending, that (locally) minimise sum(weights * (values - nearest)**2).
 
     values: float32 [n], finite; weights: nonnegative float [n] or None for ones. With at most k distinct values the
     result holds them exactly, padded by repeating the largest; no values give zeros. exact: the global minimum for up to
-    `_POOLS` distinct values, for more a local one near the optimum of pooled values.
+    `_POOLS` distinct values, for more a local one near the optimum of pooled values. mirror_loss: what share of the error centroids may
+    lose to be negatives of each other.
     """
     if weights is not None:
         used = weights > _NEGLIGIBLE * weights.sum(dtype=np.float64)
@@ -133,6 +151,8 @@ def kmeans_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None, *, 
         cluster_moment = moment[cuts[1:]] - moment[cuts[:-1]]
         filled = cluster_mass > 0
         centroids[filled] = cluster_moment[filled] / cluster_mass[filled]
+    if mirror_loss:
+        centroids = _mirrored(x, w, centroids, mirror_loss)
     return centroids.astype(np.float32)
 
 

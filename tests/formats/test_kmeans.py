@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sparsec.formats.kmeans import assign, kmeans_1d
+from sparsec.formats.kmeans import assign, is_mirrored_1d, kmeans_1d
 
 
 def _cost(values: np.ndarray, centroids: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -51,6 +51,17 @@ def test_weights_count() -> None:
     np.testing.assert_array_equal(
         kmeans_1d(values, 4, (values > 1).astype(np.float32)), kmeans_1d(values[values > 1], 4)
     )
+
+
+def test_mirrored_where_it_costs_little() -> None:
+    rng = np.random.default_rng()
+    values = rng.standard_normal(20_000).astype(np.float32)
+    plain, mirrored = kmeans_1d(values, 4), kmeans_1d(values, 4, mirror_loss=0.05)
+    assert is_mirrored_1d(mirrored[None])
+    assert not is_mirrored_1d(plain[None])
+    assert _cost(values, mirrored) <= 1.0501 * _cost(values, plain)
+    skewed = np.exp(values)
+    np.testing.assert_array_equal(kmeans_1d(skewed, 4, mirror_loss=0.05), kmeans_1d(skewed, 4))
 
 
 def test_few_values_and_none() -> None:

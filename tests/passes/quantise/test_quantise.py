@@ -9,6 +9,7 @@ import pytest
 
 from sparsec.errors import CalibrationError, WeightError
 from sparsec.formats import CODECS, Scheme, decode, encode, kept_positions, with_codes, with_side
+from sparsec.formats.kmeans import is_mirrored_1d
 from sparsec.formats.kmeans_vectors import is_mirrored
 from sparsec.passes.hessian import damped, error
 from sparsec.passes.quantise import compensate, descend, on_support, quantise, refit
@@ -140,6 +141,21 @@ def test_mirrored_tables_stay_mirrored(text: str) -> None:
     assert changed.codebook is not None
     assert not np.array_equal(changed.codebook[0, 0], entries)
     assert is_mirrored(changed.codebook[0, 0])
+
+
+@pytest.mark.parametrize("text", ["cb2", "cb2-g8", "cb2.r8-c"])
+def test_mirrored_scalars_stay_mirrored(text: str) -> None:
+    """Levels of two bits, the outer distances equal: kernels need no products."""
+    weight, moment = layer(32, 64, np.random.default_rng(1))
+    first = encode(weight, Scheme.parse(text), None, damped(moment).diagonal())
+    assert first.codebook is not None
+    entries = (first.codebook - first.codebook[:, ::-1]) / 2
+    start = with_side(first, codebook=entries)
+    changed = refit(weight, moment, start)
+    assert changed.codebook is not None
+    assert not np.array_equal(changed.codebook, entries)
+    assert is_mirrored_1d(changed.codebook)
+    assert loss(weight, moment, changed) < loss(weight, moment, start)
 
 
 @pytest.mark.parametrize(
