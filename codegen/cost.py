@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsec.codegen.kernels.coded_gemv import table_entries
 from sparsec.codegen.kernels.gemm import tiling
 from sparsec.codegen.machine import Machine
 from sparsec.codegen.program import ITEMSIZE, Step
@@ -25,6 +26,8 @@ _SHARE = {
 }  # fmt: skip
 """Share of the multiply-add peak that a family reaches on large products; others: `_OTHER_SHARE`."""
 _OTHER_SHARE = 0.1
+_ENTRIES_IN_TIME = {8: 16, 16: 64}
+"""Entries of a table that coded_gemv.py looks up in the time of one, by lanes; larger ones take in proportion."""
 _LANES_OF_PICKED = 0.4
 """Lanes that spmv.py, which loads its activations one by one, keeps as busy as multiply-adds at the peak would."""
 _NARROW_TILE = 0.5
@@ -78,6 +81,9 @@ def _share(step: Step, target: Target) -> float:
     """What a step reaches of the multiply-add peak, in the operations of its signature."""
     if step.spec.family == "spmv":
         return _LANES_OF_PICKED / target.lanes
+    if step.spec.family == "coded_gemv":
+        entries = table_entries(step.spec.params)
+        return _SHARE["coded_gemv"] * min(1.0, _ENTRIES_IN_TIME[target.lanes] / max(1, entries))
     share = _SHARE.get(step.spec.family, _OTHER_SHARE)
     if step.spec.family != "spmm":
         return share

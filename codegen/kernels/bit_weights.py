@@ -153,11 +153,13 @@ def pack(weight: Unpacked, target: Target, x_group: int) -> tuple[dict[str, Any]
     codes[: weight.rows, : weight.cols] = number[weight.codes.reshape(weight.rows, weight.cols)]
     quads = codes.reshape(tiles * tile, -1, 4)
     powers = np.array([1, 2, 4, 8], np.uint8)
-    halves = [((quads >> shift & 1) @ powers).astype(np.uint8) for shift in ((0,) if bits == 1 else (1, 0))]
+    halves: list[Array] = [
+        ((quads >> shift & 1) @ powers).astype(np.uint8) for shift in ((0,) if bits == 1 else (1, 0))
+    ]
     if digits:
         halves = [half[:, ::2] | half[:, 1::2] << 4 for half in halves]
         by_row = np.stack(halves, axis=1).reshape(tiles, -1, nb // 2, 2, halves[0].shape[1])
-        by_vector = by_row[:, :, digit_order(target.lanes)].reshape(tiles, -1, nb, halves[0].shape[1])
+        by_vector: Array = by_row[:, :, digit_order(target.lanes)].reshape(tiles, -1, nb, halves[0].shape[1])
         times = first | second << 8
     else:
         low, high = (halves[0][:, ::2], halves[0][:, 1::2]) if bits == 1 else halves

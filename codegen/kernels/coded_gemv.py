@@ -1,8 +1,9 @@
 """Few rows of float32 activations times a dense weight of small codes: act(x[M, K] . W^T + bias + residual), M at most 4 (x86-64).
 
 Weights are looked up in registers and multiplied at once, never written to memory: vectors run over outputs, each lane has a word of
-32 bits with the codes of consecutive inputs of its output, a permutation of the table (vpermps) turns one of them into float32.
-Integers are looked up as well: in the table of what their codes stand for.
+32 bits with the codes of consecutive inputs of its output, a permutation of the table (vpermps) turns one of them into float32. Larger
+tables take several permutations, of which the code's upper bits choose one. Integers of up to 4 bits are looked up as well, in the table of
+what their codes stand for; larger ones are converted. A group of inputs with a scale begins with a word of its own.
 
     codes[tile][word][vector of outputs][lane]      scales[tile][group][output of the tile]
 
@@ -24,6 +25,7 @@ from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.last_tile import with_size
+from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, scales_by_tile
 from sparsec.codegen.program import Arg, Signature
 from sparsec.formats.encoded import EncodedWeight, Unpacked, unpack
@@ -35,17 +37,19 @@ from sparsec.target import Target
 Array = np.ndarray[Any, Any]
 
 _MOST_ROWS = 4
-_ENTRIES = 16  # of the table, which repeats smaller ones
+_FEWEST_ENTRIES = 16  # of a table, which repeats smaller ones
+# Bits of a code whose table is looked up in registers sooner than in memory, by lanes of a vector.
+_MOST_BITS = {8: 6, 16: 8}
+# Bits of integers that are looked up.
+_INTEGER_BITS = 4
 
 
 def lower_coded_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
-    """sparsec::MatMul of few float32 rows with a dense weight of codes of at most 4 bits."""
+    """sparsec::MatMul of few rows with a dense coded weight; activations that are int8 by name have been rounded before."""
     op = view(node)
     weight = op.weight()
     if not isinstance(weight, EncodedWeight):
         return Refusal("the weight is not coded")
-    if op.activations:
-        return Refusal("the activations are rounded to int8")
     assert op.x is not None
     if (refusal := refused_epilogue(op, low)) is not None:
         return refusal
@@ -58,7 +62,7 @@ def lower_coded_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     params, arrays = pack(unpacked, m, low.target)
     label = node.name or "weight"
     finish, added = epilogue(op, low)
-    ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
+    ins = [product_input(op, low), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {op.scheme} {op.activation}".strip()
     low.call("coded_gemv", params | finish, ins, [low.new(op.output)], node=node.name or "", op="MatMul", note=note)
     return None
@@ -67,52 +71,67 @@ def lower_coded_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
 def refused(weight: Unpacked, target: Target) -> str:
     """Why `pack` cannot lay a weight out ("" if it can)."""
     scheme = weight.scheme
-    codec, meaning, scales = scheme.codec, scheme.codec.meaning, scheme.scales
+    codec, meaning = scheme.codec, scheme.codec.meaning
     if target.arch != "x86_64":
         return "tables of float32 are looked up in registers on x86-64 only"
     if not isinstance(scheme.structure, Dense):
         return "the weight is sparse"
-    if not isinstance(meaning, AffineValue | TableValue) or codec.code_bits not in (1, 2, 4):
-        return f"codec {codec} has no codes of 1, 2 or 4 bits"
+    if not isinstance(meaning, AffineValue | TableValue):
+        return f"codec {codec} has no code for each weight"
+    if isinstance(meaning, TableValue) and codec.code_bits > _MOST_BITS[target.lanes]:
+        return f"tables of {1 << codec.code_bits} entries are looked up in memory"
     if weight.zero_points is not None or (isinstance(meaning, TableValue) and meaning.scope.kind != "tensor"):
         return "zero points and several codebooks are not looked up in one table"
-    if scales.kind == "group" and scales.group * codec.code_bits % 32:
-        return f"groups of {scales.group} inputs are not whole words of codes"
     return ""
 
 
 def vectors(m: int, target: Target) -> int:
     """Vectors of outputs in a tile: enough sums in flight, few enough for the registers."""
-    return 4 if m == 1 or target.vector_registers >= 32 else 2 if m == 2 else 1
+    return 4 if m == 1 or target.vector_registers >= 32 else 2
+
+
+def words(p: Mapping[str, Any]) -> int:
+    """32-bit words of codes of an output."""
+    each = 32 // p["bits"]
+    whole, rest = divmod(p["k"], p["group"] or p["k"])
+    return int(whole * ceil((p["group"] or p["k"]) / each) + ceil(rest / each))
+
+
+def table_entries(p: Mapping[str, Any]) -> int:
+    """Entries of the table, 0: codes are converted."""
+    return 0 if p["converted"] else max(_FEWEST_ENTRIES, 1 << p["bits"])
 
 
 def pack(weight: Unpacked, m: int, target: Target) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
-    """Parameters and arrays: codes, table, scales?"""
+    """Parameters and arrays: codes, table (of converted integers the first one), scales?"""
     scheme = weight.scheme
     meaning, scales, bits = scheme.codec.meaning, scheme.scales, scheme.codec.code_bits
-    lanes, per_word = target.lanes, 32 // scheme.codec.code_bits
+    lanes, per_word = target.lanes, 32 // bits
     tile = lanes * min(vectors(m, target), ceil(weight.rows / lanes))
-    tiles, words = ceil(weight.rows / tile), ceil(weight.cols / per_word)
-    codes = np.zeros((tiles * tile, words * per_word), np.uint32)
-    codes[: weight.rows, : weight.cols] = weight.codes.reshape(weight.rows, weight.cols)
-    shifts = (np.arange(per_word) * bits).astype(np.uint32)
-    packed = np.bitwise_or.reduce(codes.reshape(tiles, tile, words, per_word) << shifts, axis=3)
-    if isinstance(meaning, TableValue):
-        assert weight.codebook is not None
-        table = weight.codebook[0]
-    else:
-        assert isinstance(meaning, AffineValue)
-        table = np.arange(1 << bits, dtype=np.float32) - np.float32(meaning.offset or 0)
-    arrays = [
-        ("codes", np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(-1)),
-        ("table", np.resize(table.astype(np.float32), _ENTRIES)),
-    ]
-    if weight.scales is not None:
-        arrays.append(("scales", scales_by_tile(weight, tile)))
-    params = {
+    tiles = ceil(weight.rows / tile)
+    params: dict[str, Any] = {
         "m": m, "rows": weight.rows, "k": weight.cols, "bits": bits, "tile": tile, "scales": scales.kind,
         "group": scales.group if scales.kind == "group" else 0,
+        "converted": isinstance(meaning, AffineValue) and bits > _INTEGER_BITS,
     }  # fmt: skip
+    group = params["group"] or weight.cols
+    groups = ceil(weight.cols / group)
+    codes = np.zeros((tiles * tile, groups, ceil(group / per_word) * per_word), np.uint32)
+    spread = np.zeros((tiles * tile, groups * group), np.uint32)
+    spread[: weight.rows, : weight.cols] = weight.codes.reshape(weight.rows, weight.cols)
+    codes[:, :, :group] = spread.reshape(-1, groups, group)
+    shifts = (np.arange(per_word) * bits).astype(np.uint32)
+    packed = np.bitwise_or.reduce(codes.reshape(tiles, tile, -1, per_word) << shifts, axis=3)[:, :, : words(params)]
+    arrays = [("codes", np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(-1))]
+    if isinstance(meaning, TableValue):
+        assert weight.codebook is not None
+        arrays.append(("table", np.resize(weight.codebook[0].astype(np.float32), table_entries(params))))
+    else:
+        assert isinstance(meaning, AffineValue)
+        first = -np.float32(meaning.offset or 0)
+        arrays.append(("table", np.arange(table_entries(params) or 1, dtype=np.float32) % (1 << bits) + first))
+    if weight.scales is not None:
+        arrays.append(("scales", scales_by_tile(weight, tile)))
     return params, arrays
 
 
@@ -122,8 +141,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     rows = tiles * p["tile"]
     args = [
         Arg("x", "float32", p["m"] * p["k"], "in"),
-        Arg("codes", "uint32", rows * ceil(p["k"] * p["bits"] / 32), "in"),
-        Arg("table", "float32", _ENTRIES, "in"),
+        Arg("codes", "uint32", rows * words(p), "in"),
+        Arg("table", "float32", table_entries(p) or 1, "in"),
     ]
     if p["scales"] != "none":
         count = {"tensor": 1, "channel": rows, "group": rows * ceil(p["k"] / (p["group"] or 1))}[p["scales"]]
@@ -149,13 +168,13 @@ class _CodedGemv:
         self.vectors = p["tile"] // k.lanes
         self.slots = p["m"] * self.vectors
         self.per_word = 32 // p["bits"]
-        self.words = ceil(p["k"] / self.per_word)
-        # Codes of up to 3 bits repeat in 8 entries: one permutation of 256 bits finds them.
-        self.halves = 1 if k.lanes == 16 or p["bits"] < 4 else 2
+        self.words, self.words_of_group = words(p), ceil(p["group"] / self.per_word)
 
     def write(self) -> None:
         T, k = self.T, self.k
-        self.table = [bind(k, k.load(k.arg("table"), 8 * i, self.lanes)) for i in range(self.halves)]
+        # Codes of up to 3 bits repeat in 8 entries: one permutation of 256 bits finds them.
+        entries = 8 if self.lanes == 8 and self.p["bits"] < 4 else table_entries(self.p)
+        self.table = [bind(k, k.load(k.arg("table"), at, self.lanes)) for at in range(0, entries, self.lanes)]
         with T.serial(k.lo, k.hi) as tile:
             self._tile(tile)
 
@@ -163,13 +182,13 @@ class _CodedGemv:
         T, k, p, n = self.T, self.k, self.p, self.lanes
         total = self._zeros()
         if not p["group"]:
-            self._run(tile, T.int32(0), p["k"], total)
+            self._run(tile, T.int32(0), T.int32(0), p["k"], total)
         else:
             whole, rest = divmod(p["k"], p["group"])
 
             def group(g: Any, count: int) -> None:
                 part = self._zeros()
-                self._run(tile, g * (p["group"] // self.per_word), count, part)
+                self._run(tile, g * self.words_of_group, g * p["group"], count, part)
                 groups = whole + bool(rest)
                 for v in range(self.vectors):
                     at = (tile * groups + g) * p["tile"] + v * n
@@ -192,11 +211,10 @@ class _CodedGemv:
             k.store(sums, slot * n, k.f32(0.0, n), n)
         return sums
 
-    def _run(self, tile: Any, first: Any, count: int, sums: Any) -> None:
-        """Add the products of `count` inputs, from word `first` of the tile on."""
+    def _run(self, tile: Any, first: Any, start: Any, count: int, sums: Any) -> None:
+        """Add the products of `count` inputs from `start` on, whose codes begin with word `first` of the tile."""
         whole, rest = divmod(count, self.per_word)
-        base = bind(self.k, tile * self.words + first)
-        x0 = bind(self.k, first * self.per_word)
+        base, x0 = bind(self.k, tile * self.words + first), bind(self.k, start)
         if whole:
             with self.T.serial(0, whole) as i:
                 self._word(base + i, bind(self.k, x0 + i * self.per_word), self.per_word, sums)
@@ -221,14 +239,31 @@ class _CodedGemv:
 
     def _value(self, words: Any, bit: int) -> Any:
         """What the codes at `bit` of the words stand for; permutations ignore the higher bits of an index."""
-        T, k, n = self.T, self.k, self.lanes
+        T, k, n, bits = self.T, self.k, self.lanes, self.p["bits"]
         index = words >> k.i32(bit, n) if bit else words
-        name = "llvm.x86.avx512.permvar.sf.512" if n == 16 else "llvm.x86.avx2.permps"
-        parts = [T.call_llvm_pure_intrin(f"float32x{n}", name, table, index) for table in self.table]
-        if len(parts) == 1:
-            return parts[0]
-        top = words << k.i32(28 - bit, n) if bit < 28 else words
-        return T.Select(top < k.i32(0, n), parts[1], parts[0])
+        if self.p["converted"]:
+            whole = T.Cast(f"float32x{n}", index & k.i32((1 << bits) - 1, n))
+            return whole + k.splat(k.load(k.arg("table"), 0), n)
+        found, upper = self._permuted(index), bit + (3 if n == 8 else 4)
+        if len(found) < len(self.table):
+            upper += 1
+        while len(found) > 1:
+            top = words << k.i32(31 - upper, n) if upper < 31 else words
+            chosen = bind(k, top)
+            pairs = zip(found[::2], found[1::2], strict=True)
+            found, upper = [T.Select(chosen < k.i32(0, n), b, a) for a, b in pairs], upper + 1
+        return found[0]
+
+    def _permuted(self, index: Any) -> list[Any]:
+        """What each part of the table has for the lower bits of `index`; AVX-512 looks two vectors up at once."""
+        T, n = self.T, self.lanes
+        if n == 8:
+            name = "llvm.x86.avx2.permps"
+            return [T.call_llvm_pure_intrin("float32x8", name, part, index) for part in self.table]
+        if len(self.table) == 1:
+            return [T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.permvar.sf.512", self.table[0], index)]
+        name, pairs = "llvm.x86.avx512.vpermi2var.ps.512", zip(self.table[::2], self.table[1::2], strict=True)
+        return [T.call_llvm_pure_intrin("float32x16", name, a, index, b) for a, b in pairs]
 
     def _finish(self, tile: Any, total: Any) -> None:
         """Scales of whole rows, bias, residual, activation, and the stores."""

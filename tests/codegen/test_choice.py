@@ -123,7 +123,7 @@ def test_whatever_is_chosen_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_step_alone_is_measured_in_the_runtime() -> None:
-    program = lower(mlp("int8"), host_target(), "t")
+    program = lower(mlp("uint8"), host_target(), "t")
     step = next(s for s in program.steps if s.spec.family == "gemm")
     single = tune.alone([step], host_target())
     assert [b.kind for b in single.buffers].count("output") == 1
@@ -138,7 +138,7 @@ def test_times_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "load", lambda _, key: kept.get(key))
     monkeypatch.setattr(tune, "store", lambda _, key, facts, arrays: kept.update({key: (facts, arrays)}))
     monkeypatch.setattr(tune, "_measure", lambda *_: 0.25)
-    steps = [s for s in lower(mlp("int8"), host_target(), "t").steps if s.spec.family == "gemm"]
+    steps = [s for s in lower(mlp("uint8"), host_target(), "t").steps if s.spec.family == "gemm"]
     assert tune.measured_seconds(steps[:1], host_target()) == 0.25
     monkeypatch.setattr(tune, "_measure", lambda *_: 0.5)
     assert tune.measured_seconds(steps[:1], host_target()) == 0.25
@@ -168,10 +168,10 @@ def test_predictions_grow_with_the_work(name: str) -> None:
     target = NAMED[name]
     machine = nominal(target)
     times = {
-        scheme: cost.predict(lower(mlp(scheme), target, "t").steps, target, machine) for scheme in ("fp32", "cb3-g32")
+        scheme: cost.predict(lower(mlp(scheme), target, "t").steps, target, machine) for scheme in ("fp32", "uint3-g32")
     }
     assert all(0 < seconds < 1 for seconds in times.values())
-    steps = lower(mlp("cb3-g32"), target, "t").steps
+    steps = lower(mlp("uint3-g32"), target, "t").steps
     coded = next(s for s in steps if s.spec.params.get("b", {}).get("kind") == "coded")
     assert cost.work(coded, target).decoded > 0
     assert cost.step_seconds(coded, target, machine, 4) <= cost.step_seconds(coded, target, machine, 1)

@@ -22,7 +22,19 @@ CODECS = [
     "nf4-g32",
     "int2-c",
     "binary-g32",
+    "cb3-g32",
+    "cb3-c",
+    "cb5-c",
+    "cb5-g20",
+    "cb6-g32",
+    "int3-g32",
+    "int5-g32",
+    "int6-c",
+    "int7-g12",
+    "int8",
+    "int8-g4",
 ]
+LARGE = ["cb7-c", "cb8-g32", "fp8", "fp8-c"]  # for 512 bits
 
 
 def check(text: str, m: int, n: int, k: int, target: Target, act: str = "") -> None:
@@ -46,10 +58,15 @@ def test_codecs(text: str) -> None:
     check(text, 1, 77, 137, host_target())
 
 
+@pytest.mark.parametrize("text", LARGE)
+def test_large_tables(text: str) -> None:
+    check(text, 1, 77, 137, NAMED["x86-avx512"])
+
+
 @pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512"])
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 131, 67), (3, 67, 131), (4, 193, 64)], ids=str)
 def test_sizes_and_targets(size: tuple[int, int, int], name: str) -> None:
-    for text in ("cb4-g32", "int4", "cb2"):
+    for text in ("cb4-g32", "int4", "cb2", "cb3-g32", "cb5-g12", "cb6", "int5-g32", "int8"):
         check(text, *size, NAMED[name], act="relu")
 
 
@@ -57,11 +74,10 @@ def test_refusals() -> None:
     """What other kernels compute."""
     ones = np.ones((32, 64), np.float32)
     for text, why in (
-        ("cb3", "1, 2 or 4"),
-        ("vq2d4", "1, 2 or 4"),
+        ("vq2d4", "code for each weight"),
+        ("cb8", "in memory"),
         ("uint4-g32", "zero points"),
         ("cb4.r16", "several"),
-        ("int4-g4", "whole words"),
     ):
         assert why in coded_gemv.refused(unpack(encode(ones, Scheme.parse(text))), NAMED["x86-avx2"])
     assert "x86-64 only" in coded_gemv.refused(unpack(encode(ones, Scheme.parse("cb4"))), NAMED["arm"])

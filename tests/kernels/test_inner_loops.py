@@ -71,10 +71,10 @@ def _assembly(family: str, params: dict[str, Any], target: str, folder: Path) ->
     return path.read_text()
 
 
-def _coded(group: int, m: int) -> tuple[str, dict[str, Any]]:
+def _coded(group: int, m: int, bits: int = 4, tile: int = 64, converted: bool = False) -> tuple[str, dict[str, Any]]:
     return "coded_gemv", {
-        "m": m, "rows": 512, "k": 512, "bits": 4, "tile": 64, "scales": "group" if group else "none", "group": group,
-        "bias": False, "residual": False, "act": "", "act_params": [],
+        "m": m, "rows": 512, "k": 512, "bits": bits, "tile": tile, "scales": "group" if group else "none", "group": group,
+        "converted": converted, "bias": False, "residual": False, "act": "", "act_params": [],
     }  # fmt: skip
 
 
@@ -154,15 +154,44 @@ def test_what_decodes_panels_takes_no_registers_from_sums(
     [
         _coded(32, 1),
         _coded(0, 4),
+        _coded(0, 1, 5),
+        _coded(0, 1, 6),
+        _coded(32, 1, 8, converted=True),
         _vector(True, True),
         _vector(True, False),
         _vector(False, True),
         _vector(False, False),
     ],
-    ids=["codes in groups", "four rows", "int8, mirrored", "int8", "float, mirrored", "float"],
+    ids=[
+        "codes in groups",
+        "four rows",
+        "32 entries",
+        "64 entries",
+        "integers",
+        "int8, mirrored",
+        "int8",
+        "float, mirrored",
+        "float",
+    ],
 )
 def test_loops_of_lookups_stay_in_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    loops = [body for body in _innermost(_assembly(*kernel, "x86-avx512", tmp_path)) if "vperm" in "".join(body)]
+    loops = [
+        body
+        for body in _innermost(_assembly(*kernel, "x86-avx512", tmp_path))
+        if re.search("vperm|vcvtdq2ps", "".join(body))
+    ]
+    assert loops
+    for body in loops:
+        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [_coded(0, 1, 3, 32), _coded(0, 1, 8, 32, converted=True)],
+    ids=["8 entries", "integers"],
+)
+def test_loops_of_lookups_stay_in_sixteen_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    loops = [body for body in _innermost(_assembly(*kernel, "x86-avx2", tmp_path)) if "fmadd" in "".join(body)]
     assert loops
     for body in loops:
         assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
