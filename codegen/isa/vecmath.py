@@ -47,6 +47,14 @@ def bind(k: Any, value: Expr) -> Expr:
     return k.load(held, 0, int(lanes or 1))
 
 
+def hold(k: Any, index: Expr) -> Expr:
+    """Like `bind` for an int32 index with constants to be added: TVM's simplifier would work them into every use, where LLVM finds
+    one register and displacements if it is left alone."""
+    held = k.local(1, "int32")
+    k.store(held, 0, index)
+    return k.load(held, 0)
+
+
 def typed(k: Any, dtype: str, lanes: int) -> str:
     """TIR type name of a vector: ("float32", 8) -> "float32x8"."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"

@@ -17,7 +17,7 @@ from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels import spmm_bytes, spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape
 from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
@@ -268,7 +268,7 @@ class _Spmm:
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
         grouped = self.rounding is not None and self.rounding.groups
         resumes = p["chunks"] > 1 and not grouped
-        base: Any = bind(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
+        base: Any = hold(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
             for s, _, slot in slots:

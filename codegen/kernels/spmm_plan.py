@@ -15,7 +15,7 @@ from sparsec.target import Target
 _PANEL_FLOATS = 6144
 _PANEL_FLOATS_MOST = 24576
 _RUN_ENTRIES = 18
-# So many times as large for single weights on AVX2 (6 to 8 % faster): the ends of a run cost more there than inputs from level 2.
+# Single weights on AVX2: panels are so many times as large (6 to 8 % faster), and runs of so many times the entries are not cut.
 _LARGER = 2
 # Sums of all rows that no longer fit level 2 beside the panel; then a panel of all columns and the sums of one range should.
 _SUMS_FLOATS = 96 * 1024
@@ -182,9 +182,12 @@ def choose(
         )
     width = pitch(p, lanes)
     larger = _LARGER if strip == 1 and target.arch == "x86_64" and lanes == 8 else 1
-    wanted_floats = larger * _RUN_ENTRIES * n * k * width / max(1, stored)
-    floats = min(max(larger * _PANEL_FLOATS, wanted_floats), _PANEL_FLOATS_MOST)
-    chunks = ceil(k * width / floats) if k * width > floats * 1.5 else 1
+    wanted_floats = _RUN_ENTRIES * n * k * width / max(1, stored)
+    floats, undivided = (
+        min(max(larger * _PANEL_FLOATS, wanted), _PANEL_FLOATS_MOST)
+        for wanted in (wanted_floats, larger * wanted_floats)
+    )
+    chunks = ceil(k * width / floats) if k * width > undivided * 1.5 else 1
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
     whole = int(n * width > _SUMS_FLOATS and k * width <= _WHOLE_PANEL_FLOATS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsec.codegen.isa.epilogue import apply_activation
 from sparsec.codegen.isa.pieces import pieces
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels.spmm_bytes import Rounding
 from sparsec.codegen.kernels.spmm_pack import transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind
@@ -37,7 +37,7 @@ class Results:
 
     def _row(self, kind: TileKind, image: Any, pixel: Any, row: Any, acc: Any, s: int) -> None:
         p, k, lanes = self.p, self.k, self.lanes
-        to = bind(k, (image * p["n"] + row) * p["pixels"] + pixel)
+        to = hold(k, (image * p["n"] + row) * p["pixels"] + pixel)
         scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
         bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] else None
         for v in range(kind.vectors):
