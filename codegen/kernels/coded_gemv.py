@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
+from sparsec.codegen.isa.lookup import RegisterTable, padded_entries, permute_width
 from sparsec.codegen.isa.memory import prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
@@ -37,9 +38,6 @@ from sparsec.target import Target
 Array = np.ndarray[Any, Any]
 
 _MOST_ROWS = 4
-_FEWEST_ENTRIES = 16  # of a table, which repeats smaller ones
-# Bits of a code whose table is looked up in registers sooner than in memory, by lanes of a vector.
-_MOST_BITS = {8: 6, 16: 8}
 # Bits of integers that are looked up.
 _INTEGER_BITS = 4
 
@@ -78,7 +76,7 @@ def refused(weight: Unpacked, target: Target) -> str:
         return "the weight is sparse"
     if not isinstance(meaning, AffineValue | TableValue):
         return f"codec {codec} has no code for each weight"
-    if isinstance(meaning, TableValue) and codec.code_bits > _MOST_BITS[target.lanes]:
+    if isinstance(meaning, TableValue) and 1 << codec.code_bits > permute_width(target):
         return f"tables of {1 << codec.code_bits} entries are looked up in memory"
     if weight.zero_points is not None or (isinstance(meaning, TableValue) and meaning.scope.kind != "tensor"):
         return "zero points and several codebooks are not looked up in one table"
@@ -99,7 +97,7 @@ def words(p: Mapping[str, Any]) -> int:
 
 def table_entries(p: Mapping[str, Any]) -> int:
     """Entries of the table, 0: codes are converted."""
-    return 0 if p["converted"] else max(_FEWEST_ENTRIES, 1 << p["bits"])
+    return 0 if p["converted"] else padded_entries(1 << p["bits"])
 
 
 def pack(weight: Unpacked, m: int, target: Target) -> tuple[dict[str, Any], list[tuple[str, Array]]]:
@@ -172,9 +170,10 @@ class _CodedGemv:
 
     def write(self) -> None:
         T, k = self.T, self.k
-        # Codes of up to 3 bits repeat in 8 entries: one permutation of 256 bits finds them.
-        entries = 8 if self.lanes == 8 and self.p["bits"] < 4 else table_entries(self.p)
-        self.table = [bind(k, k.load(k.arg("table"), at, self.lanes)) for at in range(0, entries, self.lanes)]
+        if not self.p["converted"]:
+            # codes of up to 3 bits repeat in 8 entries
+            entries = 8 if self.lanes == 8 and self.p["bits"] < 4 else table_entries(self.p)
+            self.table = RegisterTable(k, k.arg("table"), T.int32(0), entries)
         with T.serial(k.lo, k.hi) as tile:
             self._tile(tile)
 
@@ -238,32 +237,13 @@ class _CodedGemv:
                     k.store(sums, slot, fused, n)
 
     def _value(self, words: Any, bit: int) -> Any:
-        """What the codes at `bit` of the words stand for; permutations ignore the higher bits of an index."""
+        """What the codes at `bit` of the words stand for."""
         T, k, n, bits = self.T, self.k, self.lanes, self.p["bits"]
-        index = words >> k.i32(bit, n) if bit else words
-        if self.p["converted"]:
-            whole = T.Cast(f"float32x{n}", index & k.i32((1 << bits) - 1, n))
-            return whole + k.splat(k.load(k.arg("table"), 0), n)
-        found, upper = self._permuted(index), bit + (3 if n == 8 else 4)
-        if len(found) < len(self.table):
-            upper += 1
-        while len(found) > 1:
-            top = words << k.i32(31 - upper, n) if upper < 31 else words
-            chosen = bind(k, top)
-            pairs = zip(found[::2], found[1::2], strict=True)
-            found, upper = [T.Select(chosen < k.i32(0, n), b, a) for a, b in pairs], upper + 1
-        return found[0]
-
-    def _permuted(self, index: Any) -> list[Any]:
-        """What each part of the table has for the lower bits of `index`; AVX-512 looks two vectors up at once."""
-        T, n = self.T, self.lanes
-        if n == 8:
-            name = "llvm.x86.avx2.permps"
-            return [T.call_llvm_pure_intrin("float32x8", name, part, index) for part in self.table]
-        if len(self.table) == 1:
-            return [T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.permvar.sf.512", self.table[0], index)]
-        name, pairs = "llvm.x86.avx512.vpermi2var.ps.512", zip(self.table[::2], self.table[1::2], strict=True)
-        return [T.call_llvm_pure_intrin("float32x16", name, a, index, b) for a, b in pairs]
+        if not self.p["converted"]:
+            return self.table(words, bit)
+        code = words >> k.i32(bit, n) if bit else words
+        whole = T.Cast(f"float32x{n}", code & k.i32((1 << bits) - 1, n))
+        return whole + k.splat(k.load(k.arg("table"), 0), n)
 
     def _finish(self, tile: Any, total: Any) -> None:
         """Scales of whole rows, bias, residual, activation, and the stores."""

@@ -54,7 +54,7 @@ class _Decoder:
                 base = self.k.load(self.k.arg("scopes"), self.panel)
             else:
                 base = self.T.int32(0) if self.nothing is None else self.nothing
-            self.table = RegisterTable(self.k, self.k.arg("codebook"), base)
+            self.table = RegisterTable(self.k, self.k.arg("codebook"), base, p["entries"])
         {"dense": self._dense, "strip": self._strips, "element": self._elements}[p["kind"]]()
 
     def _row(self, index: Any) -> Any:

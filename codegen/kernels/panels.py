@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.isa.lookup import permute_width
+from sparsec.codegen.isa.lookup import padded_entries, permute_width
 from sparsec.codegen.program import FROM_DATA, Arg
 from sparsec.formats.encoded import Unpacked
 from sparsec.formats.layout import pack_planes, plane_widths
@@ -225,7 +225,7 @@ def _codebook_arrays(
     assert isinstance(meaning, TableValue | VectorValue)
     book = weight.codebook.reshape(len(weight.codebook), -1)
     in_registers = isinstance(meaning, TableValue) and book.shape[1] <= permute_width(target)
-    entries = 16 if in_registers else book.shape[1]
+    entries = padded_entries(book.shape[1]) if in_registers else book.shape[1]
     padded = np.zeros((len(book), entries), np.float32)
     padded[:, : book.shape[1]] = book
     params["entries"], params["books"] = entries, len(book)

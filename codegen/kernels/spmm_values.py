@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.isa.lookup import RegisterTable, gather, permute_width
+from sparsec.codegen.isa.lookup import RegisterTable, gather, padded_entries, permute_width
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.spmm_weights import Entries, entry_values
 from sparsec.codegen.program import FROM_DATA, Arg
@@ -40,7 +40,7 @@ def describe(weight: Unpacked) -> dict[str, Any]:
         assert isinstance(meaning, TableValue), "codes of several inputs are refused by the rule"
         assert weight.codebook is not None
         books, size = weight.codebook.shape
-        p |= {"word": "table", "books": books, "book": max(16, size), "scope": "one"}
+        p |= {"word": "table", "books": books, "book": padded_entries(size), "scope": "one"}
         if books > 1:
             p |= {"scope": meaning.scope.kind, "span": meaning.scope.span}
     if scales.kind == "group":
@@ -175,7 +175,7 @@ class Decoder:
         table = None
         codebook = p["word"] == "table" and p["scope"] == "one"
         if codebook and p["book"] <= permute_width(k.target):
-            table = RegisterTable(k, k.arg("codebook"), T.int32(0))
+            table = RegisterTable(k, k.arg("codebook"), T.int32(0), p["book"])
         zero: Any = None
         if has_zero_points(p) and p["scales"] == "tensor":
             zero = bind(k, k.splat(T.Cast("float32", k.load(k.arg("zero_points"), 0)), width))

@@ -67,7 +67,7 @@ class _Spmv:
             self._copy()
             one_book = v["word"] == "table" and v["scope"] == "one"
             if one_book and v["book"] <= permute_width(k.target) and k.lanes == self.c:
-                self.table = RegisterTable(k, k.arg("codebook"), T.int32(0))
+                self.table = RegisterTable(k, k.arg("codebook"), T.int32(0), v["book"])
             bounds = k.arg("bounds")
             first, last = bind(k, k.load(bounds, k.lo)), bind(k, k.load(bounds, k.hi))
             with T.serial(first, last) as group:
