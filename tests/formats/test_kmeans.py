@@ -40,7 +40,8 @@ def test_gaussian_levels_reach_the_lloyd_max_distortion(bits: int, distortion: f
     # Optimal distortions: J. Max, "Quantizing for minimum distortion", 1960, table 1.
     values = np.random.default_rng().standard_normal(size).astype(np.float32)
     found = _cost(values, kmeans_1d(values, 1 << bits)) / size
-    assert found == pytest.approx(distortion, rel=0.04)
+    # The outermost cells have few values, so that draws of 100 000 differ by up to 4 %; equal steps lose 40 % at 5 bits.
+    assert found == pytest.approx(distortion, rel=0.08)
 
 
 def test_weights_count() -> None:
