@@ -97,7 +97,8 @@ class _Few:
         k, p = self.k, self.p
         score = dot * k.f32(p["scale"], lanes)
         if mask is not None:
-            score = score + k.load(k.arg("mask"), mask + key, lanes)
+            # finite, so that a row of which all keys are hidden weighs them alike, as in attention.py
+            score = score + self.T.max(k.f32(_LOWEST, lanes), k.load(k.arg("mask"), mask + key, lanes))
         k.store(self.weights, r * p["s"] + key, score, lanes)
 
     def _softmax(self, r: int, t: int) -> Any:
