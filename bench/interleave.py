@@ -7,6 +7,7 @@ host took more than half a processor are repeated (quiet.py), so far as patience
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -159,9 +160,9 @@ def interleave(
         given: list[float] = []
         others = 0.0
         for key in list(runs)[:: -1 if index % 2 else 1]:
-            given.append(machine.at_once())
-            watch = quiet.Watch([workers[other].group for other in runs])
+            watch = quiet.Watch([os.getpgrp(), *(workers[other].group for other in runs)])
             time.sleep(0.01)  # the other's threads stop spinning
+            given.append(machine.at_once())  # just before: the host places cores that have been idle anew
             try:
                 taken[key].append(_typical(workers[key].time(runs[key])))
             except WorkerError as error:

@@ -15,7 +15,7 @@ from sparsec.codegen.machine import core_rates
 
 LIMIT = 0.5
 """Processors that may be missing in a round, taken by other programs or by the host, before it counts as disturbed."""
-_PROBE_S = 0.004
+_PROBE_S = 0.01
 
 _PROC = Path("/proc")
 
