@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import re
 import shutil
@@ -33,6 +34,9 @@ DEFAULT_LIMIT = "4G"
 _IN_USE_S = 3600.0
 """Entries used this recently stay whatever the limit is: a compile that runs now may be about to link them."""
 _ABANDONED_S = 86400.0
+
+# Of a file of facts and arrays: its name's end, and the bytes that say how long the head is.
+_SUFFIX, _HEAD = "arrays", 8
 
 _written: set[Path] = set()
 _off = False
@@ -124,23 +128,34 @@ def source_digest(*files: Path) -> str:
 
 
 def store(kind: str, key: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write an entry of JSON-able facts and named arrays."""
-    path = entry(kind, f"{key}.npys")
-    head = json.dumps({"facts": dict(facts), "arrays": list(arrays)}, sort_keys=True).encode()
-    with writing(path) as made, open(made, "wb") as file:
-        for array in (np.frombuffer(head, np.uint8), *arrays.values()):
-            np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
+    """Write an entry of JSON-able facts and named arrays: the length of a head, the head as JSON, then the arrays' elements.
+
+    Not .npy, whose header is parsed as Python: CPython 3.11 fails when two threads do that at once.
+    """
+    held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    table = [(name, array.dtype.str, array.shape) for name, array in held.items()]
+    head = json.dumps({"facts": dict(facts), "arrays": table}, sort_keys=True).encode()
+    with writing(entry(kind, f"{key}.{_SUFFIX}")) as made, open(made, "wb") as file:
+        file.write(len(head).to_bytes(_HEAD, "little"))
+        file.write(head)
+        for array in held.values():
+            file.write(array.tobytes())
 
 
 def load(kind: str, key: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
     """Facts and arrays of an entry, or None where there is none (or no whole one)."""
-    path = entry(kind, f"{key}.npys")
+    path = entry(kind, f"{key}.{_SUFFIX}")
     if not used(path):
         return None
     try:
-        with open(path, "rb") as file:
-            head = json.loads(np.lib.format.read_array(file, allow_pickle=False).tobytes())
-            arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
+        data = path.read_bytes()
+        end = _HEAD + int.from_bytes(data[:_HEAD], "little")
+        head = json.loads(data[_HEAD:end])
+        arrays = {}
+        for name, dtype, shape in head["arrays"]:
+            found = np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
+            arrays[name] = found.copy()  # aligned, and the caller's own
+            end += found.nbytes
         return head["facts"], arrays
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -164,7 +179,8 @@ def trim(folder: Path | None = None, limit: int | None = None, in_use_s: float =
     groups: dict[tuple[str, str], list[tuple[Path, os.stat_result]]] = {}
     for path in folder.glob("*/*.*"):
         with suppress(OSError):  # another process dropped it
-            groups.setdefault((path.parent.name, path.stem), []).append((path, path.stat()))
+            stat = path.stat()
+            groups.setdefault((path.parent.name, path.stem), []).append((path, stat))
     for path in folder.glob("*/tmp*"):  # of writers that were killed
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:

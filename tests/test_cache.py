@@ -51,7 +51,7 @@ def test_arrays_come_back_as_they_were(folder: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 60, 130, -1])
 def test_a_truncated_entry_is_no_entry(folder: Path, keep: int) -> None:
     cache.store("kind", "key", {}, {"a": np.arange(100.0)})
-    path = folder / "kind" / "key.npys"
+    path = folder / "kind" / "key.arrays"
     path.write_bytes(path.read_bytes()[:keep])
     assert cache.load("kind", "key") is None
 
@@ -82,11 +82,11 @@ def test_writers_at_the_same_time_leave_one_whole_entry(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert seen == [True] * 40
-    assert [p.name for p in (folder / "kind").iterdir()] == ["key.npys"]
+    assert [p.name for p in (folder / "kind").iterdir()] == ["key.arrays"]
 
 
 def test_a_writer_that_fails_leaves_nothing(folder: Path) -> None:
-    path = cache.entry("kind", "key.npys")
+    path = cache.entry("kind", "key.arrays")
 
     def fail() -> None:
         with cache.writing(path) as made:
@@ -117,6 +117,13 @@ def test_trim_keeps_what_was_just_used(folder: Path) -> None:
     assert cache.used(path)
     assert cache.trim(folder, 0) == 0
     assert path.exists()
+
+
+def test_trim_passes_by_what_another_process_dropped(folder: Path) -> None:
+    cache.store("kind", "key", {}, {"a": np.arange(100.0)})
+    (folder / "kind" / "gone.arrays").symlink_to(folder / "nowhere")  # listed, but no longer there
+    assert cache.trim(folder, limit=0, in_use_s=0) > 0
+    assert cache.load("kind", "key") is None
 
 
 @pytest.mark.parametrize(("text", "size"), [("500M", 500 << 20), ("1.5K", 1536), ("7", 7), ("2T", 2 << 40)])

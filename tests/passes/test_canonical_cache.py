@@ -112,7 +112,7 @@ def test_external_data_counts_whatever_its_size(tmp_path: Path) -> None:
 
 def test_unchanged_weights_are_not_stored_again() -> None:
     canonical(small())
-    (entry,) = (root() / "graphs").glob("*.npys")
+    (entry,) = (root() / "graphs").glob("*.arrays")
     kept = np.random.default_rng(0).normal(size=(17, 31)).astype(np.float32)
     unchanged = np.random.default_rng(0)
     unchanged.normal(size=(17, 31))
@@ -123,7 +123,7 @@ def test_unchanged_weights_are_not_stored_again() -> None:
 
 def test_a_damaged_entry_is_made_again() -> None:
     made, _ = canonical(small())
-    (entry,) = (root() / "graphs").glob("*.npys")
+    (entry,) = (root() / "graphs").glob("*.arrays")
     data = entry.read_bytes()
     entry.write_bytes(data[: len(data) // 2])
     again, records = canonical(small())

@@ -84,7 +84,7 @@ def test_other_work_has_another_key() -> None:
 def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     work = layer("int4-g8")
     store_solved(key_of(work), solve(work))
-    (path,) = (tmp_path / "cache" / "layers").glob("*.npys")
+    (path,) = (tmp_path / "cache" / "layers").glob("*.arrays")
     path.write_bytes(path.read_bytes()[:-100])
     assert load_solved(key_of(work)) is None
 
