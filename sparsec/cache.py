@@ -139,7 +139,7 @@ def store(kind: str, key: str, facts: Mapping[str, Any], arrays: Mapping[str, Ar
         file.write(len(head).to_bytes(_HEAD, "little"))
         file.write(head)
         for array in held.values():
-            file.write(array.tobytes())
+            array.tofile(file)
 
 
 def load(kind: str, key: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
@@ -148,14 +148,9 @@ def load(kind: str, key: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
     if not used(path):
         return None
     try:
-        data = path.read_bytes()
-        end = _HEAD + int.from_bytes(data[:_HEAD], "little")
-        head = json.loads(data[_HEAD:end])
-        arrays = {}
-        for name, dtype, shape in head["arrays"]:
-            found = np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
-            arrays[name] = found.copy()  # aligned, and the caller's own
-            end += found.nbytes
+        with open(path, "rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(_HEAD), "little")))
+            arrays = {name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape) for name, dtype, shape in head["arrays"]}
         return head["facts"], arrays
     except (OSError, ValueError, KeyError, TypeError):
         return None
