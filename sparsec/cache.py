@@ -150,7 +150,9 @@ def load(kind: str, key: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
     try:
         with open(path, "rb") as file:
             head = json.loads(file.read(int.from_bytes(file.read(_HEAD), "little")))
-            arrays = {name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape) for name, dtype, shape in head["arrays"]}
+            arrays = {
+                name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape) for name, dtype, shape in head["arrays"]
+            }
         return head["facts"], arrays
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -49,8 +49,9 @@ Array = np.ndarray[Any, Any]
 TILE_VECTORS, WIDE_TILE_VECTORS = 2, 3
 # Rows of activations from which on tiles are wide.
 _WIDE_FROM = 8
-# Share of stored inputs below which strips list them: a byte that is copied alone against so many eights of inputs packed at once.
-_LISTED = 0.18
+# Share of stored inputs below which strips list them, by how many inputs a bitmap chooses from at once: of one row, and of four that
+# are interleaved. (Measured on Zen 5.)
+_LISTED, _LISTED_OF_FOUR = {8: 0.22, 64: 0.03}, {8: 0.28, 16: 0.19}
 # Quads one unrolled step of a block covers: all bit fields of a plane of single bits.
 _STEP = 8
 
@@ -167,8 +168,8 @@ def pack(weight: Unpacked, target: Target, x_group: int, label: str, m: int = 1)
         place = np.concatenate([np.arange(c) + f * size for c, f in zip(counts, first, strict=False)])
         stored[place.astype(np.int64)] = weight.codes[:, :, 0]
         physical = stored.reshape(-1, size, tile).transpose(0, 2, 1)  # block, row, input
-        eights = packed_at_once(target, lanes=target.arch == "x86_64" and m > 1) // 8
-        listed = bool(mask.mean() < _LISTED / eights)
+        four = target.arch == "x86_64" and m > 1
+        listed = bool(mask.mean() < (_LISTED_OF_FOUR if four else _LISTED)[packed_at_once(target, lanes=four)])
         params |= {"block": size, "one_block": not block, "paired": paired(size), "listed": listed}
         # a power of two: strips of about the same density share their kernel
         words = ceil(weight.cols / 8) * tiles / max(1, int(first[-1]))
