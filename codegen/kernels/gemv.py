@@ -33,6 +33,8 @@ from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import SparsecNode, view
 from sparsec.target import Target
 
+# Packing, in operations of `cost` (16 a cycle, on AVX2): an input that is listed, and as many as a bitmap chooses from at once.
+_COPIED, _CHOSEN = 14, 22
 # Sums that vpdpbusd joins in turns: its latency of four or five cycles, twice a cycle.
 _CHAINS = 8
 
@@ -71,7 +73,7 @@ def lower_bytes(op: SparsecNode, low: Lowering, weight: Unpacked, x_group: int) 
     note = f"[{m}, {op.cols}] x [{op.cols}, {op.rows}] {scheme} x {op.activations} {op.activation}".strip()
     low.call(
         "gemv", params, [*ins, *added], [low.new(op.output)], node=op.node.name or "", op="MatMul", note=note,
-        cost=cost(params, packed.blocks),
+        cost=cost(params, packed.blocks, low.target),
     )  # fmt: skip
     return None
 
@@ -105,14 +107,19 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if wide.applies(p, target):
         args += wide.work_arguments(p)
     units = ceil(m / rows_of_block(m)) * w["tiles"]
-    return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"]), pieces=1)
+    return Signature(tuple(args), units, 0 if w["sparse"] else cost(p, w["blocks"], target), pieces=1)
 
 
-def cost(p: Mapping[str, Any], blocks: int) -> int:
+def cost(p: Mapping[str, Any], blocks: int, target: Target) -> int:
     """`Signature.cost` for a weight of so many blocks."""
     w, m = p["w"], p["m"]
     macs = m * blocks * w["block"] * w["tile"]
-    return int(macs // 2 + m * w["rows"] * (4 + activation_cost(p["act"])))
+    packing = 0
+    if w["sparse"]:
+        four = gemv_inputs.interleaves(p, target)
+        one = w["k"] * w["tiles"] // dot.packed_at_once(target, lanes=four) * _CHOSEN
+        packing = ceil(m / ROWS_AT_ONCE if four else m) * (blocks * w["block"] * _COPIED if w["listed"] else one)
+    return int(macs // 2 + packing + m * w["rows"] * (4 + activation_cost(p["act"])))
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
