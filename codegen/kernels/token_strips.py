@@ -5,8 +5,7 @@ blocks of as many as a vector has bytes and transposed to a panel [input][token]
 block of a strip are interleaved four at a time, once for all rows: 32-bit lanes hold four inputs of a token. Every row
 multiplies them by its four weights in every lane and adds in int32, from -128 times the sum of its weights on (without VNNI two quads
 are added in int16 first, small weights a whole block). A block is scaled and added in float32. With VNNI and 32 registers those sums
-stay in registers over a run of blocks, which is decoded and interleaved first. At the end a tile is transposed back; a few tiles are
-stored together, because rows of y that are written one cache line at a time take three times as long.
+stay in registers over a run of blocks, which is decoded and interleaved first. At the end a tile is transposed back (token_results.py).
 
 A unit is a strip and a block of tokens.
 """
@@ -14,9 +13,7 @@ A unit is a strip and a block of tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from math import ceil, prod
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -24,13 +21,12 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.isa.pieces import pieces
-from sparsec.codegen.isa.transpose import transpose
+from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import token_weights
 from sparsec.codegen.kernels.gemv_weights import Weights
 from sparsec.codegen.kernels.token_panel import TokenPanel
+from sparsec.codegen.kernels.token_results import TokenResults, tiles_stored
 from sparsec.codegen.kernels.weights import epilogue, int8_operands, refused_epilogue
 from sparsec.codegen.program import Arg, Signature
 from sparsec.op_view import view
@@ -47,8 +43,6 @@ _FIRST_ROWS, _HELD_ROWS = 2, 5
 _JOINED_ROWS = 3
 # Inputs of a run of blocks: interleaved they take a third of a level-1 cache.
 _RUN = 256
-# Rows of the weight that are stored together.
-_STORED = 64
 
 
 def lower_token_strips(node: ir.Node, low: Lowering) -> Refusal | None:
@@ -100,7 +94,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         Arg("origins", "int32", run * w["tile"] * (w["block"] // 8 if _joins_quads(w, target) else 1), "work"),
         Arg("factors", "float32", run * w["tile"], "work"),
         Arg("sums", "float32", w["tile"] * tokens, "work"),
-        Arg("results", "float32", _tiles_stored(w) * w["tile"] * tokens, "work"),
+        Arg("results", "float32", tiles_stored(w) * w["tile"] * tokens, "work"),
     ]
     return Signature(tuple(args), ceil(m / tokens) * w["tiles"], pieces=1)
 
@@ -119,11 +113,6 @@ def _holds_sums(w: Mapping[str, Any], target: Target) -> bool:
 def _blocks_of_run(w: Mapping[str, Any], target: Target) -> int:
     """Blocks that are decoded and interleaved before their products."""
     return max(1, _RUN // int(w["block"])) if _holds_sums(w, target) else 1
-
-
-def _tiles_stored(w: Mapping[str, Any]) -> int:
-    """Tiles that are stored together."""
-    return max(1, _STORED // int(w["tile"]))
 
 
 def cost(p: Mapping[str, Any], blocks: int) -> int:
@@ -147,8 +136,8 @@ class _TokenStrips:
         self.tile: int = self.w["tile"]
         self.quads = self.w["block"] // 4
         self.holds, self.run = _holds_sums(self.w, k.target), _blocks_of_run(self.w, k.target)
-        self.stored, self.joins = _tiles_stored(self.w), _joins_quads(self.w, k.target)
-        self.own_tables = self.w["scope"] == "rows"  # of tiles that are stored together
+        self.joins = _joins_quads(self.w, k.target)
+        self.results = TokenResults(p, k, self.weights)
 
     def write(self) -> None:
         T, k, tiles = self.T, self.k, self.w["tiles"]
@@ -161,11 +150,11 @@ class _TokenStrips:
                 lo, hi = bind(k, T.max(k.lo - block * tiles, 0)), bind(k, T.min(k.hi - block * tiles, tiles))
                 with T.serial(lo, hi) as tile:
                     self._tile(tile)
-                    place = bind(k, T.truncmod(tile, self.stored))
-                    self._turn(place)
+                    place = bind(k, T.truncmod(tile, self.results.tiles))
+                    self.results.turn(place)
                     done = bind(k, tile + 1)
-                    with T.If(T.Or(place == self.stored - 1, done >= hi)), T.Then():
-                        self._store(bind(k, T.max(tile - place, lo)), done, first, count)
+                    with T.If(T.Or(place == self.results.tiles - 1, done >= hi)), T.Then():
+                        self.results.store(bind(k, T.max(tile - place, lo)), done, first, count)
 
     # --- a strip ---
 
@@ -373,59 +362,3 @@ class _TokenStrips:
                     both = both + self.dot.pairs(x[v], four)
                 slot = (row * vectors + v) * n
                 k.store(acc, slot, k.load(acc, slot, n) + self.dot.widen(both), n)
-
-    # --- results ---
-
-    def _turn(self, place: Any) -> None:
-        """The sums of a tile, by token, into `results` as tile number `place`."""
-        T, k, n = self.T, self.k, self.lanes
-        pitch, column = self.stored * self.tile, bind(k, place * self.tile)
-        for v in range(self.tile // n):
-            with T.serial(0, 4) as q:
-                rows = [self._row(((v * n + row) * 4 + q) * n) for row in range(n)]
-                if self.own_tables:
-                    rows = [bind(k, row * k.splat(self.weights.table_scale, n)) for row in rows]
-                for lane, value in enumerate(transpose(k, rows)):
-                    token = q * 4 + (lane // 4 * 16 + lane % 4)
-                    k.store(k.arg("results"), token * pitch + column + v * n, value, n)
-
-    def _store(self, lo: Any, hi: Any, first: Any, count: Any) -> None:
-        """Scales, bias, residual, activation of tiles [lo, hi), and the stores."""
-        T, k, p, w, n = self.T, self.k, self.p, self.w, self.lanes
-        pitch = self.stored * self.tile
-        common = [] if self.own_tables else [k.load(k.arg("table_scale"), 0)]
-        if w["scales"] == "tensor":
-            common.append(k.load(k.arg("scales"), 0))
-        constant = bind(k, reduce(mul, common, T.float32(1.0)))
-
-        def store(tile: Any, columns: int, token: Any, factor: Any) -> None:
-            source = bind(k, token * pitch + T.truncmod(tile, self.stored) * self.tile)
-            for v in range(ceil(columns / n)):
-                for offset, width in pieces(min(columns - v * n, n), n):
-                    at = v * n + offset
-                    value = k.load(k.arg("results"), source + at, width)
-                    if w["scales"] == "channel":
-                        value = value * k.load(k.arg("scales"), tile * self.tile + at, width)
-                    value = value * k.splat(factor, width)
-                    if p["bias"]:
-                        value = value + k.load(k.arg("bias"), tile * self.tile + at, width)
-                    to = bind(k, (first + token) * w["rows"] + tile * self.tile + at)
-                    if p["residual"]:
-                        value = value + k.load(k.arg("residual"), to, width)
-                    k.store(k.arg("y"), to, apply_activation(k, p["act"], p["act_params"], value, width), width)
-
-        last = w["rows"] - (w["tiles"] - 1) * self.tile
-        whole = w["tiles"] if last == self.tile else w["tiles"] - 1
-        with T.serial(0, count) as token:
-            factor = bind(k, constant * k.load(k.arg("xscale"), token))
-            if whole:
-                with T.serial(lo, T.min(hi, whole)) as tile:
-                    store(tile, self.tile, token, factor)
-            if last != self.tile:
-                with T.If(hi == w["tiles"]), T.Then():
-                    store(T.int32(whole), last, token, factor)
-
-    def _row(self, at: Any) -> Any:
-        held = self.k.local(self.lanes)
-        self.k.store(held, 0, self.k.load(self.k.arg("sums"), at, self.lanes), self.lanes)
-        return self.k.load(held, 0, self.lanes)
