@@ -35,8 +35,8 @@ _IN_USE_S = 3600.0
 """Entries used this recently stay whatever the limit is: a compile that runs now may be about to link them."""
 _ABANDONED_S = 86400.0
 
-# Of a file of facts and arrays: its name's end, and the bytes that say how long the head is.
-_SUFFIX, _HEAD = "arrays", 8
+_SUFFIX = "arrays"
+"""How the name of a file of facts and arrays ends."""
 
 _written: set[Path] = set()
 _off = False
@@ -128,7 +128,7 @@ def source_digest(*files: Path) -> str:
 
 
 def store(kind: str, key: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write an entry of JSON-able facts and named arrays: the length of a head, the head as JSON, then the arrays' elements.
+    """Write an entry of JSON-able facts and named arrays: a line of JSON, then the arrays' elements.
 
     Not .npy, whose header is parsed as Python: CPython 3.11 fails when two threads do that at once.
     """
@@ -136,8 +136,7 @@ def store(kind: str, key: str, facts: Mapping[str, Any], arrays: Mapping[str, Ar
     table = [(name, array.dtype.str, array.shape) for name, array in held.items()]
     head = json.dumps({"facts": dict(facts), "arrays": table}, sort_keys=True).encode()
     with writing(entry(kind, f"{key}.{_SUFFIX}")) as made, open(made, "wb") as file:
-        file.write(len(head).to_bytes(_HEAD, "little"))
-        file.write(head)
+        file.write(head + b"\n")
         for array in held.values():
             array.tofile(file)
 
@@ -149,7 +148,7 @@ def load(kind: str, key: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
         return None
     try:
         with open(path, "rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(_HEAD), "little")))
+            head = json.loads(file.readline())
             arrays = {
                 name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape) for name, dtype, shape in head["arrays"]
             }

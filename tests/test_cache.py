@@ -48,6 +48,15 @@ def test_arrays_come_back_as_they_were(folder: Path) -> None:
         assert np.array_equal(found[1][name], array)
 
 
+@pytest.mark.parametrize(
+    "head", [b"", b"\xff" * 64, b"7\n", b'{"facts": {}}\n'], ids=["empty", "noise", "number", "facts"]
+)
+def test_a_damaged_head_is_no_entry(folder: Path, head: bytes) -> None:
+    cache.store("kind", "key", {}, {"a": np.arange(100)})
+    (folder / "kind" / "key.arrays").write_bytes(head)
+    assert cache.load("kind", "key") is None
+
+
 @pytest.mark.parametrize("keep", [0, 1, 60, 130, -1])
 def test_a_truncated_entry_is_no_entry(folder: Path, keep: int) -> None:
     cache.store("kind", "key", {}, {"a": np.arange(100.0)})

@@ -41,7 +41,7 @@ class TokenResults:
         pitch, column = self.tiles * self.tile, bind(k, place * self.tile)
         for v in range(self.tile // n):
             with T.serial(0, 4) as q:
-                rows = [self._row(((v * n + row) * 4 + q) * n) for row in range(n)]
+                rows = [bind(k, k.load(k.arg("sums"), ((v * n + row) * 4 + q) * n, n)) for row in range(n)]
                 if self.own_tables:
                     rows = [bind(k, row * k.splat(self.weights.table_scale, n)) for row in rows]
                 for lane, value in enumerate(transpose(k, rows)):
@@ -83,8 +83,3 @@ class TokenResults:
             if last != self.tile:
                 with T.If(hi == w["tiles"]), T.Then():
                     finish(T.int32(whole), last, token, factor)
-
-    def _row(self, at: Any) -> Any:
-        held = self.k.local(self.lanes)
-        self.k.store(held, 0, self.k.load(self.k.arg("sums"), at, self.lanes), self.lanes)
-        return self.k.load(held, 0, self.lanes)
