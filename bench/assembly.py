@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,42 @@ _MULTIPLY = ("vfmadd", "fmla")
 
 def assembly(family: str, params: Mapping[str, Any], target: Target, folder: Path) -> str:
     """Compile one kernel in a process of its own (TVM stays out of this one) and return its assembly text."""
-    job = {
-        "family": family, "params": dict(params), "target": target.describe(), "symbol": "kernel",
-        "object": str(folder / "k.o"), "assembly": str(folder / "k.s"),
-    }  # fmt: skip
+    return assemblies([(family, params)], target, folder)[0]
+
+
+def assemblies(kernels: Sequence[tuple[str, Mapping[str, Any]]], target: Target, folder: Path) -> list[str]:
+    """The same of several kernels (family, parameters), by one process."""
+    jobs = [
+        {
+            "family": family, "params": dict(params), "target": target.describe(), "symbol": "kernel",
+            "object": str(folder / f"k{i}.o"), "assembly": str(folder / f"k{i}.s"),
+        }
+        for i, (family, params) in enumerate(kernels)
+    ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "sparsec.codegen.worker"], input=json.dumps(job) + "\n", capture_output=True, text=True
-    )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["ok"], answer
-    return (folder / "k.s").read_text()
+        [sys.executable, "-m", "sparsec.codegen.worker"],
+        input="".join(json.dumps(job) + "\n" for job in jobs), capture_output=True, text=True,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(jobs), done.stderr
+    assert all(answer["ok"] for answer in answers), answers
+    return [Path(job["assembly"]).read_text() for job in jobs]
 
 
-def innermost_loops(text: str) -> list[list[str]]:
-    """Instructions of every loop without a label inside, in the order of the text."""
+def innermost_loops(text: str, *, branches: bool = False) -> list[list[str]]:
+    """Instructions of every loop that has no loop inside, in the order of the text; `branches`: also of those with jumps inside."""
     lines = [line.strip() for line in text.splitlines()]
     lines = [s for s in lines if s and not s.startswith((".Ltmp", ".p2align", "#", "//", ".cfi", ".loc"))]
     labels = {line.removesuffix(":"): at for at, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
-    found = []
+    spans = []
     for at, line in enumerate(lines):
-        jump = re.match(r"(?:j\w+|b\.\w+|cbn?z|tbn?z)\s.*?(\.LBB\w+)$", line)
+        jump = re.match(r"(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?(\.LBB\w+)$", line)
         if jump and labels.get(jump[1], at) < at:
-            body = lines[labels[jump[1]] + 1 : at + 1]
-            if not any(b.startswith(".LBB") for b in body):
-                found.append(body)
-    return found
+            spans.append((labels[jump[1]], at))
+    inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
+    bodies = [lines[a + 1 : b + 1] for a, b in inner]
+    found = [[line for line in body if not line.startswith(".LBB")] for body in bodies]
+    return [body for body, all_of in zip(found, bodies, strict=True) if branches or len(body) == len(all_of)]
 
 
 def multiplies(body: list[str]) -> int:
@@ -57,3 +68,8 @@ def byte_multiplies(body: list[str]) -> int:
 def uses_stack(body: list[str]) -> bool:
     """Whether a loop touches the stack, as spilled accumulators would."""
     return any("%rsp" in line or "[sp" in line for line in body)
+
+
+def spills_vectors(body: list[str]) -> bool:
+    """Whether a loop stores vectors on the stack. What it only reads from there, constants and addresses, does not change in the loop."""
+    return any(re.match(r"vmov\w+\s+%[xyz]mm\d+, .*%rsp|st[rp]\s+[qdvs]\d+.*\[sp", line) for line in body)

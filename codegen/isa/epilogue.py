@@ -90,12 +90,7 @@ def _tanh(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
 
 
 def _gelu(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:
-    # 0.5 x (1 + erf(x / sqrt 2)), Hendrycks and Gimpel 2016
-    x = k.T.bind(x)
-    if gelu.supported(k, lanes):
-        return gelu.gelu(k, vecmath.bind(k, x), lanes)
-    half = x * k.f32(0.5, lanes)
-    return half + half * vecmath.erf(k, x * k.f32(math.sqrt(0.5), lanes), lanes)
+    return gelu.gelu(k, x, lanes)
 
 
 def _gelu_tanh(k: Any, _: Sequence[float], x: Any, lanes: int) -> Any:

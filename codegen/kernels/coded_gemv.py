@@ -167,6 +167,9 @@ class _CodedGemv:
         self.slots = p["m"] * self.vectors
         self.per_word = 32 // p["bits"]
         self.words, self.words_of_group = words(p), ceil(p["group"] / self.per_word)
+        # of one row and 4-bit codes 16 registers hold no more (measured: what the compiler keeps of other words is better unrolled)
+        few = k.target.vector_registers <= 16 and p["m"] == 1 and p["bits"] == 4
+        self.codes_at_once = 2 if few else self.per_word
 
     def write(self) -> None:
         T, k = self.T, self.k
@@ -227,6 +230,20 @@ class _CodedGemv:
             packed = k.load(k.arg("codes"), number * p["tile"] + v * n, n)
             prefetch_stream(k, k.arg("codes"), number * p["tile"] + v * n, 4)
             k.store(words, v * n, T.reinterpret(f"int32x{n}", packed), n)
+        few = self.codes_at_once
+        if count % few or count == few:
+            self._codes(words, x0, count, sums)
+            return
+        # no unit is negative, but the compiler cannot know and keeps the loop
+        with T.serial(0, count // few + (k.lo >> 31)) as i:
+            self._codes(words, bind(k, x0 + i * few), few, sums)
+            for v in range(self.vectors):
+                rest = T.reinterpret(f"uint32x{n}", k.load(words, v * n, n)) >> k.splat(T.uint32(few * p["bits"]), n)
+                k.store(words, v * n, T.reinterpret(f"int32x{n}", rest), n)
+
+    def _codes(self, words: Any, x0: Any, count: int, sums: Any) -> None:
+        """Add the products of the lowest `count` codes of the words."""
+        T, k, n, p = self.T, self.k, self.lanes, self.p
         for i in range(count):
             xs = [bind(k, k.splat(k.load(k.arg("x"), x0 + (r * p["k"] + i)), n)) for r in range(p["m"])]
             for v in range(self.vectors):

@@ -82,7 +82,8 @@ def decodes_once(p: Mapping[str, Any], target: Target) -> bool:
     """Whether a tile's weights are decoded into scratch, for several passes of rows over them."""
     w = p["w"]
     at_once = paired.rows_at_once(w, w["tile"] // target.lanes) if w["paired"] else ROWS_AT_ONCE
-    return rows_of_block(p["m"]) > at_once and not (w["bits"] == 8 and w["kind"] == "affine")
+    several = rows_of_block(p["m"]) > at_once and not (w["bits"] == 8 and w["kind"] == "affine")
+    return several or joined.applies(p, target)
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
@@ -344,13 +345,23 @@ class _Gemv:
         if waits:
             for slot in range(rows * self.vectors):
                 k.store(pairs, slot * nb // 2, k.splat(T.int16(0), nb // 2), nb // 2)
-        with T.serial(0, quads // few) as i:
+        times: Any = quads // few
+        if self._keeps_loop(times):  # no unit is negative, but the compiler cannot know
+            times = T.max(T.int32(times), T.int32(0) - k.lo)
+        with T.serial(0, times) as i:
             bytes_of = [
                 bind(k, a + i * (few * width // 8 * self.w["tile"] * 4)) for a, width in zip(at, widths, strict=True)
             ]
             self._quads(bytes_of, [bind(k, x + i * (few * stride)) for x in x0], few, acc, pairs, waits=waits)
         if waits:
             self._flush(pairs, acc, rows)
+
+    def _keeps_loop(self, times: int) -> bool:
+        """Whether a loop of so many steps of a few quads is hidden from the compiler, which would unroll it and run out of registers
+        (measured: small integers with one scale a row are better unrolled)."""
+        w = self.w
+        small = w["kind"] == "affine" and w["one_block"] and times == 2
+        return bool(w["sparse"] or (self.dot.x86 and not small))
 
     def _flush(self, pairs: Any, acc: Any, rows: int) -> None:
         """Products of pairs, waiting in 16 bits, join the sums."""

@@ -35,6 +35,8 @@ _MOST_CODES = 8
 _ROLLED = 4
 # Fewer quads of codes are not worth it: two rows widen as often as four, and load weights twice as often.
 _FEWEST_CODES = 4
+# Bits of codes of which eight quads are taken out together: with several rows they do not fit 16 registers.
+_SLOW_BITS = (1, 3)
 # Rows of x whose sums stay in 16 registers.
 _FEW_REGISTERS, _ROWS = 16, 2
 _INT16_MAX = 32767
@@ -45,7 +47,18 @@ def applies(p: Mapping[str, Any], target: Target) -> bool:
     w = p["w"]
     x86 = target.arch == "x86_64" and not target.vnni
     fewest = SURE if wraps(w) else _FEWEST_CODES
-    return bool(x86 and not w["sparse"] and rows_of_block(p["m"]) > ROWS_AT_ONCE and sure(w, target) >= fewest)
+    return bool(
+        x86 and not w["sparse"] and rows_of_block(p["m"]) > _rows_alone(w, target) and sure(w, target) >= fewest
+    )
+
+
+def _rows_alone(w: Mapping[str, Any], target: Target) -> int:
+    """So many rows are multiplied while weights are decoded."""
+    if target.vector_registers > _FEW_REGISTERS:
+        return ROWS_AT_ONCE
+    if w["bits"] in _SLOW_BITS and (wraps(w) or not w["one_block"]):
+        return 1
+    return ROWS_AT_ONCE - 1 if wraps(w) else ROWS_AT_ONCE
 
 
 def wraps(w: Mapping[str, Any]) -> bool:
