@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.assembly import assembly, innermost_loops, uses_stack
 from bench.instructions import kernel
 from sparsec.target import NAMED
 
@@ -57,20 +55,6 @@ def _decoded(n: int, k: int, word: dict[str, Any]) -> tuple[str, dict[str, Any]]
     }  # fmt: skip
 
 
-def _assembly(family: str, params: dict[str, Any], target: str, folder: Path) -> str:
-    """The kernel's assembly, by a worker process (TVM stays out of this one)."""
-    path = folder / "kernel.s"
-    job = {
-        "family": family, "params": params, "target": NAMED[target].describe(), "symbol": "kernel",
-        "object": str(folder / "kernel.o"), "assembly": str(path),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "sparsec.codegen.worker"], input=json.dumps(job) + "\n", text=True, capture_output=True
-    )
-    assert json.loads(done.stdout)["ok"], done.stdout
-    return path.read_text()
-
-
 def _coded(group: int, m: int, bits: int = 4, tile: int = 64, converted: bool = False) -> tuple[str, dict[str, Any]]:
     return "coded_gemv", {
         "m": m, "rows": 512, "k": 512, "bits": bits, "tile": tile, "scales": "group" if group else "none", "group": group,
@@ -85,28 +69,13 @@ def _vector(whole: bool, half: bool) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _product_loops(assembly: str) -> list[list[str]]:
+def _product_loops(text: str) -> list[list[str]]:
     """Bodies of the innermost loops that are mostly multiply-adds."""
     return [
         body
-        for body in _innermost(assembly)
+        for body in innermost_loops(text, branches=True)
         if sum("fmadd" in line or line.startswith("fmla") for line in body) >= max(_LEAST, _SHARE * len(body))
     ]
-
-
-def _innermost(assembly: str) -> list[list[str]]:
-    """Bodies of the innermost loops."""
-    lines = [line.strip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
-    jumps = [(re.match(r"(?:j|b\.|cb|tb|b\s).*?(\.LBB\w+)$", line), i) for i, line in enumerate(lines)]
-    loops = [(labels[jump[1]], i) for jump, i in jumps if jump and labels.get(jump[1], len(lines)) < i]
-    found = []
-    for start, end in loops:
-        if any((a, b) != (start, end) and start <= a and b <= end for a, b in loops):
-            continue
-        body = [line for line in lines[start:end] if line and line[0] != "." and not line.endswith(":")]
-        found.append(body)
-    return found
 
 
 @pytest.mark.parametrize("target", ["arm", "x86-avx2", "x86-avx512"])
@@ -123,10 +92,10 @@ def _innermost(assembly: str) -> list[list[str]]:
     ids=["up", "down", "winograd", "causal", "attention", "turned"],
 )
 def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]], target: str, tmp_path: Path) -> None:
-    loops = _product_loops(_assembly(*kernel, target, tmp_path))
+    loops = _product_loops(assembly(*kernel, NAMED[target], tmp_path))
     assert loops
     for body in loops:
-        assert not [line for line in body if re.search(r"\(%rsp[,)]|\[sp", line)]
+        assert not uses_stack(body)
 
 
 @pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)], ids=str)
@@ -142,11 +111,11 @@ def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]],
 def test_what_decodes_panels_takes_no_registers_from_sums(
     shape: tuple[int, int], word: dict[str, Any], tmp_path: Path
 ) -> None:
-    innermost = _innermost(_assembly(*_decoded(*shape, word), "x86-avx2", tmp_path))
+    innermost = innermost_loops(assembly(*_decoded(*shape, word), NAMED["x86-avx2"], tmp_path), branches=True)
     loops = [body for body in innermost if sum("fmadd" in line for line in body) >= _SUMS]
     assert loops
     for body in loops:
-        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+        assert not uses_stack(body)
 
 
 @pytest.mark.parametrize(
@@ -177,24 +146,28 @@ def test_what_decodes_panels_takes_no_registers_from_sums(
 def test_loops_of_lookups_stay_in_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     loops = [
         body
-        for body in _innermost(_assembly(*kernel, "x86-avx512", tmp_path))
+        for body in innermost_loops(assembly(*kernel, NAMED["x86-avx512"], tmp_path), branches=True)
         if re.search("vperm|vcvtdq2ps", "".join(body))
     ]
     assert loops
     for body in loops:
-        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+        assert not uses_stack(body)
 
 
 @pytest.mark.parametrize(
     "kernel",
-    [_coded(0, 1, 3, 32), _coded(0, 1, 8, 32, converted=True)],
-    ids=["8 entries", "integers"],
+    [_coded(0, 1, 3, 32), _coded(0, 1, 4, 32), _coded(32, 1, 4, 32), _coded(0, 1, 8, 32, converted=True)],
+    ids=["8 entries", "16 entries", "in groups", "integers"],
 )
 def test_loops_of_lookups_stay_in_sixteen_registers(kernel: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    loops = [body for body in _innermost(_assembly(*kernel, "x86-avx2", tmp_path)) if "fmadd" in "".join(body)]
+    loops = [
+        body
+        for body in innermost_loops(assembly(*kernel, NAMED["x86-avx2"], tmp_path), branches=True)
+        if "fmadd" in "".join(body)
+    ]
     assert loops
     for body in loops:
-        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+        assert not uses_stack(body)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +175,10 @@ def test_loops_of_lookups_stay_in_sixteen_registers(kernel: tuple[str, dict[str,
 )
 def test_loops_of_one_row_of_bytes_stay_in_registers(scheme: str, x_group: int, tmp_path: Path) -> None:
     family, params = kernel(scheme, 1, NAMED["x86-avx2"])
-    innermost = _innermost(_assembly(family, {**params, "x_group": x_group}, "x86-avx2", tmp_path))
+    innermost = innermost_loops(
+        assembly(family, {**params, "x_group": x_group}, NAMED["x86-avx2"], tmp_path), branches=True
+    )
     loops = [body for body in innermost if sum("maddubs" in line for line in body) >= _LEAST]
     assert loops
     for body in loops:
-        assert not [line for line in body if re.search(r"\(%rsp[,)]", line)]
+        assert not uses_stack(body)
