@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsec.codegen.isa.vecmath import bind, typed
+from sparsec.codegen.isa.vecmath import bind, fma, horner
 
 _SEGMENTS = 16
 _DEGREE = 4
@@ -26,7 +26,7 @@ _MAGIC = 8388608.0
 # h(x) = x P(x^2) / Q(x^2) up to here, where it is 1/2 in float32; highest coefficients first.
 _HALF_FROM = 5.28
 _P = (11.96984577178955, 658.9896240234375, 10538.6162109375, 97627.96875, 716927.1875)
-_Q = (236.4371795654297, 5408.2021484375, 72220.2109375, 544213.5, 1797072.5)  # the first one is 1
+_Q = (1.0, 236.4371795654297, 5408.2021484375, 72220.2109375, 544213.5, 1797072.5)
 
 
 def gelu(k: Any, x: Any, lanes: int) -> Any:
@@ -35,45 +35,32 @@ def gelu(k: Any, x: Any, lanes: int) -> Any:
     size = bind(k, k.T.fabs(x))
     looked_up = "avx512" in k.target.features and lanes == 16
     h = (_by_segments if looked_up else _rational)(k, size, lanes)
-    return _fma(k, size, h, x * k.f32(0.5, lanes), lanes)
-
-
-def _fma(k: Any, a: Any, b: Any, c: Any, lanes: int) -> Any:
-    return k.T.call_llvm_pure_intrin(typed(k, "float32", lanes), "llvm.fma", a, b, c)
+    return fma(k, size, h, x * k.f32(0.5, lanes), lanes)
 
 
 def _rational(k: Any, size: Any, lanes: int) -> Any:
     """h of a bound |x|."""
     u = bind(k, k.T.min(k.f32(_HALF_FROM, lanes), size))  # in this order NaN stays
     z = bind(k, u * u)
-    below = z + k.f32(_Q[0], lanes)
-    for c in _Q[1:]:
-        below = _fma(k, below, z, k.f32(c, lanes), lanes)
-    above = k.f32(_P[0], lanes)
-    for c in _P[1:]:
-        above = _fma(k, above, z, k.f32(c, lanes), lanes)
+    above, below = horner(k, z, _P, lanes), horner(k, z, _Q, lanes)
     return bind(k, u * above / bind(k, below))
 
 
 def _by_segments(k: Any, size: Any, lanes: int) -> Any:
     """h of a bound |x|."""
     T = k.T
-
-    def fma(a: Any, b: Any, c: Any) -> Any:
-        return _fma(k, a, b, c, lanes)
-
     held = bind(k, T.min(k.f32(_WIDTH * (_SEGMENTS - 1), lanes), size))  # in this order NaN stays
-    y = bind(k, fma(held, k.f32(1.0 / _WIDTH, lanes), k.f32(_MAGIC, lanes)))
+    y = bind(k, fma(k, held, k.f32(1.0 / _WIDTH, lanes), k.f32(_MAGIC, lanes), lanes))
     # fma hides the subtraction from TVM's simplifier, which would cancel it
-    segment = bind(k, fma(y, k.f32(1.0, lanes), k.f32(-_MAGIC, lanes)))
-    t = bind(k, fma(segment, k.f32(-_WIDTH, lanes), held))
+    segment = bind(k, fma(k, y, k.f32(1.0, lanes), k.f32(-_MAGIC, lanes), lanes))
+    t = bind(k, fma(k, segment, k.f32(-_WIDTH, lanes), held, lanes))
     number = T.reinterpret(f"int32x{lanes}", y)  # a permutation reads the low four bits
     order = [T.int32(i) for i in range(_SEGMENTS)]
     h = None
     for row in reversed(_coefficients()):
         table = T.Shuffle([T.float32(c) for c in row], order)
         found = T.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.x86.avx512.permvar.sf.512", table, number)
-        h = found if h is None else fma(h, t, found)
+        h = found if h is None else fma(k, h, t, found, lanes)
     return h
 
 

@@ -55,6 +55,11 @@ def hold(k: Any, index: Expr) -> Expr:
     return k.load(held, 0)
 
 
+def unknown_count(k: Any, times: int) -> Expr:
+    """`times`, for a loop that the compiler must not unroll: what it cannot know, and we do, is that no unit's number is negative."""
+    return k.T.max(k.T.int32(times), k.T.int32(0) - k.lo)
+
+
 def typed(k: Any, dtype: str, lanes: int) -> str:
     """TIR type name of a vector: ("float32", 8) -> "float32x8"."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
@@ -69,16 +74,17 @@ def _f64(k: Any, value: float, lanes: int) -> Expr:
     return k.splat(k.T.FloatImm("float64", value), lanes)
 
 
-def _fma(k: Any, a: Expr, b: Expr, c: Expr, lanes: int, dtype: str = "float32") -> Expr:
+def fma(k: Any, a: Expr, b: Expr, c: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """a * b + c, rounded once."""
     return k.T.call_llvm_pure_intrin(typed(k, dtype, lanes), "llvm.fma", a, b, c)
 
 
-def _horner(k: Any, x: Expr, coefficients: tuple[float, ...], lanes: int, dtype: str = "float32") -> Expr:
+def horner(k: Any, x: Expr, coefficients: tuple[float, ...], lanes: int, dtype: str = "float32") -> Expr:
     """Polynomial in x, highest coefficient first."""
     const = k.f32 if dtype == "float32" else (lambda v, n: _f64(k, v, n))
     result = const(coefficients[0], lanes)
     for c in coefficients[1:]:
-        result = _fma(k, result, x, const(c, lanes), lanes, dtype)
+        result = fma(k, result, x, const(c, lanes), lanes, dtype)
     return result
 
 
@@ -88,7 +94,7 @@ def opaque(k: Any, value: Expr, lanes: int, dtype: str = "float32") -> Expr:
     That simplifier substitutes bound values and can take exponential time on selects whose conditions depend on selects.
     """
     one, minus_zero = (k.splat(k.T.FloatImm(dtype, v), lanes) for v in (1.0, -0.0))
-    return bind(k, _fma(k, value, one, minus_zero, lanes, dtype))
+    return bind(k, fma(k, value, one, minus_zero, lanes, dtype))
 
 
 def select(k: Any, condition: Expr, then: Expr, other: Expr, lanes: int, dtype: str = "float32") -> Expr:
@@ -134,10 +140,10 @@ def exp(k: Any, x: Expr, lanes: int) -> Expr:
     """e**x: n = round(x / ln 2), a polynomial in the rest, times 2**n in two factors so that results near the limits are right."""
     x = bind(k, _at_least(k, _at_most(k, x, 89.0, lanes), -105.0, lanes))
     n = bind(k, k.T.nearbyint(x * k.f32(1.4426950408889634, lanes)))
-    r = _fma(k, n, k.f32(-0.693359375, lanes), x, lanes)
-    r = bind(k, _fma(k, n, k.f32(2.12194440e-4, lanes), r, lanes))
+    r = fma(k, n, k.f32(-0.693359375, lanes), x, lanes)
+    r = bind(k, fma(k, n, k.f32(2.12194440e-4, lanes), r, lanes))
     c = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-    p = _fma(k, _horner(k, r, c, lanes), bind(k, r * r), r + k.f32(1.0, lanes), lanes)
+    p = fma(k, horner(k, r, c, lanes), bind(k, r * r), r + k.f32(1.0, lanes), lanes)
     whole = _cast(k, n, "int32", lanes)
     half = whole >> k.i32(1, lanes)
     return bind(k, p * _power_of_two(k, half, lanes) * _power_of_two(k, whole - half, lanes))
@@ -148,9 +154,9 @@ def exp2_negative(k: Any, x: Expr, lanes: int) -> Expr:
     held = bind(k, k.T.max(k.f32(-126.0, lanes), x))  # in this order NaN stays
     y = bind(k, held + k.f32(12582912.0, lanes))  # n in its low bits, see exp_negative
     # fma hides the subtractions from TVM's simplifier, which would cancel them
-    n = bind(k, _fma(k, y, k.f32(1.0, lanes), k.f32(-12582912.0, lanes), lanes))
+    n = bind(k, fma(k, y, k.f32(1.0, lanes), k.f32(-12582912.0, lanes), lanes))
     r = bind(k, held - n)
-    bits = k.T.reinterpret(typed(k, "int32", lanes), bind(k, _horner(k, r, _POWER, lanes)))
+    bits = k.T.reinterpret(typed(k, "int32", lanes), bind(k, horner(k, r, _POWER, lanes)))
     shift = k.T.reinterpret(typed(k, "int32", lanes), y) << k.i32(23, lanes)
     return bind(k, k.T.reinterpret(typed(k, "float32", lanes), bits + shift))
 
@@ -163,12 +169,12 @@ def exp_negative(k: Any, x: Expr, lanes: int) -> Expr:
     """
     x = bind(k, x)
     held = bind(k, k.T.max(k.f32(-87.3, lanes), x))  # in this order NaN stays
-    y = bind(k, _fma(k, held, k.f32(LOG2_E, lanes), k.f32(12582912.0, lanes), lanes))
+    y = bind(k, fma(k, held, k.f32(LOG2_E, lanes), k.f32(12582912.0, lanes), lanes))
     # fma hides the subtraction from TVM's simplifier, which would cancel it
-    minus_n = bind(k, _fma(k, y, k.f32(-1.0, lanes), k.f32(12582912.0, lanes), lanes))
-    r = _fma(k, held, k.f32(LOG2_E, lanes), minus_n, lanes)
-    r = bind(k, _fma(k, held, k.f32(_LOG2_E_REST, lanes), r, lanes))
-    p = _horner(k, r, _POWER, lanes)
+    minus_n = bind(k, fma(k, y, k.f32(-1.0, lanes), k.f32(12582912.0, lanes), lanes))
+    r = fma(k, held, k.f32(LOG2_E, lanes), minus_n, lanes)
+    r = bind(k, fma(k, held, k.f32(_LOG2_E_REST, lanes), r, lanes))
+    p = horner(k, r, _POWER, lanes)
     bits = k.T.reinterpret(typed(k, "int32", lanes), bind(k, p))
     shift = k.T.reinterpret(typed(k, "int32", lanes), y) << k.i32(23, lanes)
     value = k.T.reinterpret(typed(k, "float32", lanes), bits + shift)
@@ -196,10 +202,10 @@ def log(k: Any, x: Expr, lanes: int) -> Expr:
     z = bind(k, m * m)
     c = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
          2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
-    y = _horner(k, m, c, lanes) * m * z
-    y = _fma(k, e, k.f32(-2.12194440e-4, lanes), y, lanes)
-    y = _fma(k, z, k.f32(-0.5, lanes), y, lanes)
-    y = bind(k, _fma(k, e, k.f32(0.693359375, lanes), m + y, lanes))
+    y = horner(k, m, c, lanes) * m * z
+    y = fma(k, e, k.f32(-2.12194440e-4, lanes), y, lanes)
+    y = fma(k, z, k.f32(-0.5, lanes), y, lanes)
+    y = bind(k, fma(k, e, k.f32(0.693359375, lanes), m + y, lanes))
     inf, zero = k.f32(float("inf"), lanes), k.f32(0.0, lanes)
     y = select(k, x <= k.f32(_F32_MAX, lanes), y, x, lanes)  # inf and NaN are their own logarithm
     y = select(k, x == zero, zero - inf, y, lanes)
@@ -212,7 +218,7 @@ def log1p(k: Any, x: Expr, lanes: int) -> Expr:
     x = bind(k, x)
     w = bind(k, x + one)
     # fma hides the subtraction from TVM's simplifier, which would cancel it
-    lost = x - bind(k, _fma(k, w, one, k.f32(-1.0, lanes), lanes))
+    lost = x - bind(k, fma(k, w, one, k.f32(-1.0, lanes), lanes))
     corrected = log(k, w, lanes) + lost / w
     return select(k, w < k.f32(float("inf"), lanes), corrected, x, lanes)
 
@@ -225,7 +231,7 @@ def tanh(k: Any, x: Expr, lanes: int) -> Expr:
     alpha = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
              1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
     beta = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-    y = _quotient(k, c * _horner(k, z, alpha, lanes), bind(k, _horner(k, z, beta, lanes)), lanes)
+    y = _quotient(k, c * horner(k, z, alpha, lanes), bind(k, horner(k, z, beta, lanes)), lanes)
     return select(k, k.T.fabs(x) < k.f32(0.0004, lanes), x, y, lanes)
 
 
@@ -237,7 +243,7 @@ def erf(k: Any, x: Expr, lanes: int) -> Expr:
              -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
     beta = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
             -1.42647390514189e-02)  # fmt: skip
-    return bind(k, _quotient(k, c * _horner(k, z, alpha, lanes), bind(k, _horner(k, z, beta, lanes)), lanes))
+    return bind(k, _quotient(k, c * horner(k, z, alpha, lanes), bind(k, horner(k, z, beta, lanes)), lanes))
 
 
 def sigmoid(k: Any, x: Expr, lanes: int) -> Expr:
@@ -268,7 +274,7 @@ def _quarter_turns(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
     for i, piece in enumerate(_TWO_OVER_PI):
         product = bind(k, wide * _f64(k, piece * 2.0 ** (-24 * (i + 1)), lanes))
         turns = k.T.nearbyint(product * _f64(k, 0.25, lanes))
-        rest = _fma(k, turns, _f64(k, 0.0, lanes) - four, product, lanes, "float64")
+        rest = fma(k, turns, _f64(k, 0.0, lanes) - four, product, lanes, "float64")
         total = rest if total is None else total + rest
     total = bind(k, total)
     n = bind(k, k.T.nearbyint(total))
@@ -281,10 +287,10 @@ def _quarter_turns(k: Any, x: Expr, lanes: int) -> tuple[Expr, Expr]:
 def _sin_quadrant(k: Any, q: Expr, r: Expr, lanes: int) -> Expr:
     T = k.T
     z = bind(k, r * r)
-    s = _horner(k, z, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1), lanes)
-    sine = _fma(k, s * z, r, r, lanes)
-    c = _horner(k, z, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2), lanes)
-    cosine = _fma(k, c * z, z, _fma(k, z, k.f32(-0.5, lanes), k.f32(1.0, lanes), lanes), lanes)
+    s = horner(k, z, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1), lanes)
+    sine = fma(k, s * z, r, r, lanes)
+    c = horner(k, z, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2), lanes)
+    cosine = fma(k, c * z, z, fma(k, z, k.f32(-0.5, lanes), k.f32(1.0, lanes), lanes), lanes)
     y = select(k, T.bitwise_and(q, k.i32(1, lanes)) == k.i32(0, lanes), sine, cosine, lanes)
     return select(k, T.bitwise_and(q, k.i32(2, lanes)) == k.i32(0, lanes), y, k.f32(0.0, lanes) - y, lanes)
 
@@ -315,8 +321,8 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:
     m = bind(k, _cast(k, mantissa, f64, lanes))
     s = bind(k, (m - _f64(k, 1.0, lanes)) / (m + _f64(k, 1.0, lanes)))
     z = bind(k, s * s)
-    series = _horner(k, z, tuple(2.8853900817779268 / n for n in (13, 11, 9, 7, 5, 3, 1)), lanes, f64)
-    log2 = _fma(k, series, s, _cast(k, exponent, f64, lanes), lanes, f64)
+    series = horner(k, z, tuple(2.8853900817779268 / n for n in (13, 11, 9, 7, 5, 3, 1)), lanes, f64)
+    log2 = fma(k, series, s, _cast(k, exponent, f64, lanes), lanes, f64)
     log2 = select(k, size == zero, _f64(k, float("-inf"), lanes), log2, lanes, f64)
     log2 = select(k, size < inf, log2, _cast(k, size, f64, lanes), lanes, f64)  # inf and NaN
 
@@ -329,7 +335,7 @@ def pow(k: Any, x: Expr, y: Expr, lanes: int) -> Expr:
     for i in range(1, 10):
         term *= 0.6931471805599453 / i
         taylor.append(term)
-    p = bind(k, _cast(k, _horner(k, bind(k, t - n), tuple(reversed(taylor)), lanes, f64), "float32", lanes))
+    p = bind(k, _cast(k, horner(k, bind(k, t - n), tuple(reversed(taylor)), lanes, f64), "float32", lanes))
     narrow = bind(k, _cast(k, n, "float32", lanes))
     whole = _cast(k, select(k, narrow == narrow, narrow, zero, lanes), "int32", lanes)
     half = whole >> k.i32(1, lanes)

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
 from sparsec.codegen.isa.pieces import pieces
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, fma
 from sparsec.codegen.kernels import bit_digits, bit_inputs, bit_tables, bit_weights
 from sparsec.codegen.kernels.bit_digits import Digits
 from sparsec.codegen.kernels.bit_words import Words
@@ -116,18 +116,15 @@ class _BitGemv:
             k.store(total, at, k.load(total, at, n) + whole + begin, n)
             return
         if p["x_group"]:
-            value = self._fma(T.Cast(f"float32x{n}", whole), k.splat(k.load(k.arg("xscale"), block), n), begin)
+            value = fma(k, T.Cast(f"float32x{n}", whole), k.splat(k.load(k.arg("xscale"), block), n), begin, n)
         else:
             value = T.Cast(f"float32x{n}", whole + begin)
         if p["scales"] == "group":
             stored = T.Cast(f"float32x{n}", k.load(k.arg("scales"), scales, n))
-            value = self._fma(value, stored, k.load(total, at, n))
+            value = fma(k, value, stored, k.load(total, at, n), n)
         else:
             value = value + k.load(total, at, n)
         k.store(total, at, value, n)
-
-    def _fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.T.call_llvm_pure_intrin(f"float32x{self.lanes}", "llvm.fma", a, b, c)
 
     # --- results ---
 

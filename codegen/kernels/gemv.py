@@ -21,7 +21,7 @@ import onnx_ir as ir
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import dot
 from sparsec.codegen.isa.epilogue import activation_cost
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, unknown_count
 from sparsec.codegen.kernels import byte_weights, gemv_inputs, joined, joined_row, paired, wide
 from sparsec.codegen.kernels.gemv_inputs import Inputs
 from sparsec.codegen.kernels.gemv_results import Results
@@ -345,10 +345,8 @@ class _Gemv:
         if waits:
             for slot in range(rows * self.vectors):
                 k.store(pairs, slot * nb // 2, k.splat(T.int16(0), nb // 2), nb // 2)
-        times: Any = quads // few
-        if self._keeps_loop(times):  # no unit is negative, but the compiler cannot know
-            times = T.max(T.int32(times), T.int32(0) - k.lo)
-        with T.serial(0, times) as i:
+        times = quads // few
+        with T.serial(0, unknown_count(k, times) if self._keeps_loop(times) else times) as i:
             bytes_of = [
                 bind(k, a + i * (few * width // 8 * self.w["tile"] * 4)) for a, width in zip(at, widths, strict=True)
             ]

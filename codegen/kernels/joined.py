@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, unknown_count
 from sparsec.codegen.kernels.byte_weights import signed_table
 from sparsec.codegen.kernels.gemv_rounding import ROWS_AT_ONCE, STEP, padded_width, rows_of_block
 from sparsec.codegen.program import Arg
@@ -201,7 +201,7 @@ class Joined:
         """acc += the products of `count` quads from quad0 on, `quads` at a time in 16 bits."""
         joins: Any = count // quads
         if not self.wraps and 1 < joins < _ROLLED:
-            joins = joins + (self.k.lo >> 31)  # no unit is negative, but the compiler cannot know and keeps the loop
+            joins = unknown_count(self.k, joins)
         with self.T.serial(0, joins) as join:
             self._join(row0, rows, bind(self.k, quad0 + join * quads), quads, acc)
 

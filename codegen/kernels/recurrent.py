@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal, Tensor
-from sparsec.codegen.isa.vecmath import bind, sigmoid, tanh, typed
+from sparsec.codegen.isa.vecmath import bind, fma, sigmoid, tanh
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.program import Arg, Signature
 from sparsec.codegen.strided import optional_input, put
@@ -89,9 +89,7 @@ class _Cell:
             row = bind(k, (self.direction * self.h + i) * total + column)
             for at, width in pieces:
                 factor, old = k.load(k.arg("recurrent"), row + at, width), k.load(sums, at, width)
-                dtype = typed(k, "float32", width)
-                new = T.call_llvm_pure_intrin(dtype, "llvm.fma", k.splat(value, width), factor, old)
-                k.store(sums, at, new, width)
+                k.store(sums, at, fma(k, k.splat(value, width), factor, old, width), width)
         for at, width in pieces:
             k.store(self.work, column + at, k.load(sums, at, width), width)
 

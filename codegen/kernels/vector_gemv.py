@@ -28,7 +28,7 @@ from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa import byte_table
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.memory import prefetch
-from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.isa.vecmath import bind, fma
 from sparsec.codegen.isa.word_table import WordTable
 from sparsec.codegen.kernels import gemv_inputs, vector_mixed, vector_nibbles
 from sparsec.codegen.kernels.vector_bytes import FromBytes
@@ -221,9 +221,7 @@ class _Float(VectorSums):
         k, n = self.k, self.lanes
         total = x[0] * k.load(k.arg("book"), at, n)
         for e in range(1, 4):
-            total = self.T.call_llvm_pure_intrin(
-                f"float32x{n}", "llvm.fma", x[e], k.load(k.arg("book"), 256 * e + at, n), total
-            )
+            total = fma(k, x[e], k.load(k.arg("book"), 256 * e + at, n), total, n)
         return total
 
     def _from_registers(self, word: Any) -> None:
