@@ -96,6 +96,8 @@ ENTRIES = {
             "fp32": (Bar(1.0, _FP32),),
             "s80": (Bar(1.6, of("deepsparse", "s80"), threads="one"), _ahead(_BERT)),
             "s90": (Bar(1.6, of("deepsparse", "s90"), threads="one"), _ahead(_BERT)),
+            "s80 x int16": (Bar(1.6, of("deepsparse", "s80"), threads="one"), _ahead(_BERT)),
+            "s90 x int16": (Bar(1.6, of("deepsparse", "s90"), threads="one"), _ahead(_BERT)),
             "cb4-g32": (Bar(1.3, _INT8_BERT, threads="one"), _ahead(_BERT)),
             GQSA: (Bar(1.8, _INT8_BERT, threads="one"), _ahead(_BERT)),
         },
@@ -223,8 +225,10 @@ def _recipe(entry: Entry, scheme: str, recipes: Sequence[str]) -> Any:
 
 
 def recipe_of(rule: Mapping[str, Any], scheme: str) -> Any:
-    """The recipe of a row, None for the dense model."""
-    return None if scheme == "fp32" else {"version": 1, "rules": [{**rule, "scheme": scheme}]}
+    """The recipe of a row ("s90", "s90 x int16"), None for the dense model."""
+    scheme, _, activations = scheme.partition(" x ")
+    asked = {**rule, "scheme": scheme} | ({"activations": activations} if activations else {})
+    return None if scheme == "fp32" else {"version": 1, "rules": [asked]}
 
 
 def _compile(name: str, recipe: Any, path: Path) -> tuple[Path, int]:

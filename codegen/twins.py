@@ -14,7 +14,7 @@ def decoded_twin(node: ir.Node) -> ir.Node | None:
     multiplied in bytes."""
     op = view(node)
     weight = op.weight()
-    if not isinstance(weight, EncodedWeight) or op.activations:
+    if not isinstance(weight, EncodedWeight) or op.rounds:
         return None
     name = op.weight_inputs.values[0].name
     plain = ir.Value(

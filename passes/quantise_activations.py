@@ -1,14 +1,16 @@
-"""Int8 activations for the products of encoded weights: sparsec::MatMul gets its attribute `activations` (sparsec/int8.py).
+"""Activations for the products of encoded weights: sparsec::MatMul gets its attribute `activations` (sparsec/int8.py).
 
-A rule of the recipe says `activations: fp32`, `int8` or `auto`: int8 where the rounding of the inputs is expected to add no
-more than the rule's `activation_error` to a product.
+A rule of the recipe says `activations: fp32`, `int8`, `int16` or `auto`: int8 where the rounding of the inputs is expected to add no
+more than the rule's `activation_error` to a product. `int16` (sparsec/fixed.py) is said of sparsec::Conv, too.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
-from sparsec import int8, ops
+from sparsec import fixed, int8, ops
 from sparsec.formats import Scheme
 from sparsec.passes.layers import LayerRecord
 from sparsec.passes.static_activations import NAME, drop_rounding, has_rounding
@@ -27,6 +29,9 @@ def choose_activations(rule: Rule, scheme: Scheme, cols: int) -> tuple[str, str]
     """(value of the attribute `activations`, reason when it is not what the rule asks for) for a weight of `cols` inputs."""
     if rule.activations in ("fp32", NAME):  # static ones are rounded by an operator of their own
         return "", ""
+    if rule.activations == fixed.NAME:
+        why = fixed.refusal(scheme)
+        return ("", f"float32 activations: {why}") if why else (fixed.NAME, "")
     if why := int8.refusal(scheme):
         return "", f"float32 activations: {why}" if rule.activations == "int8" else ""
     group = scheme.scales.group if scheme.scales.kind == "group" and scheme.is_dense else 0
@@ -38,16 +43,18 @@ def choose_activations(rule: Rule, scheme: Scheme, cols: int) -> tuple[str, str]
 
 
 def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]) -> bool:
-    """Rebuild the MatMul nodes of the weights in `wanted` (by name) as their rules say; True if any changed."""
+    """Rebuild the products with the weights in `wanted` (by name) as their rules say; True if any changed."""
     modified = False
     for node in list(model.graph):
-        if not ops.is_sparsec(node) or node.op_type != "MatMul":
+        if not ops.is_sparsec(node) or node.op_type not in ("MatMul", "Conv"):
             continue
         view = ops.view(node)
         name = (view.weight_inputs.values[0].name or "").removesuffix(".codes")
         if name not in wanted:
             continue
         rule, record = wanted[name]
+        if node.op_type == "Conv" and rule.activations != fixed.NAME:
+            continue
         activations, why = choose_activations(rule, view.scheme, view.cols)
         record.reason = why or record.reason
         if activations:
@@ -69,16 +76,23 @@ def float_activations(model: ir.Model) -> ir.Model | None:
 
 
 def _rounds(node: ir.Node) -> bool:
-    return ops.is_sparsec(node) and "activations" in node.attributes
+    return ops.is_sparsec(node) and ops.view(node).rounds
 
 
 def _rebuild(model: ir.Model, node: ir.Node, activations: str) -> None:
     view = ops.view(node)
     assert view.x is not None
-    built = ops.matmul(
-        view.x, view.weight_inputs, bias=view.bias, residual=view.residual, activation=view.activation,
-        act_params=view.act_params, activations=activations, name=node.name or "",
-    )  # fmt: skip
+    same: dict[str, Any] = {
+        "bias": view.bias, "residual": view.residual, "activation": view.activation, "act_params": view.act_params,
+        "activations": activations, "name": node.name or "",
+    }  # fmt: skip
+    if view.kind == "Conv":
+        built = ops.conv(
+            view.x, view.weight_inputs, kernel_shape=view.kernel_shape, strides=view.strides, pads=view.pads,
+            dilations=view.dilations, group=view.group, **same,
+        )  # fmt: skip
+    else:
+        built = ops.matmul(view.x, view.weight_inputs, **same)
     old = node.outputs[0]
     built.output.shape, built.output.type = old.shape, old.type
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], [built.node], [old], [built.output])

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
+from sparsec import fixed
 from sparsec.activations import activation as find_activation
 from sparsec.errors import ModelError, WeightError
 from sparsec.formats import EncodedWeight, Scheme
@@ -87,6 +88,11 @@ class SparsecNode:
     def cols(self) -> int:
         """K: inputs per output."""
         return self.weight_inputs.cols
+
+    @property
+    def rounds(self) -> bool:
+        """Whether x is rounded to int8 (sparsec/int8.py)."""
+        return self.activations not in ("", fixed.NAME)
 
     @property
     def output(self) -> ir.Value:

@@ -2,7 +2,8 @@
 
 Decode(weight...) -> W in its ONNX shape            attributes: scheme rows cols shape trans
 MatMul(x, weight..., bias?, residual?)              = act(x @ W^T + bias + residual)    x [..., K] -> [..., N]
-                                                      attribute activations: x in int8 (see int8.py)
+                                                      attribute activations: x in int8 (see int8.py), or products
+                                                      in 16 bits, also of Conv (see fixed.py)
 Conv(x, weight..., bias?, residual?)                = act(conv(x, W) + bias + residual)  and ONNX Conv's attributes
 Gather(weight..., indices)                          = W[indices]
 Quantise(x)                                         = x in whole numbers of a fixed scale (see int8.py, static activations)
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsec import int8
+from sparsec import fixed, int8
 from sparsec.activations import activation as find_activation
 from sparsec.built_op import Built
 from sparsec.decode_body import decode_body
@@ -117,18 +118,19 @@ def matmul(
 ) -> Built:
     """sparsec::MatMul: act(x @ W^T + bias + residual); bias [N], residual broadcasts to the result.
 
-    activations: "" for float32, "int8" or "int8-g<group>" for dynamically quantised x (see int8.py). Raises ModelError for
-    another value, or where the scheme has no bytes to multiply.
+    activations: "" for float32, "int8" or "int8-g<group>" for dynamically quantised x (see int8.py), "int16" for products that may
+    be rounded to 16 bits (see fixed.py). Raises ModelError for another value, or where the scheme has no bytes to multiply.
     """
     group = 0
-    if activations:
+    rounds = activations not in ("", fixed.NAME)
+    if rounds:
         group = int8.activation_group(activations, weight.cols)
         if why := int8.refusal(weight.scheme):
             raise ModelError(f"MatMul '{name}': int8 activations do not go with scheme {weight.scheme}: {why}")
 
     def fill(body: Body, values: dict[str, ir.Value]) -> ir.Value:
         x = values["x"]
-        if activations:
+        if rounds:
             x = int8.quantised_body(body, x, group, weight.cols)
             values = int8.rounded_weight(body, values, weight.scheme)
         matrix = decode_body(body, values, weight.scheme, weight.rows, weight.cols)
@@ -160,9 +162,15 @@ def conv(
     residual: ir.Value | None = None,
     activation: str = "",
     act_params: Sequence[float] = (),
+    activations: str = "",
     name: str = "",
 ) -> Built:
-    """sparsec::Conv over any number of spatial dimensions; W is [O, I/group * prod(kernel_shape)]; pads as in ONNX."""
+    """sparsec::Conv over any number of spatial dimensions; W is [O, I/group * prod(kernel_shape)]; pads as in ONNX.
+
+    activations: "" or "int16", as of `matmul`; ModelError for another value.
+    """
+    if activations not in ("", fixed.NAME):
+        raise ModelError(f"Conv '{name}': activations '{activations}' are not known; allowed: {fixed.NAME}")
     dims = len(kernel_shape)
     geometry: dict[str, Any] = {
         "kernel_shape": list(kernel_shape),
@@ -188,7 +196,11 @@ def conv(
 
     attributes, marks = _fused_attributes(activation, act_params)
     attributes |= geometry | {"group": group}
+    if activations:
+        attributes["activations"] = activations
     marks = ["k" + "x".join(map(str, kernel_shape)), f"{weight.rows}x{weight.cols}", *marks]
+    if activations:
+        marks.insert(0, f"x:{activations}")
     return _build(
         "Conv",
         weight,

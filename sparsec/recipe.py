@@ -113,9 +113,10 @@ class Rule(_Strict):
     low_rank: LowRank | None = None
     factor: Factor | None = None
     outliers: Outliers | None = None
-    activations: Literal["auto", "fp32", "int8", "int8-static"] = "auto"
+    activations: Literal["auto", "fp32", "int8", "int8-static", "int16"] = "auto"
     """Inputs of products: float32, or rounded to int8, while running (`int8`, matrix products only) or by a range that calibration
-    chooses (`int8-static`, convolutions too); `auto` rounds while running, within `activation_error`."""
+    chooses (`int8-static`, convolutions too); `auto` rounds while running, within `activation_error`. `int16`: products of sparse
+    float weights may be rounded to 16 bits (sparsec/fixed.py), convolutions too."""
     activation_error: float = Field(default=1e-3, ge=0)
     """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
     optional: bool = False
@@ -270,9 +271,9 @@ def _from_word(word: str) -> Recipe:
     if word in PRESETS:
         return PRESETS[word]
     text, times, activations = word.partition(" x ")
-    if times and activations not in ("fp32", "int8", "int8-static"):
+    if times and activations not in ("fp32", "int8", "int8-static", "int16"):
         raise RecipeError(
-            f"recipe {word!r}: activations are fp32, int8 or int8-static (as in 'cb4-g32 x int8'), not {activations!r}."
+            f"recipe {word!r}: activations are fp32, int8, int8-static or int16 (as in 'cb4-g32 x int8'), not {activations!r}."
         )
     try:
         scheme = Scheme.parse(text)

@@ -162,7 +162,7 @@ def dense_weight(op: SparsecNode) -> Array:
     if not isinstance(weight, EncodedWeight):
         return weight
     book = unpack(weight).codebook
-    return decode(replace(weight, codebook=rounded_values(book)) if op.activations and book is not None else weight)
+    return decode(replace(weight, codebook=rounded_values(book)) if op.rounds and book is not None else weight)
 
 
 def choose(op: SparsecNode, low: Lowering, forms: Sequence[Callable[[Weight], Refusal | None]]) -> Refusal | None:

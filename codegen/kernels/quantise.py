@@ -24,7 +24,7 @@ def product_input(op: SparsecNode, low: Lowering) -> Tensor:
     """x of a sparsec::MatMul, rounded to int8 and back where the node says so: for kernels that multiply floats."""
     assert op.x is not None
     source = low.get(op.x)
-    if not op.activations:
+    if not op.rounds:
         return source
     size = activation_group(op.activations, op.cols) or op.cols
     dest = low.temp("float32", low.shape(op.x), name=f"{op.x.name}.int8")

@@ -12,15 +12,15 @@ where activations come from, spmm_values.py how values are decoded, spmm_results
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind, hold
-from sparsec.codegen.kernels import spmm_bytes, spmm_values, spmm_weights
+from sparsec.codegen.kernels import spmm_bytes, spmm_fixed, spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape
-from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, tile_kinds, tiles
+from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, span, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_results import Results
 from sparsec.codegen.kernels.spmm_values import SLACK
 from sparsec.codegen.program import FROM_DATA, PIECES, Arg, Signature
@@ -40,7 +40,7 @@ def _keeps_sums(p: Mapping[str, Any]) -> bool:
 
 def _sums_pitch(p: Mapping[str, Any], lanes: int) -> int:
     """Floats between two rows of sums; a distance that is no power of two spreads a column of them over the cache's sets."""
-    return pitch(p, lanes) + (lanes if p["dest"] == "tokens" else 0)
+    return pitch(p, lanes) * int(p.get("per_lane", 1)) + (lanes if p["dest"] == "tokens" else 0)
 
 
 def padded_rows(p: Mapping[str, Any]) -> int:
@@ -53,9 +53,11 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     lanes, strip = target.lanes, p["strip"]
     width, out_size = pitch(p, lanes), p["images"] * p["n"] * p["pixels"]
     args = [Arg("x", "float32", _input_size(p), "in"), *spmm_weights.arguments(p)]
-    whole = spmm_bytes.is_whole(p["values"])
+    whole, fixed = spmm_bytes.is_whole(p["values"]), spmm_fixed.is_fixed(p["values"])
     if whole:
         args += spmm_bytes.arguments(p["values"], strip, ceil(p["n"] / strip), target)
+    elif fixed:
+        args += spmm_fixed.arguments(strip, ceil(p["n"] / strip))
     else:
         args += spmm_values.arguments(p["values"], strip, ceil(p["n"] / strip))
     sums = "int32" if whole and not p["values"]["groups"] else "float32"
@@ -65,7 +67,10 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
         args.append(Arg("residual", "float32", out_size, "in"))
     args.append(Arg("y", "float32", out_size, "out"))
     columns = p["k"] if p["whole"] else p["chunk"]
-    args.append(Arg("panel", "int32" if whole else "float32", columns * width + panel_slack(p, lanes), "work"))
+    slack = panel_slack(p, lanes)
+    args.append(Arg("panel", "int32" if whole or fixed else "float32", columns * width + slack, "work"))
+    if fixed:
+        args += spmm_fixed.work_arguments(p, 2 * width, slack)
     if _keeps_sums(p):
         args.append(Arg("sums", sums, FROM_DATA, "work"))
     if whole:
@@ -73,7 +78,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if not spmm_values.is_plain(p["values"]):
         args.append(Arg("decoded", "float32", FROM_DATA, "work"))
     if p["source"] == "window":
-        args.append(Arg("stage", "float32", stage_shape(p, lanes, width).size, "work"))
+        args.append(Arg("stage", "float32", stage_shape(p, lanes, width * int(p.get("per_lane", 1))).size, "work"))
     units = p["bands"] * p["images"] * tiles(p, lanes) * p["ranges"]
     return Signature(tuple(args), units=units, pieces=1 if p["ranges"] > 1 else PIECES)
 
@@ -108,8 +113,12 @@ class _Spmm:
         self.kinds = tile_kinds(p, k.lanes)
         self.tiles = tiles(p, k.lanes)
         self.rounding = spmm_bytes.Rounding(p, k, self.pitch) if spmm_bytes.is_whole(p["values"]) else None
-        self.dtype = "float32" if self.rounding is None else "int32"  # of sums
-        self.pack = Packer(p, k, self.pitch, self.rounding)
+        self.fixed = spmm_fixed.Fixed(p, k, self.pitch) if spmm_fixed.is_fixed(p["values"]) else None
+        self.dtype = "float32" if self.words is None else "int32"  # of a run's sums
+        if self.fixed is None:
+            self.pack = Packer(p, k, self.pitch, self.rounding)
+        else:
+            self.pack = Packer(p, k, 2 * self.pitch, panel="floats")
         self.strip: int = p["strip"]
         self.plain = spmm_values.is_plain(p["values"])
         self.values = k.arg("values") if self.plain else k.arg("decoded")
@@ -119,6 +128,11 @@ class _Spmm:
         # image, or group of its channels, that is read
         self.part: Any = 0
         self.strip_base: Any = 0
+
+    @property
+    def words(self) -> spmm_bytes.Rounding | spmm_fixed.Fixed | None:
+        """What multiplies inputs that are no floats."""
+        return self.fixed if self.rounding is None else self.rounding
 
     def write(self) -> None:
         T, p, k = self.T, self.p, self.k
@@ -207,8 +221,8 @@ class _Spmm:
     # --- one tile ---
 
     def _tile(self, kind: TileKind, band: Any, image: Any, tile: Any, first: Any, end: Any) -> None:
-        T, p, k, lanes = self.T, self.p, self.k, self.lanes
-        pixel = bind(k, (tile - kind.first) * (kind.vectors * lanes) + kind.pixel)
+        T, p, k = self.T, self.p, self.k
+        pixel = bind(k, (tile - kind.first) * (kind.vectors * span(p, self.lanes)) + kind.pixel)
         if self.rounding is not None:
             self.rounding.scales(kind, pixel)
         if p["whole"]:
@@ -243,7 +257,20 @@ class _Spmm:
         p, k = self.p, self.k
         column = bind(k, chunk * p["chunk"])
         columns = bind(k, self.T.min(p["chunk"], p["k"] - column))
-        self.pack.write(self.part, pixel, kind, column, columns, column * self.pitch if p["whole"] else self.T.int32(0))
+        dest = column * self.pitch if p["whole"] else self.T.int32(0)
+        if self.fixed is None:
+            self.pack.write(self.part, pixel, kind, column, columns, dest)
+        elif p["source"] == "planes" and not kind.tail:
+            first = bind(k, (self.part * p["k"] + column) * p["pixels"] + pixel)
+            self.fixed.round(kind, (k.arg("x"), first, p["pixels"]), columns, bind(k, dest), self._steps(chunk))
+        else:
+            self.pack.write(self.part, pixel, spmm_fixed.in_floats(kind, self.lanes), column, columns, self.T.int32(0))
+            floats = (k.arg("floats"), self.T.int32(0), 2 * self.pitch)
+            self.fixed.round(kind, floats, columns, bind(k, dest), self._steps(chunk))
+
+    def _steps(self, chunk: Any) -> Any:
+        """Where the steps of a chunk's inputs are (16-bit numbers)."""
+        return bind(self.k, chunk * (2 * self.pitch)) if self.p["whole"] else self.T.int32(0)
 
     def _products(self, kind: TileKind, band: Any, image: Any, pixel: Any, chunk: Any, first: Any, end: Any) -> None:
         self._runs(band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, r, s, c, at))
@@ -255,7 +282,8 @@ class _Spmm:
             bounds = k.arg("bounds")
             row0 = bind(k, k.load(bounds, band * p["ranges"] + first) * self.strip)
             row1 = bind(k, self.T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
-            self.results.tokens(kind, pixel, row0, row1, self.strip_base)
+            floats = kind if self.fixed is None else spmm_fixed.in_floats(kind, self.lanes)
+            self.results.tokens(floats, pixel, row0, row1, self.strip_base)
 
     def _run(
         self, kind: TileKind, image: Any, pixel: Any, chunk: Any, run: Any, strip: Any, count: Any, at: Any
@@ -267,7 +295,7 @@ class _Spmm:
         zeros = k.splat(T.Cast(self.dtype, T.int32(0)), lanes)
         slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
         grouped = self.rounding is not None and self.rounding.groups
-        resumes = p["chunks"] > 1 and not grouped
+        resumes = p["chunks"] > 1 and not grouped and self.fixed is None
         base: Any = hold(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
 
         def zero() -> None:
@@ -293,13 +321,13 @@ class _Spmm:
 
         def add(e: Any, into: Any) -> None:
             column = bind(k, T.Cast("int32", k.load(offsets, at + e)) * 2)
-            if self.rounding is not None:
-                words = [self.rounding.weights(k.load(values, start + e * height + s)) for s in range(height)]
+            if self.words is not None:
+                words = [self.words.weights(k.load(values, start + e * height + s)) for s in range(height)]
                 for v in range(vectors):
-                    x = self.rounding.inputs(origin + column + v * lanes)
+                    x = self.words.inputs(origin + column + v * lanes)
                     for s in range(height):
                         slot = (s * vectors + v) * lanes
-                        k.store(into, slot, self.rounding.add(k.load(into, slot, lanes), x, words[s]), lanes)
+                        k.store(into, slot, self.words.add(k.load(into, slot, lanes), x, words[s]), lanes)
                 return
             weights = [bind(k, k.splat(k.load(values, start + e * height + s), lanes)) for s in range(height)]
             for v in range(vectors):
@@ -323,7 +351,14 @@ class _Spmm:
             with T.If((count & 1) == 1), T.Then():
                 add(bind(k, count - 1), acc)
             for _, _, slot in slots:
-                k.store(acc, slot, k.load(acc, slot, lanes) + k.load(other, slot, lanes), lanes)
+                k.store(acc, slot, self._plus(k.load(acc, slot, lanes), k.load(other, slot, lanes)), lanes)
+
+        if self.fixed is not None:
+            self._join(kind, image, pixel, chunk, strip, acc, base)
+            return
+
+        def value(s: int, v: int) -> Any:
+            return k.load(acc, (s * vectors + v) * lanes, lanes)
 
         def keep() -> None:
             if grouped:
@@ -343,6 +378,49 @@ class _Spmm:
                 with T.Then():
                     keep()
                 with T.Else():
-                    self.results.planes(kind, image, pixel, strip, acc)
+                    self.results.planes(kind, image, pixel, strip, value)
         else:
-            self.results.planes(kind, image, pixel, strip, acc)
+            self.results.planes(kind, image, pixel, strip, value)
+
+    def _plus(self, a: Any, b: Any) -> Any:
+        """The sum of two accumulators."""
+        return a + b if self.fixed is None else self.fixed.plus(a, b)
+
+    def _join(self, kind: TileKind, image: Any, pixel: Any, chunk: Any, strip: Any, acc: Any, base: Any) -> None:
+        """A run's 16-bit sums join the float32 sums of its rows, which are stored if the chunk is the last."""
+        T, p, k, lanes, fixed = self.T, self.p, self.k, self.lanes, self.fixed
+        assert fixed is not None
+        floats, steps = spmm_fixed.in_floats(kind, lanes), self._steps(chunk)
+        found = [fixed.sums(kind, acc, s, steps) for s in range(self.strip)]
+
+        def at(s: int, v: int) -> Any:
+            return base + s * self.sums_pitch + v * lanes
+
+        def more(s: int, v: int) -> Any:
+            return k.load(k.arg("sums"), at(s, v), lanes) + found[s][v]
+
+        def keep(value: Callable[[int, int], Any]) -> None:
+            for s in range(self.strip):
+                for v in range(floats.vectors):
+                    k.store(k.arg("sums"), at(s, v), value(s, v), lanes)
+
+        def first(s: int, v: int) -> Any:
+            return found[s][v]
+
+        def finish(value: Callable[[int, int], Any]) -> None:
+            if p["dest"] == "tokens":
+                keep(value)
+            else:
+                self.results.planes(floats, image, pixel, strip, value)
+
+        if p["chunks"] == 1:
+            finish(first)
+            return
+        with T.If(chunk == 0):
+            with T.Then():
+                keep(first)
+            with T.Else(), T.If(chunk < p["chunks"] - 1):
+                with T.Then():
+                    keep(more)
+                with T.Else():
+                    finish(more)

@@ -48,9 +48,11 @@ def transpose(k: Any, load4: Loader) -> list[Any]:
 class Packer:
     """Emits the packing of one chunk for one tile."""
 
-    def __init__(self, p: Mapping[str, Any], k: Any, pitch: int, rounding: Rounding | None = None) -> None:
+    def __init__(
+        self, p: Mapping[str, Any], k: Any, pitch: int, rounding: Rounding | None = None, panel: str = "panel"
+    ) -> None:
         self.p, self.k, self.T, self.pitch, self.lanes = p, k, k.T, pitch, k.lanes
-        self.rounding = rounding
+        self.rounding, self.panel = rounding, panel
         self.origin: Any = 0
 
     def write(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any, origin: Any) -> None:
@@ -65,7 +67,7 @@ class Packer:
 
     def _planes(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any) -> None:
         k, p, T, lanes = self.k, self.p, self.T, self.lanes
-        x, panel, size = k.arg("x"), k.arg("panel"), p["pixels"]
+        x, panel, size = k.arg("x"), k.arg(self.panel), p["pixels"]
         start = bind(k, (image * p["k"] + first) * size + pixel)
         with T.serial(0, columns) as c:
             source, dest = bind(k, start + c * size), bind(k, self.origin + c * self.pitch)
@@ -115,7 +117,7 @@ class Packer:
 
     def _tokens(self, image: Any, pixel: Any, kind: TileKind, first: Any, columns: Any) -> None:
         k, p, T, lanes = self.k, self.p, self.T, self.lanes
-        x, panel, depth = k.arg("x"), k.arg("panel"), p["k"]
+        x, panel, depth = k.arg("x"), k.arg(self.panel), p["k"]
 
         def token(v: int, row: int) -> int:
             return self._token(kind, v, row) * int(depth)
@@ -143,7 +145,7 @@ class Packer:
         w = p["window"]
         g = stage_shape(p, lanes, self.pitch)
         taps = w["kh"] * w["kw"]
-        x, stage, panel = k.arg("x"), k.arg("stage"), k.arg("panel")
+        x, stage, panel = k.arg("x"), k.arg("stage"), k.arg(self.panel)
         channel0 = bind(k, T.truncdiv(first, taps))
         channels = bind(k, T.truncdiv(columns, taps))
         pixels = kind.vectors * lanes if not kind.tail else (kind.vectors - 1) * lanes + kind.tail

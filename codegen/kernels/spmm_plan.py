@@ -63,9 +63,15 @@ def max_strip(target: Target) -> int:
     return 4
 
 
+def span(p: Mapping[str, Any], lanes: int) -> int:
+    """Pixels of a vector of the activation panel: a 32-bit lane holds `per_lane` of them (1 if that is missing)."""
+    return int(lanes * p.get("per_lane", 1))
+
+
 def tile_kinds(p: Mapping[str, Any], lanes: int) -> list[TileKind]:
     """How the pixels of one image (or all tokens) are cut into tiles."""
     pixels, widest = p["pixels"], p["vectors"]
+    lanes = span(p, lanes)
     vectors = ceil(pixels / lanes)
     tiles = ceil(vectors / widest)
     narrow = vectors // tiles
@@ -92,7 +98,7 @@ def tiles(p: Mapping[str, Any], lanes: int) -> int:
 
 
 def pitch(p: Mapping[str, Any], lanes: int) -> int:
-    """Floats between two columns of the activation panel."""
+    """32-bit words between two columns of the activation panel."""
     return max(kind.vectors for kind in tile_kinds(p, lanes)) * lanes
 
 
@@ -114,20 +120,20 @@ def _planes(
     bands: int,
     widest: int,
     most_ranges: Callable[[int], int],
-    lanes: int,
+    span: int,
 ) -> tuple[int, int]:
     """(vectors of a tile, ranges): the least sum of the times of one thread and of _THREADS, each over the least there is.
 
     Wide tiles read weights less often. Several ranges of a tile leave something for every thread, but each thread packs the
     tile's k columns then. `weights`: entries of a band; most_ranges: by the number of tiles.
     """
-    vectors = ceil(pixels / lanes)
+    vectors = ceil(pixels / span)
     widths = [widest]
     if _LEAST_TILE <= (width := ceil(vectors / _THREADS)) < widest:
         widths.append(width)
     found = []
     for width in widths:
-        count = tiles({"pixels": pixels, "vectors": width}, lanes) * images * bands
+        count = tiles({"pixels": pixels, "vectors": width}, span) * images * bands
         mean = vectors * images * bands / count
         products = weights * (strip * mean + _WEIGHT)
         for ranges in range(1, most_ranges(count) + 1):
@@ -156,6 +162,7 @@ def choose(
     target: Target,
     *,
     tokens: bool = False,
+    per_lane: int = 1,
 ) -> dict[str, int]:
     """Sizes for W[n, k] with a `share` of stored elements (see `rounded_share`); chunks are multiples of `quantum` columns.
 
@@ -171,14 +178,14 @@ def choose(
     def most_ranges(count: int) -> int:
         return max(1, min(ceil(wanted / count), strips // bands))
 
-    p = {"pixels": pixels, "vectors": most_vectors(strip, target)}
+    p = {"pixels": pixels, "vectors": most_vectors(strip, target), "per_lane": per_lane}
     if strip == 1 and lanes == 16 and (tokens or k < _FEW_COLUMNS):
         p["vectors"] = min(p["vectors"], _NARROW_TILE)
     if tokens:
         ranges = most_ranges(tiles(p, lanes) * images * bands)
     else:
         p["vectors"], ranges = _planes(
-            k, stored / strip / bands, strip, pixels, images, bands, p["vectors"], most_ranges, lanes
+            k, stored / strip / bands, strip, pixels, images, bands, p["vectors"], most_ranges, span(p, lanes)
         )
     width = pitch(p, lanes)
     larger = _LARGER if strip == 1 and target.arch == "x86_64" and lanes == 8 else 1
@@ -190,9 +197,11 @@ def choose(
     chunks = ceil(k * width / floats) if k * width > undivided * 1.5 else 1
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
-    whole = int(n * width > _SUMS_FLOATS and k * width <= _WHOLE_PANEL_FLOATS)
+    sums = n * width * per_lane
+    whole = int(sums > _SUMS_FLOATS and k * width <= _WHOLE_PANEL_FLOATS)
     if whole:
-        ranges = max(ranges, min(ceil(n * width / (_RANGE_FLOATS * bands)), strips // bands))
-    return {
+        ranges = max(ranges, min(ceil(sums / (_RANGE_FLOATS * bands)), strips // bands))
+    sizes = {
         "vectors": p["vectors"], "chunk": chunk, "chunks": chunks, "ranges": ranges, "bands": bands, "whole": whole,
     }  # fmt: skip
+    return sizes | ({"per_lane": per_lane} if per_lane > 1 else {})

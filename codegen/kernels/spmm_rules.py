@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sparsec import fixed
 from sparsec.codegen.context import Lowering, Refusal, Tensor, same_memory
-from sparsec.codegen.kernels import spmm, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
+from sparsec.codegen.kernels import spmm, spmm_fixed, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, unpacked_weight
@@ -39,6 +40,8 @@ _FEWEST_PIXELS = 16  # of an image
 # For the plan of layouts: share of the peak, and transpositions on the way in and out, in times of a conversion of layouts.
 _SHARE, _TURNED = 0.4, 0.8
 FEWEST_TOKENS = 2
+# Products of an input, from which on rounding it to 16 bits for them is faster than multiplying floats.
+_FIXED_USES = 12
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
 
@@ -54,20 +57,24 @@ class Prepared:
     entries: int
 
 
-def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **forced: int) -> Prepared:
-    """A weight laid out for a product; `forced` overrides sizes of spmm_plan.choose.
+def prepare(
+    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, fixed: bool = False, **forced: int
+) -> Prepared:
+    """A weight laid out for a product, in 16-bit fixed point if `fixed` (spmm_fixed.py; floats only); `forced` overrides sizes of
+    spmm_plan.choose.
 
     geometry: pixels, images, source, dest; for source "window", window; groups where there are several.
     """
     mask = spmm_weights.element_mask(weight)
     groups = geometry.get("groups", 1)
     strip = _strip(weight, groups, target)
-    values = spmm_values.describe(weight)
+    values = spmm_fixed.describe() if fixed else spmm_values.describe(weight)
     window = geometry.get("window")
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
     sizes = spmm_plan.choose(
         weight.rows // groups, weight.cols, geometry["pixels"], geometry["images"] * groups, spmm_weights.density(weight),
         strip, quantum, spmm_values.is_plain(values), target, tokens=geometry["source"] == "tokens",
+        per_lane=2 if fixed else 1,
     )  # fmt: skip
     sizes |= forced
     sizes["bands"] *= groups
@@ -78,7 +85,11 @@ def prepare(weight: Unpacked, geometry: Mapping[str, Any], target: Target, **for
         align=lcm(strip, target.lanes) // strip if groups == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
         pad=spmm_values.entry_pad(values), groups=groups,
     )  # fmt: skip
-    arrays = [*entries.arrays(), *spmm_values.arrays(weight, entries, strip, values)]
+    if fixed:
+        own = spmm_fixed.arrays(weight, entries, strip, sizes["chunk"])
+    else:
+        own = spmm_values.arrays(weight, entries, strip, values)
+    arrays = [*entries.arrays(), *own]
     counts = entries.sizes(sizes["bands"])
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
 
@@ -117,6 +128,12 @@ def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target, group
     """A refusal when the dense kernel, which decodes all weights, is predicted to be as fast as skipping zeros."""
     work = pixel_work(weight, pixels, images, target, groups)
     return _slower(weight, work, pixels * images, target, groups)
+
+
+def _takes_fixed(op: SparsecNode, weight: Unpacked, geometry: Mapping[str, Any]) -> bool:
+    """Whether the node allows products in 16 bits and they are faster: an input is rounded for `_FIXED_USES` of them at least."""
+    uses = spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols
+    return op.activations == fixed.NAME and uses >= _FIXED_USES
 
 
 def isa(target: Target) -> str:
@@ -171,7 +188,7 @@ def _lower(
     if refusal is not None:
         return refusal
     label = op.node.name or "weight"
-    made = prepare(weight, geometry, low.target)
+    made = prepare(weight, geometry, low.target, fixed=_takes_fixed(op, weight, geometry))
     p = made.params
     finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, -op.rows % p["strip"])), layout=layout)
     p |= finish
@@ -239,7 +256,7 @@ def sparse_matmul_choice(node: ir.Node, low: Lowering) -> Choice | None:
     op = view(node)
     assert op.x is not None
     shape = low.shape(op.x)
-    if len(shape) != 3 or op.activations or same_memory(shape) or same_memory(low.shape(op.output)):
+    if len(shape) != 3 or op.rounds or same_memory(shape) or same_memory(low.shape(op.output)):
         return None
     if _refusal(op, low, shape[1]) is not None:
         return None

@@ -66,10 +66,10 @@ def lower_vector_gemv(node: ir.Node, low: Lowering) -> Refusal | None:
     if low.dtype(op.x) != "float32" or not m:
         return Refusal("no rows of float32")
     unpacked = unpack(weight)
-    x_group = activation_group(op.activations, op.cols) if op.activations else 0
-    if why := refused(unpacked, low.target, x_group, whole=bool(op.activations), m=m):
+    x_group = activation_group(op.activations, op.cols) if op.rounds else 0
+    if why := refused(unpacked, low.target, x_group, whole=op.rounds, m=m):
         return Refusal(why)
-    params, arrays = pack(unpacked, low.target, x_group, whole=bool(op.activations), m=m)
+    params, arrays = pack(unpacked, low.target, x_group, whole=op.rounds, m=m)
     label = node.name or "weight"
     finish, added = epilogue(op, low)
     ins = [low.get(op.x), *(low.const(array, f"{label}.{name}") for name, array in arrays), *added]

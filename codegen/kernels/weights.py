@@ -28,7 +28,7 @@ def refused_epilogue(view: SparsecNode, low: Lowering) -> Refusal | None:
 
 def int8_operands(view: SparsecNode) -> tuple[Unpacked, int] | Refusal:
     """The encoded weight of a node with int8 activations, and the inputs that share a scale (0: all of a row)."""
-    if not view.activations:
+    if not view.rounds:
         return Refusal("the activations are float32")
     weight = view.weight()
     assert isinstance(weight, EncodedWeight)
@@ -83,7 +83,7 @@ def unpacked_weight(view: SparsecNode) -> Unpacked:
     weight = view.weight()
     assert isinstance(weight, EncodedWeight)
     unpacked = unpack(weight)
-    if view.activations and unpacked.codebook is not None:
+    if view.rounds and unpacked.codebook is not None:
         unpacked = replace(unpacked, codebook=rounded_values(unpacked.codebook))
     return unpacked
 
