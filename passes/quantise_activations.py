@@ -16,7 +16,7 @@ from sparsec.passes.layers import LayerRecord
 from sparsec.passes.static_activations import NAME, drop_rounding, has_rounding
 from sparsec.recipe import Rule
 
-__all__ = ["choose_activations", "float_activations", "set_activations"]
+__all__ = ["choose_activations", "fixed_products", "float_activations", "set_activations"]
 
 # Relative error of int8 activations: steps of max|x| / 127 give max|x| / 127 / sqrt(12) of noise. Of 32 normally distributed
 # values the largest is about 2.4 sigma; a row of a transformer has outliers of about 10 sigma.
@@ -73,6 +73,11 @@ def float_activations(model: ir.Model) -> ir.Model | None:
     for node in [node for node in copy.graph if _rounds(node)]:
         _rebuild(copy, node, "")
     return copy
+
+
+def fixed_products(model: ir.Model) -> int:
+    """How many products may be in 16-bit fixed point."""
+    return sum(ops.is_sparsec(node) and ops.view(node).activations == fixed.NAME for node in model.graph)
 
 
 def _rounds(node: ir.Node) -> bool:

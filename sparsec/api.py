@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sparsec import samples
+from sparsec import fixed, samples
 from sparsec.budget import Budget, parse_budget
 from sparsec.calibrating import opened_calibration, with_recovery
 from sparsec.codegen.choice import Policy, checked_keep
@@ -23,7 +23,7 @@ from sparsec.emulate import why_not_runnable
 from sparsec.errors import VerificationError
 from sparsec.files import replacing_file
 from sparsec.frontend import load_model
-from sparsec.passes import Compressed, float_activations
+from sparsec.passes import Compressed, fixed_products, float_activations
 from sparsec.passes import compress as compress_graph
 from sparsec.portable import portable
 from sparsec.progress import Progress
@@ -304,6 +304,8 @@ def _verify(compiled: CompiledModel, compressed: Compressed, words: str) -> Veri
     bound = COMPRESSED_BOUND if lossy else DENSE_BOUND
     if (floating := float_activations(compressed.model)) is not None:
         bound = int8_bound(reference.run(compiled.sample), CachedReference(floating).run(compiled.sample))
+    if roundings := fixed_products(compressed.model):
+        bound = max(bound, half_bound(fixed.NAME, roundings))
     if compiled.target.gpu:
         bound = max(bound, half_bound(compiled.target.storage, stored_halves(compiled.program)))
     return verify_run(

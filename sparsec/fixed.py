@@ -37,16 +37,19 @@ def refusal(scheme: Scheme) -> str:
 
 
 def weight_steps(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Steps of weights such that a chunk's rounded weights add up to at most LARGEST: float64, like `totals`.
+    """Steps [N] of the weights of rows such that in no chunk rounded weights add up to more than LARGEST, float32 numbers as float64.
 
-    totals: sum |w| of each chunk of a row; counts: its weights, which rounding may make larger by half a step each. Where all are
-    zero the step is 1. Raises ValueError for 2^16 weights or more.
+    totals [chunks, N]: sum |w| of each chunk of a row; counts, likewise: its weights, which rounding may make larger by half a step
+    each. The step of a row of zeros is 1. Raises ValueError for 65534 weights in a chunk or more.
     """
     if counts.max(initial=0) >= 2 * LARGEST:
-        raise ValueError(f"{counts.max()} weights of a row in one chunk: fixed-point sums hold fewer than {2 * LARGEST}")
+        raise ValueError(
+            f"{counts.max()} weights of a row in one chunk: fixed-point sums hold fewer than {2 * LARGEST}"
+        )
     # float32, as kernels multiply with; the next larger one, so that rounding the step does not break the bound
-    steps = np.nextafter((totals / (LARGEST - counts / 2)).astype(np.float32), np.float32(np.inf))
-    return np.where(totals > 0, steps, 1.0).astype(np.float64)
+    least = (totals / (LARGEST - counts / 2)).max(axis=0)
+    steps = np.nextafter(least.astype(np.float32), np.float32(np.inf))
+    return np.where(least > 0, steps, 1.0).astype(np.float64)
 
 
 def error_bound(x: np.ndarray, weight: np.ndarray, chunk: int) -> np.ndarray:
@@ -54,7 +57,7 @@ def error_bound(x: np.ndarray, weight: np.ndarray, chunk: int) -> np.ndarray:
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     cuts = range(0, weight.shape[1], chunk)
     parts = [(x[:, c : c + chunk], weight[:, c : c + chunk]) for c in cuts]
-    steps = np.max([weight_steps(np.abs(w).sum(1), (w != 0).sum(1)) for _, w in parts], axis=0)
+    steps = np.max([np.abs(w).sum(1) / (LARGEST - (w != 0).sum(1) / 2) for _, w in parts], axis=0) * (1 + 2.0**-22)
     bound = np.zeros((len(x), len(weight)))
     for a, w in parts:
         stored = w != 0

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import onnx_ir as ir
 
-from sparsec import samples
+from sparsec import fixed, samples
 from sparsec.candidate import has_encoded, open_candidate
 from sparsec.codegen.choice import Policy, checked_keep
 from sparsec.codegen.lower import lower
@@ -18,7 +18,7 @@ from sparsec.compiled import read_json
 from sparsec.errors import ShapeError, UnsupportedOpError
 from sparsec.frontend import load_model
 from sparsec.frontend.onnx import read_onnx
-from sparsec.passes import PassRecord, float_activations
+from sparsec.passes import PassRecord, fixed_products, float_activations
 from sparsec.passes import compress as compress_graph
 from sparsec.readers import readers_of
 from sparsec.recipe import load_recipe
@@ -26,7 +26,7 @@ from sparsec.reference import Reference
 from sparsec.report import LayerRow, layer_rows, layer_table
 from sparsec.tables import Table
 from sparsec.target import resolve_target
-from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, int8_bound, verify_run
+from sparsec.verify import COMPRESSED_BOUND, DENSE_BOUND, Verification, half_bound, int8_bound, verify_run
 
 
 @dataclass
@@ -190,6 +190,8 @@ def verify_files(
         bound = COMPRESSED_BOUND
         if (floating := float_activations(source)) is not None:
             bound = int8_bound(reference.run(feed), Reference(floating, fixed=input_values).run(feed))
+        if roundings := fixed_products(source):
+            bound = max(bound, half_bound(fixed.NAME, roundings))
     return verify_run(
         made.run,
         reference.run,

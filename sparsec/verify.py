@@ -24,7 +24,8 @@ COMPRESSED_BOUND = 1e-3
 # Where activations are rounded to int8, the last bit of a float decides between two steps now and then, and the layers behind
 # multiply what it changes: two correct programs then differ by about as much as the rounding changes the result.
 _INT8_NOISES = 3.0
-# Largest relative error over the random walk of the roundings, in models of the zoo: 1.2 (MobileNetV2), 0.5 (the story models).
+# Largest relative error over the random walk of the roundings, in models of the zoo: 1.2 (MobileNetV2), 0.5 (the story models); of
+# fixed-point products 2.1 (MiniLM with half of its weights), 1.6 (the story models).
 _HALF_MARGIN = 8.0
 
 
@@ -164,12 +165,14 @@ def int8_bound(rounded: Mapping[str, Array], floating: Mapping[str, Array]) -> f
 
 
 def half_bound(storage: str, roundings: int) -> float:
-    """Bound of a program that keeps values in `storage` ("float16", "bfloat16") between `roundings` kernels.
+    """Bound of a program that keeps values in `storage` ("float16", "bfloat16") between `roundings` kernels, or has so many products
+    in 16-bit fixed point ("int16", sparsec/fixed.py).
 
-    Each of them rounds its result once, by at most the unit roundoff u of the type (2^-11, 2^-8); roundings of different kernels are
-    independent, so that their errors add up like the steps of a random walk. _HALF_MARGIN is for what layers amplify.
+    Each of them rounds its result once, by at most the unit roundoff u of the type (2^-11, 2^-8; sums of fixed-point products are
+    about as near as float16); roundings of different kernels are independent, so that their errors add up like the steps of a random
+    walk. _HALF_MARGIN is for what layers amplify.
     """
-    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[storage]
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "int16": 2.0**-11}[storage]
     return float(f"{_HALF_MARGIN * unit * math.sqrt(1 + roundings):.2g}")
 
 

@@ -45,11 +45,11 @@ def arrays(weight: Unpacked, entries: Entries, strip: int, chunk: int) -> list[t
     values = entry_values(weight, entries, strip)
     strips, chunks = int(entries.bounds[-1]), ceil(weight.cols / chunk)
     real = entries.strip_of >= 0
-    place = np.maximum(entries.strip_of, 0) * chunks + np.maximum(entries.column_of, 0) // chunk
-    totals = np.zeros((strips * chunks, strip))
+    place = np.maximum(entries.column_of, 0) // chunk * strips + np.maximum(entries.strip_of, 0)
+    totals = np.zeros((chunks * strips, strip))
     np.add.at(totals, place[real], np.abs(values[real].astype(np.float64)))
-    counts = np.bincount(place[real], minlength=strips * chunks)
-    steps = numbers.weight_steps(totals, counts[:, None]).reshape(strips, chunks, strip).max(1)
+    counts = np.bincount(place[real], minlength=chunks * strips).reshape(chunks, strips, 1)
+    steps = numbers.weight_steps(totals.reshape(chunks, strips, strip), counts)
     rounded = np.rint(values / steps[np.maximum(entries.strip_of, 0)])
     return [("values", rounded.astype(np.int16).reshape(-1)), ("row_scales", steps.astype(np.float32).reshape(-1))]
 
@@ -142,4 +142,3 @@ class Fixed:
                 step = k.load(k.arg("steps"), steps + len(found) * n, n)
                 found.append(T.Cast(f"float32x{n}", half) * step)
         return found[: in_floats(kind, n).vectors]
-

@@ -17,6 +17,8 @@ _PANEL_FLOATS_MOST = 24576
 _RUN_ENTRIES = 18
 # Single weights on AVX2: panels are so many times as large (6 to 8 % faster), and runs of so many times the entries are not cut.
 _LARGER = 2
+# 16-bit sums: stored weights of a row in a chunk, since their error relative to the sum grows with them (sparsec/fixed.py).
+_FIXED_ENTRIES = 40
 # Sums of all rows that no longer fit level 2 beside the panel; then a panel of all columns and the sums of one range should.
 _SUMS_FLOATS = 96 * 1024
 _WHOLE_PANEL_FLOATS = 72 * 1024
@@ -195,6 +197,8 @@ def choose(
         for wanted in (wanted_floats, larger * wanted_floats)
     )
     chunks = ceil(k * width / floats) if k * width > undivided * 1.5 else 1
+    if per_lane > 1:
+        chunks = max(chunks, ceil(k * rounded_share(share) / _FIXED_ENTRIES))
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
     sums = n * width * per_lane

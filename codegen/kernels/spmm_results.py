@@ -4,6 +4,7 @@ transposition; scales of rows and tokens, bias, residual and activation on the w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import apply_activation
@@ -24,18 +25,16 @@ class Results:
         self.strip: int = p["strip"]
         self.scaled = p["values"]["scales"] in ("channel", "tensor")
 
-    def planes(
-        self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]
-    ) -> None:
+    def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
         """y[image][row][pixel] for the tile's pixels and the rows of a strip; value(s, v): vector v of the sums of its row s."""
         T, p, k, height = self.T, self.p, self.k, self.strip
         for s in range(height):
             row = bind(k, strip * height + s)
             if s and p["n"] % height:  # the last strip may reach past the last row
                 with T.If(row < p["n"]), T.Then():
-                    self._row(kind, image, pixel, row, lambda v, s=s: value(s, v))
+                    self._row(kind, image, pixel, row, partial(value, s))
             else:
-                self._row(kind, image, pixel, row, lambda v, s=s: value(s, v))
+                self._row(kind, image, pixel, row, partial(value, s))
 
     def _row(self, kind: TileKind, image: Any, pixel: Any, row: Any, sums: Callable[[int], Any]) -> None:
         p, k, lanes = self.p, self.k, self.lanes

@@ -85,11 +85,12 @@ def prepare(
         align=lcm(strip, target.lanes) // strip if groups == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
         pad=spmm_values.entry_pad(values), groups=groups,
     )  # fmt: skip
-    if fixed:
-        own = spmm_fixed.arrays(weight, entries, strip, sizes["chunk"])
-    else:
-        own = spmm_values.arrays(weight, entries, strip, values)
-    arrays = [*entries.arrays(), *own]
+    stored = (
+        spmm_fixed.arrays(weight, entries, strip, sizes["chunk"])
+        if fixed
+        else spmm_values.arrays(weight, entries, strip, values)
+    )
+    arrays = [*entries.arrays(), *stored]
     counts = entries.sizes(sizes["bands"])
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
 

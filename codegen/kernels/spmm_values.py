@@ -50,7 +50,9 @@ def describe(weight: Unpacked) -> dict[str, Any]:
 
 def is_plain(p: Mapping[str, Any]) -> bool:
     """Whether values are read in place."""
-    return bool(p["word"] in ("whole", "fixed") or (p["word"] == "float" and p["width"] == 32 and p["scales"] != "group"))
+    return bool(
+        p["word"] in ("whole", "fixed") or (p["word"] == "float" and p["width"] == 32 and p["scales"] != "group")
+    )
 
 
 def needs_runs(p: Mapping[str, Any]) -> bool:

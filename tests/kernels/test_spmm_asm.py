@@ -48,6 +48,28 @@ def test_inner_loop(name: str, text: str, multiplied: int, beside: int, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("name", "product", "beside"),
+    [("x86-avx512", "vpmulhrsw", 5), ("x86-avx2", "vpmulhrsw", 5), ("arm", "sqrdmulh", 9)],
+)
+def test_inner_loop_of_fixed_point(name: str, product: str, beside: int, tmp_path: Path) -> None:
+    """A multiplication and an addition for each vector of an entry; sums stay in registers."""
+    target, scheme, rng = NAMED[name], Scheme.parse("s80"), np.random.default_rng(1)
+    weight = encode(rng.normal(size=(96, 192)).astype(np.float32), scheme, mask=keep_mask(scheme, 96, 192, rng, 0.2))
+    geometry = {"pixels": 128 * target.lanes, "images": 1, "source": "planes", "dest": "planes"}
+    p = prepare(unpack(weight), geometry, target, fixed=True).params
+    p |= {"bias": True, "residual": False, "act": "relu", "act_params": []}
+    loops = innermost_loops(assembly("spmm", p, target, tmp_path))
+    products = [body for body in loops if any(line.startswith(product) for line in body)]
+    assert products
+    for body in products:
+        assert not uses_stack(body), body
+    best = max(products, key=len)
+    times = sum(line.startswith(product) for line in best)
+    assert times >= 8, best
+    assert len(best) - 2 * times <= beside * (times // 8) + times * ("arm" in name), best
+
+
+@pytest.mark.parametrize(
     ("name", "text", "product"),
     [
         ("x86-avx512", "s2:4-int8", "vpmaddwd"), ("x86-avx2", "s2:4-int8", "vpmaddwd"), ("x86-avx2", "s4x2@75-int8", "vpmaddwd"),

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsec import fixed
+from sparsec import fixed, ops
+from sparsec.codegen.kernels import spmm_rules
 from sparsec.codegen.kernels.spmm_rules import prepare
+from sparsec.codegen.lower import lower
 from sparsec.formats import Scheme, decode, encode, unpack
 from sparsec.target import NAMED, Target, host_target
 from tests.kernels.harness import run_kernel
+from tests.kernels.programs import lower_and_run, reference
+from tests.kernels.test_conv import build, check_conv
 from tests.kernels.test_decode import keep_mask
 
 Array = np.ndarray[Any, Any]
@@ -83,7 +87,7 @@ def test_sizes(size: tuple[int, int, int], layout: str, target: Target) -> None:
 @pytest.mark.parametrize("text", ["s50", "sf50", "s2x1@60", "s4x1@60", "s3x2@60", "s2:4", "s5x1@70"])
 def test_structures(text: str, target: Target) -> None:
     check(text, 37, 45, 70, target, act="relu")
-    check(text, 37, 45, 33, target, layout="tokens", act="gelu" if text == "s50" else "")
+    check(text, 37, 45, 33, target, layout="tokens")
 
 
 @EACH
@@ -106,3 +110,70 @@ def test_densities(share: float, target: Target) -> None:
 def test_largest_sums_do_not_overflow(target: Target) -> None:
     check("s50", 32, 400, 64, target, share=1.0, largest=True)
     check("s50", 32, 400, 64, target, share=0.1, largest=True, chunk=100)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products are worth it here."""
+    monkeypatch.setattr(spmm_rules, "dense_wins", lambda *_: None)
+    monkeypatch.setattr(spmm_rules, "_FIXED_USES", 0)
+
+
+@pytest.mark.usefixtures("always")
+@EACH
+def test_convolutions(target: Target) -> None:
+    def conv(*args: Any, **geometry: Any) -> None:
+        check_conv("s75", *args, target=target, error=4e-3, activations="int16", **geometry)
+
+    conv((1, 6, 17, 19), 5, (3, 3), pads=[1, 1, 1, 1])
+    conv((2, 7, 9, 8), 33, (1, 1), residual=True, act="relu")
+    conv((1, 9, 15, 14), 12, (3, 3), pads=[1, 1, 1, 1], strides=[2, 2], residual=True, act="relu6")
+    conv((1, 4, 33, 37), 6, (5, 2), strides=[2, 3], pads=[2, 0, 1, 3])
+    conv((1, 3, 40, 41), 10, (7, 7), strides=[2, 2], pads=[3, 3, 3, 3])
+    conv((2, 5, 137), 11, (7,), strides=[3], pads=[2, 4])
+    conv((1, 6, 17, 19), 10, (3, 3), pads=[1, 1, 1, 1], group=2)
+
+
+def _linear(shape: tuple[int, ...], n: int, scheme: str = "s80") -> tuple[Any, dict[str, Array]]:
+    rng, parsed = np.random.default_rng([*shape, n]), Scheme.parse(scheme)
+    weight = encode(
+        rng.normal(size=(n, shape[-1])).astype(np.float32), parsed, mask=keep_mask(parsed, n, shape[-1], rng, 0.2)
+    )
+    feed = {"x": rng.normal(size=shape).astype(np.float32)}
+
+    def make(values: dict[str, Any]) -> Any:
+        return ops.matmul(values["x"], ops.weight_inputs(weight, "w"), activations="int16", name="linear")
+
+    return build(make, feed, (*shape[:-1], n)), feed
+
+
+def _words(model: Any) -> list[str]:
+    """What kind of values the program's products have."""
+    params = [step.spec.params for step in lower(model, host_target(), "one").steps]
+    return [p["values"]["word"] for p in params if isinstance(p.get("values"), dict)]
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 96), (2, 19, 96), (37, 96)])
+def test_linear_layers(shape: tuple[int, ...]) -> None:
+    """Packed as they lie, or with tokens side by side."""
+    model, feed = _linear(shape, 120)
+    assert _words(model) == ["fixed"]
+    (want,), (got,) = reference(model, feed), lower_and_run(model, feed)
+    assert 0 < np.abs(got - want).max() <= 2e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("shape", "n", "scheme"), [((33, 96), 40, "s80"), ((1, 96), 120, "s80"), ((33, 96), 120, "s80-fp16")]
+)
+def test_products_that_would_gain_nothing_stay_float(shape: tuple[int, ...], n: int, scheme: str) -> None:
+    """Few uses of an input, and one row; 16-bit floats are as good as others."""
+    model, _ = _linear(shape, n, scheme)
+    assert ("fixed" in _words(model)) == (scheme == "s80-fp16")
+
+
+def test_step_of_a_row_is_that_of_its_largest_chunk() -> None:
+    totals, counts = np.array([[0.0, 3.0, 0.0], [2.0, 1.0, 0.0]]), np.array([[0, 4, 0], [2, 1, 0]])
+    steps = fixed.weight_steps(totals, counts)
+    np.testing.assert_allclose(steps, [2 / 32766, 3 / 32765, 1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="65534 weights of a row in one chunk"):
+        fixed.weight_steps(np.ones((1, 1)), np.full((1, 1), 65534))

@@ -54,7 +54,8 @@ def test_recipe_word() -> None:
     assert [r.activations for r in load_recipe("cb4-g32 x int8").rules] == ["int8"]
     assert [r.activations for r in load_recipe("cb4-g32 x fp32").rules] == ["fp32"]
     assert [r.activations for r in load_recipe("cb4-g32").rules] == ["auto"]
-    with pytest.raises(RecipeError, match="activations are fp32, int8 or int8-static"):
+    assert [r.activations for r in load_recipe("s90 x int16").rules] == ["int16"]
+    with pytest.raises(RecipeError, match="activations are fp32, int8, int8-static or int16"):
         load_recipe("cb4-g32 x int4")
 
 
@@ -73,6 +74,16 @@ def test_graph_and_its_float_twin() -> None:
     (rounded,), (floating,), (wanted,) = (Reference(m).run(feed).values() for m in (made.model, twin, plain.model))
     np.testing.assert_array_equal(floating, wanted)
     assert 0 < np.abs(rounded - floating).max() < 0.1 * np.abs(floating).max()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wanted"),
+    [("s50", "int16"), ("s2x1@60", "int16"), ("s2:4-int8", ""), ("s50-fp16", "int16"), ("s90-cb4", ""), ("fp16", "")],
+)
+def test_int16_is_for_sparse_floats(scheme: str, wanted: str) -> None:
+    found, why = choose_activations(Rule(scheme=scheme, activations="int16"), Scheme.parse(scheme), 64)
+    assert found == wanted
+    assert bool(why) == (wanted == "")
 
 
 def test_compiles_and_verifies() -> None:
