@@ -77,6 +77,11 @@ ENTRIES = {
                 Bar(1.5, _INT8, threads="one"),
                 _ahead(_IMAGE),
             ),
+            "s90 x int16": (
+                Bar(2.0, (*_FP32, *_SPARSE), threads="one"),
+                Bar(1.5, _INT8, threads="one"),
+                _ahead(_IMAGE),
+            ),
             "s2x1@90": (Bar(1.1, (ours("s90"),)), _ahead(_IMAGE)),
         },
         _IMAGE,
@@ -86,6 +91,7 @@ ENTRIES = {
         {
             "fp32": (Bar(1.0, _FP32),),
             "s90": (Bar(2.0, _SPARSE, threads="one"), Bar(1.5, _INT8, threads="one"), _ahead(_IMAGE)),
+            "s90 x int16": (Bar(2.0, _SPARSE, threads="one"), Bar(1.5, _INT8, threads="one"), _ahead(_IMAGE)),
             "s2x1@90": (Bar(1.2, (ours("s90"),)), _ahead(_IMAGE)),
         },
         _IMAGE,

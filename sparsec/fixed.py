@@ -9,7 +9,8 @@ so |p| <= |w|, and with sum |w| <= 32767 over each chunk of a row (`weight_steps
 Each chunk's sum, times both steps and 2^15, is added in float32.
 
 What the operator means is the product in float32: its function body has no rounding. `error_bound` says how far a kernel may be off:
-half a unit for every product, half a step for every input and every weight.
+half a unit for every product, half a step for every input and every weight. An input that is not finite makes results of its row
+NaN or infinite, those too that have no weight for it.
 """
 
 from __future__ import annotations

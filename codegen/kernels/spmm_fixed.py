@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 
 # Vectors of floats whose largest inputs are found side by side, before they are rounded: what is read twice stays in level 1.
 _TOGETHER = 4
+_MAGNITUDE = 0x7FFFFFFF  # bits of a float but its sign
 # A run of zeros has no step of its own; this keeps the division finite.
 _TINY = 1e-30
 
@@ -86,17 +87,18 @@ class Fixed:
         vectors = in_floats(kind, n).vectors
         for v0 in range(0, vectors, _TOGETHER):
             group = range(v0, min(v0 + _TOGETHER, vectors))
-            largest = {v: k.local(n) for v in group}
+            # |x| compared as whole numbers, where NaN is above all: what is not finite stays so, by its step
+            largest = {v: k.local(n, "int32") for v in group}
             for best in largest.values():
-                k.store(best, 0, k.f32(0.0, n), n)
+                k.store(best, 0, k.i32(0, n), n)
             with T.serial(0, columns) as c:
                 at = bind(k, first + c * stride)
                 for v, best in largest.items():
-                    x = T.fabs(k.load(buffer, at + v * n, n))
+                    x = T.reinterpret(f"int32x{n}", k.load(buffer, at + v * n, n)) & k.i32(_MAGNITUDE, n)
                     k.store(best, 0, T.max(k.load(best, 0, n), x), n)
             inverse = {}
             for v, best in largest.items():
-                most = bind(k, k.load(best, 0, n))
+                most = bind(k, T.reinterpret(f"float32x{n}", k.load(best, 0, n)))
                 k.store(k.arg("steps"), steps + v * n, most * k.f32(numbers.INPUT_STEP, n), n)
                 inverse[v] = bind(k, k.f32(float(numbers.LARGEST), n) / T.max(most, k.f32(_TINY, n)))
             with T.serial(0, columns) as c:

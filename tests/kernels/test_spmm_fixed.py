@@ -112,6 +112,24 @@ def test_largest_sums_do_not_overflow(target: Target) -> None:
     check("s50", 32, 400, 64, target, share=0.1, largest=True, chunk=100)
 
 
+@EACH
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(value: float, target: Target) -> None:
+    rng, (n, k, pixels) = np.random.default_rng(3), (7, 20, 40)
+    scheme = Scheme.parse("s50")
+    weight = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=np.ones((n, k), bool))
+    made = prepare(
+        unpack(weight), {"pixels": pixels, "images": 1, "source": "planes", "dest": "planes"}, target, fixed=True
+    )
+    p = made.params | {"bias": False, "residual": False, "act": "", "act_params": []}
+    x = rng.normal(size=(k, pixels)).astype(np.float32)
+    x[3, 21] = value
+    (got,) = run_kernel("spmm", p, [x, *(array for _, array in made.arrays)], target=target, scratch=made.scratch)
+    lost = ~np.isfinite(got.reshape(n, pixels))
+    assert lost[:, 21].all()
+    assert not np.delete(lost, 21, axis=1).any()
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products are worth it here."""
