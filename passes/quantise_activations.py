@@ -1,7 +1,7 @@
 """Activations for the products of encoded weights: sparsec::MatMul gets its attribute `activations` (sparsec/int8.py).
 
-A rule of the recipe says `activations: fp32`, `int8`, `int16` or `auto`: int8 where the rounding of the inputs is expected to add no
-more than the rule's `activation_error` to a product. `int16` (sparsec/fixed.py) is said of sparsec::Conv, too.
+A rule of the recipe says `activations: fp32`, `int8`, `int16` or `auto`: int8, or int16 for sparse floats, where rounding is expected to
+add no more than the rule's `activation_error` to a product. `int16` (sparsec/fixed.py) is said of sparsec::Conv, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ __all__ = ["choose_activations", "fixed_products", "float_activations", "set_act
 # Relative error of int8 activations: steps of max|x| / 127 give max|x| / 127 / sqrt(12) of noise. Of 32 normally distributed
 # values the largest is about 2.4 sigma; a row of a transformer has outliers of about 10 sigma.
 _ERROR_OF_GROUP, _ERROR_OF_ROW = 2.36 / 127 / 12**0.5, 10.0 / 127 / 12**0.5
+# Of 16-bit products (sparsec/fixed.py), half a unit at most: of so many weights, normally distributed and in units of their mean, times
+# inputs of a row of a transformer.
+_ERROR_OF_FIXED = fixed.MOST_WEIGHTS * 10.0 / (1.25 * fixed.LARGEST) / 12**0.5
 # Groups up to this size count as having the noise of a group.
 _LARGEST_GROUP = 128
 
@@ -32,6 +35,8 @@ def choose_activations(rule: Rule, scheme: Scheme, cols: int) -> tuple[str, str]
     if rule.activations == fixed.NAME:
         why = fixed.refusal(scheme)
         return ("", f"float32 activations: {why}") if why else (fixed.NAME, "")
+    if rule.activations == "auto" and not fixed.refusal(scheme):
+        return (fixed.NAME if rule.activation_error >= _ERROR_OF_FIXED else ""), ""
     if why := int8.refusal(scheme):
         return "", f"float32 activations: {why}" if rule.activations == "int8" else ""
     group = scheme.scales.group if scheme.scales.kind == "group" and scheme.is_dense else 0
@@ -53,9 +58,9 @@ def set_activations(model: ir.Model, wanted: dict[str, tuple[Rule, LayerRecord]]
         if name not in wanted:
             continue
         rule, record = wanted[name]
-        if node.op_type == "Conv" and rule.activations != fixed.NAME:
-            continue
         activations, why = choose_activations(rule, view.scheme, view.cols)
+        if node.op_type == "Conv" and fixed.NAME not in (activations, rule.activations):
+            continue
         record.reason = why or record.reason
         if activations:
             record.activations = activations

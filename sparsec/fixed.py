@@ -20,10 +20,13 @@ import numpy as np
 from sparsec.formats import Scheme
 from sparsec.formats.meaning import FloatValue
 
-__all__ = ["INPUT_STEP", "LARGEST", "NAME", "error_bound", "refusal", "weight_steps"]
+__all__ = ["INPUT_STEP", "LARGEST", "MOST_WEIGHTS", "NAME", "error_bound", "refusal", "weight_steps"]
 
 NAME = "int16"
 LARGEST = 32767
+# Weights that a chunk of a row has on average, at most, as kernels cut it: the more there are, the fewer units each of them is, and the
+# larger is the error of its products beside their sum.
+MOST_WEIGHTS = 40
 # Of inputs, in max |x|, with the 2^15 that products are divided by.
 INPUT_STEP = 32768.0 / LARGEST
 

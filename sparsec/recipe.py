@@ -115,10 +115,10 @@ class Rule(_Strict):
     outliers: Outliers | None = None
     activations: Literal["auto", "fp32", "int8", "int8-static", "int16"] = "auto"
     """Inputs of products: float32, or rounded to int8, while running (`int8`, matrix products only) or by a range that calibration
-    chooses (`int8-static`, convolutions too); `auto` rounds while running, within `activation_error`. `int16`: products of sparse
-    float weights may be rounded to 16 bits (sparsec/fixed.py), convolutions too."""
+    chooses (`int8-static`, convolutions too); `int16`: products of sparse float weights may be rounded to
+    16 bits (sparsec/fixed.py), convolutions too. `auto`: int8 while running, or int16, within `activation_error`."""
     activation_error: float = Field(default=1e-3, ge=0)
-    """The error budget of `auto`: relative error (RMS) that rounded inputs may add to a product."""
+    """The error budget of `auto`: relative error (RMS) that rounding may add to a product."""
     optional: bool = False
     """True: the rule's selectors may match nothing (presets, recipes shared by several models)."""
 

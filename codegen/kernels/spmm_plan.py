@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import ceil
 from typing import Any
 
+from sparsec.fixed import MOST_WEIGHTS
 from sparsec.target import Target
 
 # Floats of the activation panel (chunk x tile): what of a 32 KB level-1 cache is left beside weights and partial sums. Very
@@ -17,8 +18,6 @@ _PANEL_FLOATS_MOST = 24576
 _RUN_ENTRIES = 18
 # Single weights on AVX2: panels are so many times as large (6 to 8 % faster), and runs of so many times the entries are not cut.
 _LARGER = 2
-# 16-bit sums: stored weights of a row in a chunk, since their error relative to the sum grows with them (sparsec/fixed.py).
-_FIXED_ENTRIES = 40
 # Sums of all rows that no longer fit level 2 beside the panel; then a panel of all columns and the sums of one range should.
 _SUMS_FLOATS = 96 * 1024
 _WHOLE_PANEL_FLOATS = 72 * 1024
@@ -198,7 +197,7 @@ def choose(
     )
     chunks = ceil(k * width / floats) if k * width > undivided * 1.5 else 1
     if per_lane > 1:
-        chunks = max(chunks, ceil(k * rounded_share(share) / _FIXED_ENTRIES))
+        chunks = max(chunks, ceil(k * rounded_share(share) / MOST_WEIGHTS))
     chunk = min(k, ceil(ceil(k / chunks) / quantum) * quantum)
     chunks = ceil(k / chunk)
     sums = n * width * per_lane

@@ -50,6 +50,27 @@ def test_expected_error_is_that_of_normal_activations() -> None:
     assert error == pytest.approx(module._ERROR_OF_GROUP, rel=0.1)
 
 
+def test_auto_admits_int16_for_sparse_floats() -> None:
+    choose = lambda error: choose_activations(Rule(scheme="s90", activation_error=error), Scheme.parse("s90"), 64)  # noqa: E731
+    assert [choose(error)[0] for error in (0.001, 0.002, 0.003, 0.01)] == ["", "", "int16", "int16"]
+
+
+def test_expected_error_of_int16_is_that_of_rows_with_outliers() -> None:
+    from sparsec import fixed
+    from sparsec.passes import quantise_activations as module
+
+    rng, n = np.random.default_rng(0), fixed.MOST_WEIGHTS
+    x, w = rng.standard_normal((2000, n)), rng.standard_normal((50, n))
+    x[:, 0] = 10.0  # of the chunk, but no input of these weights
+    w[:, 0] = 0.0
+    step, steps = 10.0 / fixed.LARGEST, fixed.weight_steps(np.abs(w).sum(1)[None], np.full((1, 50), n))
+    products = np.rint(x / step)[:, None] * np.rint(w / steps[:, None]) / 2**15
+    found = np.floor(products + 0.5).sum(2) * 2**15 * step * steps
+    exact = x @ w.T
+    error = float(np.sqrt(((found - exact) ** 2).mean() / (exact**2).mean()))
+    assert error == pytest.approx(module._ERROR_OF_FIXED, rel=0.1)
+
+
 def test_recipe_word() -> None:
     assert [r.activations for r in load_recipe("cb4-g32 x int8").rules] == ["int8"]
     assert [r.activations for r in load_recipe("cb4-g32 x fp32").rules] == ["fp32"]
