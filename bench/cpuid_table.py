@@ -67,7 +67,8 @@ def _read(table: Path) -> dict[Key, list[int]]:
 
 @cache
 def _loadable(python: Path) -> tuple[Path, ...]:
-    """The ELF files of an environment, of the Python it was made of, and of the folders of the C and C++ libraries."""
+    """The ELF files of an environment, of the Python it was made of, of the folders of the C and C++ libraries, and what the loader
+    finds by name elsewhere."""
     packages = python.parent.parent
     binary = python.resolve()
     base = binary.parent.parent / "lib"
@@ -78,9 +79,19 @@ def _loadable(python: Path) -> tuple[Path, ...]:
     found = [binary, loader, *base.glob("lib*.so*"), *base.glob("python*/lib-dynload/*.so")]
     for place in libraries:
         found += place.glob("*.so*")
+    found += _known_to_loader()
     for folder, _, names in os.walk(packages):
         found += (Path(folder) / name for name in names if _may_be_elf(Path(folder) / name))
     return tuple({path.resolve() for path in found if path.is_file() and _is_elf(path)})
+
+
+def _known_to_loader() -> list[Path]:
+    """The libraries in the loader's cache: a rival may ask for one of them while it runs (LiteRT for CUDA's)."""
+    try:
+        listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return []
+    return [Path(path) for path in re.findall(r"x86-64.* => (\S+)$", listed, re.M)]
 
 
 def _may_be_elf(path: Path) -> bool:
