@@ -8,11 +8,15 @@ from functools import partial
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import apply_activation
+from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels.spmm_bytes import Rounding
 from sparsec.codegen.kernels.spmm_pack import transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind
+
+# Results that do not stay in a level-2 cache are brought there before they are stored: 0.7 to 0.9 of the time.
+_FAR_FLOATS = 1 << 18
 
 
 class Results:
@@ -41,6 +45,10 @@ class Results:
         to = hold(k, (image * p["n"] + row) * p["pixels"] + pixel)
         scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
         bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] else None
+        if kind.count > 1 and p["images"] * p["n"] * p["pixels"] >= _FAR_FLOATS:
+            # the next tile's part of the row: runs as short as a tile are not foreseen by the hardware
+            for at in range(0, kind.vectors * lanes, 16):
+                prefetch(k, k.arg("y"), to + (kind.vectors * lanes + at))
         for v in range(kind.vectors):
             value = sums(v)
             if scale is not None:
