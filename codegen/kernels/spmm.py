@@ -12,16 +12,17 @@ where activations come from, spmm_values.py how values are decoded, spmm_results
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.epilogue import activation_cost
-from sparsec.codegen.isa.vecmath import bind, hold
+from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import spmm_bytes, spmm_fixed, spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape
-from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, pitch, span, tile_kinds, tiles
+from sparsec.codegen.kernels.spmm_plan import TileKind, keeps_sums, pitch, span, sums_pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_results import Results
+from sparsec.codegen.kernels.spmm_run import Run, Runs
 from sparsec.codegen.kernels.spmm_values import SLACK
 from sparsec.codegen.program import FROM_DATA, PIECES, Arg, Signature
 from sparsec.target import Target
@@ -31,16 +32,6 @@ def _input_size(p: Mapping[str, Any]) -> int:
     w = p.get("window")
     per_image = w["c"] * w["ih"] * w["iw"] if w else p["values"].get("cols", p["k"]) * p["pixels"]
     return int(p["images"] * p.get("groups", 1) * per_image)
-
-
-def _keeps_sums(p: Mapping[str, Any]) -> bool:
-    """Whether sums pass through scratch: between chunks, and before they are transposed."""
-    return bool(p["chunks"] > 1 or p["dest"] == "tokens")
-
-
-def _sums_pitch(p: Mapping[str, Any], lanes: int) -> int:
-    """Floats between two rows of sums; a distance that is no power of two spreads a column of them over the cache's sets."""
-    return pitch(p, lanes) * int(p.get("per_lane", 1)) + (lanes if p["dest"] == "tokens" else 0)
 
 
 def padded_rows(p: Mapping[str, Any]) -> int:
@@ -71,7 +62,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("panel", "int32" if whole or fixed else "float32", columns * width + slack, "work"))
     if fixed:
         args += spmm_fixed.work_arguments(p, 2 * width, slack)
-    if _keeps_sums(p):
+    if keeps_sums(p):
         args.append(Arg("sums", sums, FROM_DATA, "work"))
     if whole:
         args += spmm_bytes.work_arguments(width)
@@ -86,9 +77,9 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 def scratch(p: Mapping[str, Any], sizes: Mapping[str, int], target: Target) -> dict[str, int]:
     """Floats of the work arguments that depend on the weight (`sizes`: Entries.sizes)."""
     found = {}
-    if _keeps_sums(p):
+    if keeps_sums(p):
         strips = sizes["range_strips"] if p["whole"] else sizes["band_strips"]
-        found["sums"] = (strips * p["strip"] + target.lanes) * _sums_pitch(p, target.lanes)
+        found["sums"] = (strips * p["strip"] + target.lanes) * sums_pitch(p, target.lanes)
     if not spmm_values.is_plain(p["values"]):
         found["decoded"] = sizes["band_entries"] * p["strip"] + SLACK
     return found
@@ -109,12 +100,11 @@ class _Spmm:
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.p, self.k, self.T, self.lanes = p, k, k.T, k.lanes
         self.pitch = pitch(p, k.lanes)
-        self.sums_pitch = _sums_pitch(p, k.lanes)
+        self.sums_pitch = sums_pitch(p, k.lanes)
         self.kinds = tile_kinds(p, k.lanes)
         self.tiles = tiles(p, k.lanes)
         self.rounding = spmm_bytes.Rounding(p, k, self.pitch) if spmm_bytes.is_whole(p["values"]) else None
         self.fixed = spmm_fixed.Fixed(p, k, self.pitch) if spmm_fixed.is_fixed(p["values"]) else None
-        self.dtype = "float32" if self.words is None else "int32"  # of a run's sums
         if self.fixed is None:
             self.pack = Packer(p, k, self.pitch, self.rounding)
         else:
@@ -123,16 +113,12 @@ class _Spmm:
         self.plain = spmm_values.is_plain(p["values"])
         self.values = k.arg("values") if self.plain else k.arg("decoded")
         self.results = Results(p, k, self.rounding, self.sums_pitch)
+        self.runs = Runs(p, k, self.rounding, self.fixed, self.results)
         # first entry and first strip of the band: what scratch is indexed from
         self.entry_base: Any = 0
         # image, or group of its channels, that is read
         self.part: Any = 0
         self.strip_base: Any = 0
-
-    @property
-    def words(self) -> spmm_bytes.Rounding | spmm_fixed.Fixed | None:
-        """What multiplies inputs that are no floats."""
-        return self.fixed if self.rounding is None else self.rounding
 
     def write(self) -> None:
         T, p, k = self.T, self.p, self.k
@@ -229,7 +215,7 @@ class _Spmm:
             with T.serial(0, p["chunks"]) as chunk:
                 self._pack(kind, pixel, chunk)
             with T.serial(first, end) as index:
-                if _keeps_sums(p):
+                if keeps_sums(p):
                     self.strip_base = bind(k, k.load(k.arg("bounds"), band * p["ranges"] + index))
                 self._clear(kind, band, index, index + 1)
                 with T.serial(0, p["chunks"]) as chunk:
@@ -262,18 +248,19 @@ class _Spmm:
             self.pack.write(self.part, pixel, kind, column, columns, dest)
         elif p["source"] == "planes" and not kind.tail:
             first = bind(k, (self.part * p["k"] + column) * p["pixels"] + pixel)
-            self.fixed.round(kind, (k.arg("x"), first, p["pixels"]), columns, bind(k, dest), self._steps(chunk))
+            self.fixed.round(kind, (k.arg("x"), first, p["pixels"]), columns, bind(k, dest), self.fixed.steps(chunk))
         else:
             self.pack.write(self.part, pixel, spmm_fixed.in_floats(kind, self.lanes), column, columns, self.T.int32(0))
             floats = (k.arg("floats"), self.T.int32(0), 2 * self.pitch)
-            self.fixed.round(kind, floats, columns, bind(k, dest), self._steps(chunk))
-
-    def _steps(self, chunk: Any) -> Any:
-        """Where the steps of a chunk's inputs are (16-bit numbers)."""
-        return bind(self.k, chunk * (2 * self.pitch)) if self.p["whole"] else self.T.int32(0)
+            self.fixed.round(kind, floats, columns, bind(k, dest), self.fixed.steps(chunk))
 
     def _products(self, kind: TileKind, band: Any, image: Any, pixel: Any, chunk: Any, first: Any, end: Any) -> None:
-        self._runs(band, chunk, first, end, lambda r, s, c, at: self._run(kind, image, pixel, chunk, r, s, c, at))
+        def run(number: Any, strip: Any, count: Any, at: Any) -> None:
+            base = strip - self.strip_base
+            first_value = at if self.plain else at - self.entry_base
+            self.runs.write(Run(kind, image, pixel, chunk, number, strip, count, at, base, first_value))
+
+        self._runs(band, chunk, first, end, run)
 
     def _finish(self, kind: TileKind, band: Any, pixel: Any, first: Any, end: Any) -> None:
         """Store the rows of ranges [first, end) that still lie in scratch."""
@@ -284,143 +271,3 @@ class _Spmm:
             row1 = bind(k, self.T.min(k.load(bounds, band * p["ranges"] + end) * self.strip, p["n"]))
             floats = kind if self.fixed is None else spmm_fixed.in_floats(kind, self.lanes)
             self.results.tokens(floats, pixel, row0, row1, self.strip_base)
-
-    def _run(
-        self, kind: TileKind, image: Any, pixel: Any, chunk: Any, run: Any, strip: Any, count: Any, at: Any
-    ) -> None:
-        """Add the entries of one run to its S x vectors accumulators."""
-        T, p, k, lanes, height, vectors = self.T, self.p, self.k, self.lanes, self.strip, kind.vectors
-        panel, offsets, values = k.arg("panel"), k.arg("offsets"), self.values
-        acc = k.local(height * vectors * lanes, self.dtype)
-        zeros = k.splat(T.Cast(self.dtype, T.int32(0)), lanes)
-        slots = [(s, v, (s * vectors + v) * lanes) for s in range(height) for v in range(vectors)]
-        grouped = self.rounding is not None and self.rounding.groups
-        resumes = p["chunks"] > 1 and not grouped and self.fixed is None
-        base: Any = hold(k, (strip - self.strip_base) * (height * self.sums_pitch)) if _keeps_sums(p) else None
-
-        def zero() -> None:
-            for s, _, slot in slots:
-                origin = zeros
-                if self.rounding is not None and self.rounding.origins:
-                    origin = k.splat(k.load(k.arg("origins"), (run if grouped else strip) * height + s), lanes)
-                k.store(acc, slot, origin, lanes)
-
-        if resumes:
-            with T.If(chunk > 0):
-                with T.Then():
-                    for s, v, slot in slots:
-                        k.store(acc, slot, k.load(k.arg("sums"), base + s * self.sums_pitch + v * lanes, lanes), lanes)
-                with T.Else():
-                    zero()
-        else:
-            zero()
-        start = bind(k, (at - self.entry_base) * height) if not self.plain else bind(k, at * height)
-        origin = bind(k, chunk * (p["chunk"] * self.pitch)) if p["whole"] and p["chunks"] > 1 else 0
-        sets = accumulator_sets(height, vectors)
-        other = k.local(height * vectors * lanes, self.dtype) if sets == 2 else acc
-
-        def add(e: Any, into: Any) -> None:
-            column = bind(k, T.Cast("int32", k.load(offsets, at + e)) * 2)
-            if self.words is not None:
-                words = [self.words.weights(k.load(values, start + e * height + s)) for s in range(height)]
-                for v in range(vectors):
-                    x = self.words.inputs(origin + column + v * lanes)
-                    for s in range(height):
-                        slot = (s * vectors + v) * lanes
-                        k.store(into, slot, self.words.add(k.load(into, slot, lanes), x, words[s]), lanes)
-                return
-            weights = [bind(k, k.splat(k.load(values, start + e * height + s), lanes)) for s in range(height)]
-            for v in range(vectors):
-                x = k.load(panel, origin + column + v * lanes, lanes)
-                if height > 1:
-                    x = bind(k, x)
-                for s in range(height):
-                    slot = (s * vectors + v) * lanes
-                    k.store(into, slot, k.load(into, slot, lanes) + x * weights[s], lanes)
-
-        if sets == 1:
-            with T.serial(0, count) as e:
-                add(e, acc)
-        else:
-            for _, _, slot in slots:
-                k.store(other, slot, zeros, lanes)
-            pairs = bind(k, count >> 1)
-            with T.serial(0, pairs) as pair:
-                add(bind(k, pair * 2), acc)
-                add(bind(k, pair * 2 + 1), other)
-            with T.If((count & 1) == 1), T.Then():
-                add(bind(k, count - 1), acc)
-            for _, _, slot in slots:
-                k.store(acc, slot, self._plus(k.load(acc, slot, lanes), k.load(other, slot, lanes)), lanes)
-
-        if self.fixed is not None:
-            self._join(kind, image, pixel, chunk, strip, acc, base)
-            return
-
-        def value(s: int, v: int) -> Any:
-            return k.load(acc, (s * vectors + v) * lanes, lanes)
-
-        def keep() -> None:
-            if grouped:
-                for s, v, slot in slots:
-                    scale = k.splat(T.Cast("float32", k.load(k.arg("run_scales"), run * height + s)), lanes)
-                    to = bind(k, base + s * self.sums_pitch + v * lanes)
-                    value = T.Cast(f"float32x{lanes}", k.load(acc, slot, lanes)) * scale
-                    k.store(k.arg("sums"), to, k.load(k.arg("sums"), to, lanes) + value, lanes)
-                return
-            for s, v, slot in slots:
-                k.store(k.arg("sums"), base + s * self.sums_pitch + v * lanes, k.load(acc, slot, lanes), lanes)
-
-        if p["dest"] == "tokens":
-            keep()
-        elif resumes:
-            with T.If(chunk < p["chunks"] - 1):
-                with T.Then():
-                    keep()
-                with T.Else():
-                    self.results.planes(kind, image, pixel, strip, value)
-        else:
-            self.results.planes(kind, image, pixel, strip, value)
-
-    def _plus(self, a: Any, b: Any) -> Any:
-        """The sum of two accumulators."""
-        return a + b if self.fixed is None else self.fixed.plus(a, b)
-
-    def _join(self, kind: TileKind, image: Any, pixel: Any, chunk: Any, strip: Any, acc: Any, base: Any) -> None:
-        """A run's 16-bit sums join the float32 sums of its rows, which are stored if the chunk is the last."""
-        T, p, k, lanes, fixed = self.T, self.p, self.k, self.lanes, self.fixed
-        assert fixed is not None
-        floats, steps = spmm_fixed.in_floats(kind, lanes), self._steps(chunk)
-        found = [fixed.sums(kind, acc, s, steps) for s in range(self.strip)]
-
-        def at(s: int, v: int) -> Any:
-            return base + s * self.sums_pitch + v * lanes
-
-        def more(s: int, v: int) -> Any:
-            return k.load(k.arg("sums"), at(s, v), lanes) + found[s][v]
-
-        def keep(value: Callable[[int, int], Any]) -> None:
-            for s in range(self.strip):
-                for v in range(floats.vectors):
-                    k.store(k.arg("sums"), at(s, v), value(s, v), lanes)
-
-        def first(s: int, v: int) -> Any:
-            return found[s][v]
-
-        def finish(value: Callable[[int, int], Any]) -> None:
-            if p["dest"] == "tokens":
-                keep(value)
-            else:
-                self.results.planes(floats, image, pixel, strip, value)
-
-        if p["chunks"] == 1:
-            finish(first)
-            return
-        with T.If(chunk == 0):
-            with T.Then():
-                keep(first)
-            with T.Else(), T.If(chunk < p["chunks"] - 1):
-                with T.Then():
-                    keep(more)
-                with T.Else():
-                    finish(more)

@@ -110,6 +110,10 @@ class Fixed:
                     )
                     k.store(k.arg("panel"), to + v // 2 * n, fixed.join(k, low, high), n)
 
+    def steps(self, chunk: Any) -> Any:
+        """Where the steps of a chunk's inputs are."""
+        return bind(self.k, chunk * (2 * self.pitch)) if self.p["whole"] else self.T.int32(0)
+
     def weights(self, word: Any) -> Any:
         """A weight in every lane."""
         return self._kept(self.k.splat(word, 2 * self.lanes), "int16", 2 * self.lanes)

@@ -103,6 +103,16 @@ def pitch(p: Mapping[str, Any], lanes: int) -> int:
     return max(kind.vectors for kind in tile_kinds(p, lanes)) * lanes
 
 
+def keeps_sums(p: Mapping[str, Any]) -> bool:
+    """Whether sums pass through scratch: between chunks, and before they are transposed."""
+    return bool(p["chunks"] > 1 or p["dest"] == "tokens")
+
+
+def sums_pitch(p: Mapping[str, Any], lanes: int) -> int:
+    """Floats between two rows of sums; a distance that is no power of two spreads a column of them over the cache's sets."""
+    return pitch(p, lanes) * int(p.get("per_lane", 1)) + (lanes if p["dest"] == "tokens" else 0)
+
+
 def rounded_share(share: float) -> float:
     """`share` of stored weights, rounded to a few values: layers that differ only in their zeros get the same sizes, and so share
     kernels. Usual sparsities (50, 75, 80, 90, 95 %) lie amid the values that are rounded alike."""
