@@ -55,6 +55,13 @@ def hold(k: Any, index: Expr) -> Expr:
     return k.load(held, 0)
 
 
+def held(k: Any, value: Expr, lanes: int, dtype: str) -> Expr:
+    """`value` by way of a local, which LLVM keeps in a register: whole numbers that TVM's simplifier must not work into their uses."""
+    local = k.local(lanes, dtype)
+    k.store(local, 0, value, lanes)
+    return k.load(local, 0, lanes)
+
+
 def unknown_count(k: Any, times: int) -> Expr:
     """`times`, for a loop that the compiler must not unroll: what it cannot know, and we do, is that no unit's number is negative."""
     return k.T.max(k.T.int32(times), k.T.int32(0) - k.lo)

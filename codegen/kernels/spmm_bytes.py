@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sparsec.codegen.isa import dot
-from sparsec.codegen.isa.vecmath import bind, nearest
+from sparsec.codegen.isa.vecmath import bind, held, nearest
 from sparsec.codegen.kernels.quantise import inverse_scale, largest_of_run
 from sparsec.codegen.kernels.spmm_plan import TileKind
 from sparsec.codegen.kernels.spmm_weights import Entries
@@ -123,12 +123,10 @@ class Rounding:
         inverse = bind(k, k.load(k.arg("inverse"), token, n))
         whole = []
         for value in floats:
-            held = k.local(n, "int32")
             rounded = nearest(k, value * inverse, n)
             if self.quads:
                 rounded = rounded + k.i32(dot.X_OFFSET, n) if self.origins else rounded & k.i32(255, n)
-            k.store(held, 0, rounded, n)
-            whole.append(k.load(held, 0, n))
+            whole.append(held(k, rounded, n, "int32"))
         bits = 8 if self.quads else 16
         for number, inputs in enumerate(self.slots):
             word = whole[inputs[0]] if self.quads else whole[inputs[0]] & k.i32((1 << bits) - 1, n)
@@ -139,16 +137,11 @@ class Rounding:
     def weights(self, word: Any) -> Any:
         """A word of weights in every lane."""
         k, n = self.k, self.lanes
-        return self._kept(k.splat(word, n), "int32", n)
+        return held(k, k.splat(word, n), n, "int32")
 
     def inputs(self, at: Any) -> Any:
         """A vector of the panel."""
-        return self._kept(self.k.load(self.k.arg("panel"), at, self.lanes), "int32", self.lanes)
-
-    def _kept(self, value: Any, dtype: str, lanes: int) -> Any:
-        held = self.k.local(lanes, dtype)
-        self.k.store(held, 0, value, lanes)
-        return self.k.load(held, 0, lanes)
+        return held(self.k, self.k.load(self.k.arg("panel"), at, self.lanes), self.lanes, "int32")
 
     def add(self, total: Any, x: Any, weights: Any) -> Any:
         """total + the products of a word of inputs and of weights, lane by lane."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsec import fixed as numbers
 from sparsec.codegen.isa import fixed
-from sparsec.codegen.isa.vecmath import bind, nearest
+from sparsec.codegen.isa.vecmath import bind, held, nearest
 from sparsec.codegen.kernels.spmm_plan import TileKind
 from sparsec.codegen.kernels.spmm_weights import Entries, entry_values
 from sparsec.codegen.program import FROM_DATA, Arg
@@ -116,16 +116,12 @@ class Fixed:
 
     def weights(self, word: Any) -> Any:
         """A weight in every lane."""
-        return self._kept(self.k.splat(word, 2 * self.lanes), "int16", 2 * self.lanes)
+        n = 2 * self.lanes
+        return held(self.k, self.k.splat(word, n), n, "int16")
 
     def inputs(self, at: Any) -> Any:
         """A vector of the panel."""
-        return self._kept(self.k.load(self.k.arg("panel"), at, self.lanes), "int32", self.lanes)
-
-    def _kept(self, value: Any, dtype: str, lanes: int) -> Any:
-        held = self.k.local(lanes, dtype)
-        self.k.store(held, 0, value, lanes)
-        return self.k.load(held, 0, lanes)
+        return held(self.k, self.k.load(self.k.arg("panel"), at, self.lanes), self.lanes, "int32")
 
     def add(self, total: Any, x: Any, weights: Any) -> Any:
         """total + the products of inputs and a weight, 16-bit numbers two by two."""
