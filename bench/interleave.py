@@ -16,6 +16,7 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -114,6 +115,12 @@ class Worker:
         """Microseconds a layer of each of `runs` runs. Raises WorkerError."""
         return [ns / 1e3 / self.layers for ns in self._ask({"run": runs})["ns"]]
 
+    def move_to(self, core: int) -> None:
+        """Keep all threads of the process on one core, whatever they chose themselves (Linux)."""
+        for thread in Path("/proc").glob(f"{self._process.pid}/task/*"):
+            with suppress(OSError):  # it ended meanwhile
+                os.sched_setaffinity(int(thread.name), {core})
+
     def close(self) -> None:
         """End the process and wait for it."""
         for stream in (self._process.stdin, self._process.stdout):
@@ -142,6 +149,7 @@ def interleave(
     """(times, errors) of workers that are prepared.
 
     Each round lasts about `round_s` seconds a worker; their order is reversed every other round. `threads`: the most that a worker has.
+    Where that is one, each turn is on the core that is the fastest just before it.
     """
     errors: dict[Key, str] = {}
     runs: dict[Key, int] = {}
@@ -162,7 +170,13 @@ def interleave(
         for key in list(runs)[:: -1 if index % 2 else 1]:
             watch = quiet.Watch([os.getpgrp(), *(workers[other].group for other in runs)])
             time.sleep(0.01)  # the other's threads stop spinning
-            given.append(machine.at_once())  # just before: the host places cores that have been idle anew
+            if threads == 1:
+                core, share = machine.best()
+                if core is not None:
+                    workers[key].move_to(core)
+                given.append(share)
+            else:
+                given.append(machine.at_once())  # just before: the host places cores that have been idle anew
             try:
                 taken[key].append(_typical(workers[key].time(runs[key])))
             except WorkerError as error:

@@ -62,12 +62,23 @@ class Watch:
 
 
 class Cores:
-    """Tells, again and again, how many cores' worth of multiply-adds the first `count` cores give when all are busy."""
+    """Tells, again and again, how many cores' worth of multiply-adds the first `count` cores give when all are busy, and which core is the
+    fastest: another machine's work may share one of them for seconds."""
 
     def __init__(self, count: int) -> None:
-        self._cores = sorted(os.sched_getaffinity(0))[:count] if hasattr(os, "sched_getaffinity") else []
+        self._all = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cores = self._all[:count]
         self._count = count
         self._fastest = max((core_rates([core], _PROBE_S)[0] for core in self._cores for _ in range(2)), default=0.0)
+
+    def best(self) -> tuple[int | None, float]:
+        """(the core that is fastest now, its rate over the highest that any core has shown); (None, 1) where none can be chosen."""
+        if not self._all:
+            return None, 1.0
+        rates = {core: core_rates([core], _PROBE_S / 2)[0] for core in self._all}
+        self._fastest = max(self._fastest, *rates.values())
+        core = max(rates, key=lambda core: rates[core])
+        return core, rates[core] / self._fastest
 
     def at_once(self) -> float:
         """Cores' worth now: the rates of all at once over the highest rate that any core has shown."""

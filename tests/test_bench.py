@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from collections.abc import Mapping
@@ -180,6 +181,27 @@ def test_cores_of_a_host_that_shares_them(monkeypatch: pytest.MonkeyPatch) -> No
     assert one.at_once() == 1.0
 
 
+def test_the_fastest_core_of_a_host_that_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = {1: 1.0, 3: 1.0, 4: 1.0}
+    monkeypatch.setattr(quiet, "core_rates", lambda cores, seconds: [speed[core] for core in cores])
+    monkeypatch.setattr(quiet.os, "sched_getaffinity", lambda pid: set(speed), raising=False)
+    cores = quiet.Cores(1)
+    speed |= {1: 0.6, 3: 0.8}
+    assert cores.best() == (4, 1.0)
+    speed[4] = 0.7
+    assert cores.best() == (3, pytest.approx(0.8))
+
+
+def test_one_thread_runs_where_it_is_put() -> None:
+    core = max(os.sched_getaffinity(0))
+    with fake() as worker:
+        worker.prepare(job())
+        worker.move_to(core)
+        assert {core} == os.sched_getaffinity(worker.group)
+        assert worker.time(1) == [10.0]
+    worker.move_to(core)  # of a process that has ended: nothing to do
+
+
 def test_cores_of_this_machine() -> None:
     count = min(2, cpu_count())
     cores = quiet.Cores(count)
@@ -291,9 +313,11 @@ def test_model_entries_compile_what_they_say() -> None:
 
     for name, entry in ENTRIES.items():
         for scheme in entry.schemes:
-            assert str(Scheme.parse(scheme)) == scheme
+            weights, _, activations = scheme.partition(" x ")
+            assert str(Scheme.parse(weights)) == weights
             recipe = load_recipe(recipe_of(entry.rule, scheme))
-            assert [r.scheme for r in recipe.rules] == ([] if scheme == "fp32" else [scheme])
+            assert [r.scheme for r in recipe.rules] == ([] if scheme == "fp32" else [weights])
+            assert not activations or [r.activations for r in recipe.rules] == [activations]
         for bars in entry.schemes.values():
             for bar in bars:
                 assert set(bar.rivals) <= {*entry.rivals, *(Candidate("sparsec", s) for s in entry.schemes)}, name
