@@ -30,6 +30,7 @@ VOCABULARY = {
     "recipe",
     "selectors",
     "factoring",
+    "fixed",
     "recovery",
     "structured",
     "formats",
