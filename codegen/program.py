@@ -134,6 +134,12 @@ class Step:
     node: str  # name of the ONNX node it comes from
     op: str  # ONNX op type, for reports and profiles
     note: str = ""  # shapes and scheme, for the comment in the generated C
+    others: tuple[str, ...] = ()  # names of further nodes that are computed in it
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all nodes it computes."""
+        return (*self.others, self.node)
 
 
 @dataclass(frozen=True)

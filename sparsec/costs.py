@@ -64,7 +64,7 @@ class ProgramCosts:
                 names.setdefault(node, []).append(record.name)
         seconds = self._seconds(program) if self.timed else [0.0] * len(program.steps)
         for step, spent in zip(program.steps, seconds, strict=True):
-            owners = names.get(step.node, [])
+            owners = [name for node in step.nodes for name in names.get(node, [])]
             size = sum(ref.buffer.nbytes for ref in step.refs if ref.buffer.kind == "const")
             for name in owners:  # joined weights share a node
                 found.layer_nbytes[name] = found.layer_nbytes.get(name, 0.0) + size / len(owners)

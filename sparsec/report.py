@@ -219,7 +219,8 @@ def layer_rows(
     families: dict[str, list[str]] = {}
     for step in program.steps:
         if step.spec.family != "copy":
-            families.setdefault(step.node, []).append(step.spec.family)
+            for node in step.nodes:
+                families.setdefault(node, []).append(step.spec.family)
     rows = []
     half = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     for record in layers:

@@ -58,10 +58,10 @@ class Prepared:
 
 
 def prepare(
-    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, fixed: bool = False, **forced: int
+    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, fixed: bool = False, even: int = 1, **forced: int
 ) -> Prepared:
     """A weight laid out for a product, in 16-bit fixed point if `fixed` (spmm_fixed.py; floats only); `forced` overrides sizes of
-    spmm_plan.choose.
+    spmm_plan.choose. even: bands of as many rows each, for one group (1: bands of as many weights, as many as are best).
 
     geometry: pixels, images, source, dest; for source "window", window; groups where there are several.
     """
@@ -77,13 +77,16 @@ def prepare(
         per_lane=2 if fixed else 1,
     )  # fmt: skip
     sizes |= forced
+    if even > 1:
+        assert groups == 1 and weight.rows % (even * strip) == 0, "rows do not make even bands"
+        sizes |= {"bands": even, "ranges": 1}
     sizes["bands"] *= groups
     sizes["chunks"] = -(-weight.cols // sizes["chunk"])
     p: dict[str, Any] = {"n": weight.rows, "k": weight.cols, "strip": strip, "values": values, **geometry, **sizes}
     entries = spmm_weights.arrange(
         mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
-        align=lcm(strip, target.lanes) // strip if groups == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
-        pad=spmm_values.entry_pad(values), groups=groups,
+        align=lcm(strip, target.lanes) // strip if groups * even == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
+        pad=spmm_values.entry_pad(values), groups=groups * even,
     )  # fmt: skip
     stored = (
         spmm_fixed.arrays(weight, entries, strip, sizes["chunk"])

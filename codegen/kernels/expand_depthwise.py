@@ -1,0 +1,87 @@
+"""A sparse 1x1 convolution and the depthwise convolution that reads its result, by blocks of channels, in planes.
+
+MobileNets widen an image six times before they filter it: what lies between the two convolutions is larger than a level-2 cache,
+and writing and reading it takes longer than both products. A channel of the second convolution needs the same channel of the first
+only, so a unit is a block of channels: the first convolution (spmm.py, a band of rows for each block) leaves it in scratch, the second
+(depthwise.py) reads it there. Threads share nothing but the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil, prod
+from typing import Any
+
+from sparsec.codegen.isa.vecmath import bind
+from sparsec.codegen.kernels import depthwise, spmm
+from sparsec.codegen.kernels.window import Window
+from sparsec.codegen.program import Arg, Signature
+from sparsec.target import Target
+
+_FIRST, _SECOND = "first_", "second_"
+
+
+def signature(p: Mapping[str, Any], target: Target) -> Signature:
+    """in: those of spmm.py, those of depthwise.py but x; out: out; work: a block of channels, the scratch of both."""
+    first, second = spmm.signature(p["first"], target), depthwise.signature(p["second"], target)
+    ins, work = [], [Arg("between", "float32", p["block"] * p["first"]["pixels"], "work")]
+    for prefix, made in ((_FIRST, first), (_SECOND, second)):
+        for arg in made.args:
+            named = replace(arg, name=prefix + arg.name)
+            if arg.role == "work":
+                work.append(named)
+            elif arg.role == "in" and (prefix, arg.name) != (_SECOND, "x"):
+                ins.append(named)
+    out = next(arg for arg in second.args if arg.role == "out")
+    units = ceil(p["first"]["n"] / p["block"])
+    return Signature((*ins, out, *work), units, first.cost + second.cost)
+
+
+def build(p: Mapping[str, Any], k: Any) -> None:
+    """Write the loop over blocks, with the nests of both kernels in it."""
+    T, first, second = k.T, p["first"], p["second"]
+    channels, pixels = p["block"], first["pixels"]
+    of_block = spmm.signature(first, k.target).units // first["bands"]
+    planes = depthwise.signature(second, k.target).units // second["channels"]
+    with T.serial(k.lo, k.hi) as block:
+        between = _Shifted(k.arg("between"), bind(k, block * (channels * pixels)))
+        begin = bind(k, block * channels)
+        end = bind(k, T.min(begin + channels, second["channels"]))
+        spmm.build(first, _Part(k, _FIRST, {"y": between}, bind(k, block * of_block), bind(k, (block + 1) * of_block)))
+        filtered = _Part(k, _SECOND, {"x": between, "out": k.arg("out")}, bind(k, begin * planes), bind(k, end * planes))
+        depthwise.build(second, filtered)
+
+
+class _Shifted:
+    """A part of an array that is held elsewhere: element `first` of the array is the first of `held`."""
+
+    def __init__(self, held: Any, first: Any) -> None:
+        self.held, self.first = held, first
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.held[index - self.first]
+
+
+class _Part:
+    """The builder as one of the two kernels sees it: arguments by their own names, its own range of units."""
+
+    def __init__(self, k: Any, prefix: str, given: Mapping[str, Any], lo: Any, hi: Any) -> None:
+        self._k, self._prefix, self._given = k, prefix, given
+        self.lo, self.hi = lo, hi
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._k, name)
+
+    def arg(self, name: str) -> Any:
+        return self._given[name] if name in self._given else self._k.arg(self._prefix + name)
+
+    def load(self, buffer: Any, index: Any, lanes: int = 1) -> Any:
+        if isinstance(buffer, _Shifted):
+            return self._k.load(buffer.held, index - buffer.first, lanes)
+        return self._k.load(buffer, index, lanes)
+
+    def store(self, buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
+        if isinstance(buffer, _Shifted):
+            buffer, index = buffer.held, index - buffer.first
+        self._k.store(buffer, index, value, lanes)
