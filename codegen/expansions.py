@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sparsec.codegen.context import Lowering
-from sparsec.codegen.kernels import depthwise, expand_depthwise, spmm, spmm_bytes, spmm_fixed, spmm_rules
+from sparsec.codegen.kernels import (
+    depthwise,
+    expand_depthwise,
+    spmm,
+    spmm_bytes,
+    spmm_fixed,
+    spmm_rules,
+    spmm_weights,
+)
 from sparsec.codegen.kernels.weights import unpacked_weight
 from sparsec.codegen.program import Buffer, KernelSpec, Ref, Step
+from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import view
 
-# Bytes between the convolutions from which on joining them pays, and of a block of channels.
+# Bytes between the convolutions from which on joining them pays (at 0.6 MB it costs 8 %), and of a block of channels at most.
 _LEAST, _BLOCK = 1 << 20, 1 << 19
+# Blocks, where the channels allow it, for threads to share.
+_WANTED_BLOCKS = 8
+# Products of an input with the weights of a block below which it is not worth bringing inputs together.
+_FEW_USES = 4
 
 
 def join_expansions(low: Lowering) -> None:
     """Replace pairs of steps of the program by steps of kernels/expand_depthwise.py."""
-    program, nodes = low.program, {node.name: node for node in low.graph}
-    uses: dict[Buffer, int] = {}
-    for step in program.steps:
-        for ref in step.refs:
-            uses[ref.buffer] = uses.get(ref.buffer, 0) + 1
+    program, names = low.program, Counter(node.name for node in low.graph)
+    nodes = {node.name: node for node in low.graph if node.name and names[node.name] == 1}
+    uses = Counter(ref.buffer for step in program.steps for ref in step.refs)
     steps: list[Step] = []
     for step in program.steps:
-        if steps and (count := _blocks(steps[-1], step, uses)):
-            op = view(nodes[steps[-1].node])
-            weight = unpacked_weight(op)
-            steps[-1] = _joined(low, steps[-1], step, count, weight)
+        count = _blocks(steps[-1], step, uses) if steps and steps[-1].node in nodes else 0
+        if count:
+            weight = unpacked_weight(view(nodes[steps[-1].node]))
+            steps.append(_joined(low, steps.pop(), step, count, weight))
         else:
             steps.append(step)
     program.steps = steps
@@ -32,7 +45,7 @@ def join_expansions(low: Lowering) -> None:
     program.buffers = [b for b in program.buffers if b in left or b.kind in ("input", "output")]
 
 
-def _blocks(first: Step, second: Step, uses: dict[Buffer, int]) -> int:
+def _blocks(first: Step, second: Step, uses: Counter[Buffer]) -> int:
     """How many blocks of channels the two steps are computed in; 0 where they stay two."""
     if (first.spec.family, second.spec.family) != ("spmm", "depthwise"):
         return 0
@@ -44,25 +57,39 @@ def _blocks(first: Step, second: Step, uses: dict[Buffer, int]) -> int:
         return 0
     if spmm_bytes.is_whole(a["values"]) or between.nbytes < _LEAST:
         return 0
-    n, strip = a["n"], a["strip"]
-    counts = [c for c in range(2, n // strip + 1) if n % (c * strip) == 0 and between.nbytes <= c * _BLOCK]
-    return min(counts, default=0)
+    strips = a["n"] // a["strip"]
+    counts = [c for c in range(2, strips + 1) if a["n"] % (c * a["strip"]) == 0 and between.nbytes <= c * _BLOCK]
+    return min((c for c in counts if c >= _WANTED_BLOCKS), default=max(counts, default=0))
 
 
-def _joined(low: Lowering, first: Step, second: Step, count: int, weight: object) -> Step:
+def _joined(low: Lowering, first: Step, second: Step, count: int, weight: Unpacked) -> Step:
+    """One step for both; `weight` is that of the first, which is laid out again in `count` bands."""
     a, b, target = first.spec.params, second.spec.params, low.target
-    geometry = {key: a[key] for key in ("pixels", "images", "source", "dest")}
-    made = spmm_rules.prepare(weight, geometry, target, fixed=spmm_fixed.is_fixed(a["values"]), even=count)
+    uses = spmm_weights.stored(weight) / (weight.cols * count)
+    made = spmm_rules.prepare(
+        weight,
+        {key: a[key] for key in ("pixels", "images", "source", "dest")},
+        target,
+        fixed=spmm_fixed.is_fixed(a["values"]) and uses >= spmm_rules.FIXED_USES,  # every block rounds its inputs
+        even=count,
+        in_place=uses < _FEW_USES,
+    )
     p = made.params | {key: a[key] for key in ("bias", "residual", "act", "act_params")}
     params = {"first": p, "second": dict(b), "block": a["n"] // count}
+    x, *_ = _operands(first)
+    bias = _operands(first)[-2:-1] if a["bias"] else []
     weights = [low.const(array, f"{first.node}.{name}") for name, array in made.arrays]
-    sized = [(ref, arg.size) for ref, arg in zip(first.refs, (x for x in first.signature.args if x.role != "work"), strict=True)]
-    rest = [(ref, arg.size) for ref, arg in zip(second.refs, (x for x in second.signature.args if x.role != "work"), strict=True)]
-    biases = sized[-2:-1] if a["bias"] else []
-    given: list[tuple[Ref, int]] = [sized[0], *((t.ref, t.size) for t in weights), *biases, *rest[1:]]
-    scratch = {f"first_{name}": size for name, size in made.scratch.items()}
-    cost = spmm.cost(p, made.entries) + depthwise.signature(b, target).cost
-    signature = expand_depthwise.signature(params, target).bound([size for _, size in given], scratch, cost)
-    refs = tuple(ref for ref, _ in given)
-    note = f"{first.note}; {second.note}"
+    given = [x, *((tensor.ref, tensor.size) for tensor in weights), *bias, *_operands(second)[1:]]
+    signature = expand_depthwise.signature(params, target).bound(
+        [size for _, size in given],
+        {expand_depthwise.FIRST + name: size for name, size in made.scratch.items()},
+        spmm.cost(p, made.entries) + depthwise.signature(b, target).cost,
+    )
+    refs, note = tuple(ref for ref, _ in given), f"{first.note}; {second.note}"
     return Step(KernelSpec("expand_depthwise", params), signature, refs, second.node, second.op, note, (first.node,))
+
+
+def _operands(step: Step) -> list[tuple[Ref, int]]:
+    """In and out arguments of a step with their sizes."""
+    sizes = [arg.size for arg in step.signature.args if arg.role != "work"]
+    return list(zip(step.refs, sizes, strict=True))

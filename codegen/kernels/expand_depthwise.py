@@ -10,28 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import depthwise, spmm
-from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
-_FIRST, _SECOND = "first_", "second_"
+FIRST, SECOND = "first_", "second_"
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: those of spmm.py, those of depthwise.py but x; out: out; work: a block of channels, the scratch of both."""
     first, second = spmm.signature(p["first"], target), depthwise.signature(p["second"], target)
     ins, work = [], [Arg("between", "float32", p["block"] * p["first"]["pixels"], "work")]
-    for prefix, made in ((_FIRST, first), (_SECOND, second)):
+    for prefix, made in ((FIRST, first), (SECOND, second)):
         for arg in made.args:
             named = replace(arg, name=prefix + arg.name)
             if arg.role == "work":
                 work.append(named)
-            elif arg.role == "in" and (prefix, arg.name) != (_SECOND, "x"):
+            elif arg.role == "in" and (prefix, arg.name) != (SECOND, "x"):
                 ins.append(named)
     out = next(arg for arg in second.args if arg.role == "out")
     units = ceil(p["first"]["n"] / p["block"])
@@ -48,8 +47,8 @@ def build(p: Mapping[str, Any], k: Any) -> None:
         between = _Shifted(k.arg("between"), bind(k, block * (channels * pixels)))
         begin = bind(k, block * channels)
         end = bind(k, T.min(begin + channels, second["channels"]))
-        spmm.build(first, _Part(k, _FIRST, {"y": between}, bind(k, block * of_block), bind(k, (block + 1) * of_block)))
-        filtered = _Part(k, _SECOND, {"x": between, "out": k.arg("out")}, bind(k, begin * planes), bind(k, end * planes))
+        spmm.build(first, _Part(k, FIRST, {"y": between}, bind(k, block * of_block), bind(k, (block + 1) * of_block)))
+        filtered = _Part(k, SECOND, {"x": between, "out": k.arg("out")}, bind(k, begin * planes), bind(k, end * planes))
         depthwise.build(second, filtered)
 
 

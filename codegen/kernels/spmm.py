@@ -20,7 +20,7 @@ from sparsec.codegen.isa.epilogue import activation_cost
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import spmm_bytes, spmm_fixed, spmm_values, spmm_weights
 from sparsec.codegen.kernels.spmm_pack import Packer, panel_slack, stage_shape
-from sparsec.codegen.kernels.spmm_plan import TileKind, keeps_sums, pitch, span, sums_pitch, tile_kinds, tiles
+from sparsec.codegen.kernels.spmm_plan import TileKind, in_place, keeps_sums, pitch, span, sums_pitch, tile_kinds, tiles
 from sparsec.codegen.kernels.spmm_results import Results
 from sparsec.codegen.kernels.spmm_run import Run, Runs
 from sparsec.codegen.kernels.spmm_values import SLACK
@@ -59,7 +59,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("y", "float32", out_size, "out"))
     columns = p["k"] if p["whole"] else p["chunk"]
     slack = panel_slack(p, lanes)
-    args.append(Arg("panel", "int32" if whole or fixed else "float32", columns * width + slack, "work"))
+    if not in_place(p):
+        args.append(Arg("panel", "int32" if whole or fixed else "float32", columns * width + slack, "work"))
     if fixed:
         args += spmm_fixed.work_arguments(p, 2 * width, slack)
     if keeps_sums(p):
@@ -241,6 +242,8 @@ class _Spmm:
 
     def _pack(self, kind: TileKind, pixel: Any, chunk: Any) -> None:
         p, k = self.p, self.k
+        if in_place(p):
+            return
         column = bind(k, chunk * p["chunk"])
         columns = bind(k, self.T.min(p["chunk"], p["k"] - column))
         dest = column * self.pitch if p["whole"] else self.T.int32(0)

@@ -103,6 +103,11 @@ def pitch(p: Mapping[str, Any], lanes: int) -> int:
     return max(kind.vectors for kind in tile_kinds(p, lanes)) * lanes
 
 
+def in_place(p: Mapping[str, Any]) -> bool:
+    """Whether activations are read where they lie: planes of whole vectors that are too seldom multiplied to be worth a panel."""
+    return bool(p.get("in_place"))
+
+
 def keeps_sums(p: Mapping[str, Any]) -> bool:
     """Whether sums pass through scratch: between chunks, and before they are transposed."""
     return bool(p["chunks"] > 1 or p["dest"] == "tokens")

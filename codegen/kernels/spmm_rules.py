@@ -12,7 +12,16 @@ import onnx_ir as ir
 
 from sparsec import fixed
 from sparsec.codegen.context import Lowering, Refusal, Tensor, same_memory
-from sparsec.codegen.kernels import spmm, spmm_fixed, spmm_plan, spmm_values, spmm_weights, spmv, spmv_weights
+from sparsec.codegen.kernels import (
+    spmm,
+    spmm_bytes,
+    spmm_fixed,
+    spmm_plan,
+    spmm_values,
+    spmm_weights,
+    spmv,
+    spmv_weights,
+)
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.quantise import product_input
 from sparsec.codegen.kernels.weights import epilogue, refused_epilogue, unpacked_weight
@@ -41,7 +50,7 @@ _FEWEST_PIXELS = 16  # of an image
 _SHARE, _TURNED = 0.4, 0.8
 FEWEST_TOKENS = 2
 # Products of an input, from which on rounding it to 16 bits for them is faster than multiplying floats.
-_FIXED_USES = 12
+FIXED_USES = 12
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
 
@@ -58,10 +67,18 @@ class Prepared:
 
 
 def prepare(
-    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, fixed: bool = False, even: int = 1, **forced: int
+    weight: Unpacked,
+    geometry: Mapping[str, Any],
+    target: Target,
+    *,
+    fixed: bool = False,
+    even: int = 1,
+    in_place: bool = False,
+    **forced: int,
 ) -> Prepared:
     """A weight laid out for a product, in 16-bit fixed point if `fixed` (spmm_fixed.py; floats only); `forced` overrides sizes of
-    spmm_plan.choose. even: bands of as many rows each, for one group (1: bands of as many weights, as many as are best).
+    spmm_plan.choose. even: bands of as many rows each, for one group (1: bands of as many weights, as many as are best). in_place:
+    as in spmm_plan.py, if that can be.
 
     geometry: pixels, images, source, dest; for source "window", window; groups where there are several.
     """
@@ -78,14 +95,18 @@ def prepare(
     )  # fmt: skip
     sizes |= forced
     if even > 1:
-        assert groups == 1 and weight.rows % (even * strip) == 0, "rows do not make even bands"
+        assert groups == 1, "groups have bands of their own"
+        assert weight.rows % (even * strip) == 0, f"{weight.rows} rows do not make {even} even bands"
         sizes |= {"bands": even, "ranges": 1}
     sizes["bands"] *= groups
     sizes["chunks"] = -(-weight.cols // sizes["chunk"])
     p: dict[str, Any] = {"n": weight.rows, "k": weight.cols, "strip": strip, "values": values, **geometry, **sizes}
+    if in_place and _fit_in_place(p, target):
+        p["in_place"] = True
+    pitch = 2 if spmm_plan.in_place(p) else spmm_plan.pitch(p, target.lanes)  # offsets are columns there
     entries = spmm_weights.arrange(
         mask, strip=strip, chunk=sizes["chunk"], ranges=sizes["ranges"], bands=sizes["bands"],
-        align=lcm(strip, target.lanes) // strip if groups * even == 1 else 1, pitch=spmm_plan.pitch(p, target.lanes),
+        align=lcm(strip, target.lanes) // strip if groups * even == 1 else 1, pitch=pitch,
         pad=spmm_values.entry_pad(values), groups=groups * even,
     )  # fmt: skip
     stored = (
@@ -96,6 +117,13 @@ def prepare(
     arrays = [*entries.arrays(), *stored]
     counts = entries.sizes(sizes["bands"])
     return Prepared(p, arrays, spmm.scratch(p, counts, target), counts["entries"])
+
+
+def _fit_in_place(p: Mapping[str, Any], target: Target) -> bool:
+    """Whether activations can be multiplied where they lie: whole vectors of floats, and values that need no place in a panel."""
+    values = p["values"]
+    floats = not spmm_fixed.is_fixed(values) and not spmm_bytes.is_whole(values) and not spmm_values.needs_runs(values)
+    return floats and p["source"] == "planes" and p["chunks"] == 1 and p["pixels"] % target.lanes == 0
 
 
 def refused_sparse(op: SparsecNode, low: Lowering) -> Refusal | None:
@@ -135,9 +163,9 @@ def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target, group
 
 
 def _takes_fixed(op: SparsecNode, weight: Unpacked, geometry: Mapping[str, Any]) -> bool:
-    """Whether the node allows products in 16 bits and they are faster: an input is rounded for `_FIXED_USES` of them at least."""
+    """Whether the node allows products in 16 bits and they are faster: an input is rounded for `FIXED_USES` of them at least."""
     uses = spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols
-    return op.activations == fixed.NAME and uses >= _FIXED_USES
+    return op.activations == fixed.NAME and uses >= FIXED_USES
 
 
 def isa(target: Target) -> str:

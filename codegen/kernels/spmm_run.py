@@ -14,7 +14,7 @@ from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels import spmm_values
 from sparsec.codegen.kernels.spmm_bytes import Rounding
 from sparsec.codegen.kernels.spmm_fixed import Fixed, in_floats
-from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, keeps_sums, pitch, sums_pitch
+from sparsec.codegen.kernels.spmm_plan import TileKind, accumulator_sets, in_place, keeps_sums, pitch, sums_pitch
 from sparsec.codegen.kernels.spmm_results import Results
 
 Sums = Callable[[int, int], Any]
@@ -51,6 +51,7 @@ class Runs:
         self.values = k.arg("values" if spmm_values.is_plain(p["values"]) else "decoded")
         self.strip: int = p["strip"]
         self.pitch, self.sums_pitch = pitch(p, k.lanes), sums_pitch(p, k.lanes)
+        self.in_place = in_place(p)
         self.grouped = rounding is not None and rounding.groups
         self.resumes = p["chunks"] > 1 and not self.grouped and fixed is None
 
@@ -105,7 +106,9 @@ class Runs:
     def _entries(self, run: Run, acc: Any) -> None:
         T, p, k, lanes = self.T, self.p, self.k, self.lanes
         start = bind(k, run.first_value * self.strip)
-        origin = bind(k, run.chunk * (p["chunk"] * self.pitch)) if p["whole"] and p["chunks"] > 1 else 0
+        origin: Any = bind(k, run.chunk * (p["chunk"] * self.pitch)) if p["whole"] and p["chunks"] > 1 else 0
+        if self.in_place:
+            origin = hold(k, run.image * (p["k"] * p["pixels"]) + run.pixel)
         if accumulator_sets(self.strip, run.kind.vectors) == 1:
             with T.serial(0, run.count) as e:
                 self._add(run, start, origin, e, acc)
@@ -126,7 +129,9 @@ class Runs:
     def _add(self, run: Run, start: Any, origin: Any, e: Any, into: Any) -> None:
         """The products of entry `e` of the run. start: of its values; origin: of the chunk in the panel."""
         T, k, lanes, height, vectors = self.T, self.k, self.lanes, self.strip, run.kind.vectors
-        column = bind(k, T.Cast("int32", k.load(k.arg("offsets"), run.first + e)) * 2)
+        column = bind(
+            k, T.Cast("int32", k.load(k.arg("offsets"), run.first + e)) * (self.p["pixels"] if self.in_place else 2)
+        )
         places = [start + e * height + s for s in range(height)]
         if self.words is not None:
             words = [self.words.weights(k.load(self.values, place)) for place in places]
@@ -137,8 +142,9 @@ class Runs:
                     k.store(into, slot, self.words.add(k.load(into, slot, lanes), x, words[s]), lanes)
             return
         weights = [bind(k, k.splat(k.load(self.values, place), lanes)) for place in places]
+        panel = k.arg("x" if self.in_place else "panel")
         for v in range(vectors):
-            x = k.load(k.arg("panel"), origin + column + v * lanes, lanes)
+            x = k.load(panel, origin + column + v * lanes, lanes)
             if height > 1:
                 x = bind(k, x)
             for s in range(height):

@@ -1,0 +1,42 @@
+"""Which convolutions are joined with the depthwise one behind them, and what the joined step says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsec.codegen import expansions
+from sparsec.codegen.lower import lower
+from sparsec.codegen.plan import make_plan
+from sparsec.target import host_target
+from tests.kernels.test_expand_depthwise import PADS, check, model_of, small
+
+__all__ = ["small"]  # a fixture of every test
+
+
+def test_what_is_read_elsewhere_stays() -> None:
+    check(host_target(), "s90", show=True, joined=False, **PADS)
+
+
+def test_several_images_stay() -> None:
+    check(host_target(), "s90", shape=(2, 5, 12, 13), joined=False, **PADS)
+
+
+def test_rows_that_make_no_blocks_stay() -> None:
+    check(host_target(), "s90", channels=1, joined=False, **PADS)
+
+
+def test_what_is_near_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expansions, "_LEAST", 1 << 20)
+    check(host_target(), "s90", joined=False, **PADS)
+
+
+def test_the_memory_between_is_gone_and_both_nodes_are_named() -> None:
+    model, _ = model_of("s90", shape=(1, 8, 32, 32), channels=64, **PADS)
+    program = lower(model, host_target(), "test", dict.fromkeys(model.graph, "row"))
+    (step,) = program.steps
+    assert step.nodes == ("expand", "filter")
+    between = 4 * 64 * 32 * 32
+    assert make_plan(program).arena_bytes == 0
+    assert step.signature.units >= 8
+    work = {arg.name: 4 * arg.size for arg in step.signature.args if arg.role == "work"}
+    assert work["between"] * step.signature.units == between
