@@ -23,8 +23,6 @@ from sparsec.op_view import view
 _LEAST, _BLOCK = 1 << 20, 1 << 19
 # Blocks, where the channels allow it, for threads to share.
 _WANTED_BLOCKS = 8
-# Products of an input with the weights of a block below which it is not worth bringing inputs together.
-_FEW_USES = 4
 
 
 def join_expansions(low: Lowering) -> None:
@@ -72,7 +70,7 @@ def _joined(low: Lowering, first: Step, second: Step, count: int, weight: Unpack
         target,
         fixed=spmm_fixed.is_fixed(a["values"]) and uses >= spmm_rules.FIXED_USES,  # every block rounds its inputs
         even=count,
-        in_place=uses < _FEW_USES,
+        in_place=uses < spmm_rules.FEW_USES,
     )
     p = made.params | {key: a[key] for key in ("bias", "residual", "act", "act_params")}
     params = {"first": p, "second": dict(b), "block": a["n"] // count}

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.isa.memory import prefetch
+from sparsec.codegen.isa.memory import prefetch, prefetch_stream
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels.last_tile import with_size
@@ -223,6 +223,9 @@ class _Dense:
             if ahead:
                 for j in range(vectors):
                     prefetch(k, b, b0 + kk * t.nr + (ahead + j * lanes))
+            elif t.tiles == 1:
+                for j in range(0, vectors * lanes, 16):
+                    prefetch_stream(k, b, b0 + kk * t.nr + j, 4)
             row = [bind(k, k.load(b, b0 + kk * t.nr + j * lanes, lanes)) for j in range(vectors)]
             for i in range(rows):
                 value = k.splat(k.load(a, a0 + i * lda + kk), lanes)

@@ -243,6 +243,8 @@ class _Spmm:
     def _pack(self, kind: TileKind, pixel: Any, chunk: Any) -> None:
         p, k = self.p, self.k
         if in_place(p):
+            if p["bands"] == 1:  # a second one finds them near
+                self.pack.ask(self.part, pixel, kind)
             return
         column = bind(k, chunk * p["chunk"])
         columns = bind(k, self.T.min(p["chunk"], p["k"] - column))

@@ -71,16 +71,26 @@ class Packer:
         start = bind(k, (image * p["k"] + first) * size + pixel)
         with T.serial(0, columns) as c:
             source, dest = bind(k, start + c * size), bind(k, self.origin + c * self.pitch)
-            if kind.count > 1:
-                # what the next tile reads: runs as short as a tile, one for each channel, are not foreseen by the hardware
-                for at in range(0, kind.vectors * lanes, 16):
-                    prefetch(k, x, source + (kind.vectors * lanes + at))
+            self._ask(kind, source)
             for v in range(kind.vectors):
                 count = kind.tail if kind.tail and v == kind.vectors - 1 else lanes
                 if count < lanes:
                     k.store(panel, dest + v * lanes, k.f32(0.0, lanes), lanes)
                 for at, width in pieces(count, lanes):
                     k.store(panel, dest + v * lanes + at, k.load(x, source + v * lanes + at, width), width)
+
+    def ask(self, image: Any, pixel: Any, kind: TileKind) -> None:
+        """Ask for what the next tile reads of all columns, where they are multiplied in place."""
+        p = self.p
+        start = bind(self.k, image * (p["k"] * p["pixels"]) + pixel)
+        with self.T.serial(0, p["k"]) as c:
+            self._ask(kind, bind(self.k, start + c * p["pixels"]))
+
+    def _ask(self, kind: TileKind, source: Any) -> None:
+        """Runs as short as a tile, one for each channel, are not foreseen by the hardware."""
+        if kind.count > 1:
+            for at in range(0, kind.vectors * self.lanes, 16):
+                prefetch(self.k, self.k.arg("x"), source + (kind.vectors * self.lanes + at))
 
     def _token(self, kind: TileKind, v: int, row: int) -> int:
         """The token of a lane; lanes behind the last one repeat it."""

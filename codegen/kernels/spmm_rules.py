@@ -51,6 +51,8 @@ _SHARE, _TURNED = 0.4, 0.8
 FEWEST_TOKENS = 2
 # Products of an input, from which on rounding it to 16 bits for them is faster than multiplying floats.
 FIXED_USES = 12
+# The same, below which inputs are not worth a panel of their own.
+FEW_USES = 4
 # A window of 256 taps makes half a megabyte of code and takes a minute to compile.
 _MOST_TAPS = 64
 
@@ -123,7 +125,8 @@ def _fit_in_place(p: Mapping[str, Any], target: Target) -> bool:
     """Whether activations can be multiplied where they lie: whole vectors of floats, and values that need no place in a panel."""
     values = p["values"]
     floats = not spmm_fixed.is_fixed(values) and not spmm_bytes.is_whole(values) and not spmm_values.needs_runs(values)
-    return floats and p["source"] == "planes" and p["chunks"] == 1 and p["pixels"] % target.lanes == 0
+    whole = p["chunks"] == 1 and p.get("groups", 1) == 1 and p["pixels"] % target.lanes == 0
+    return floats and p["source"] == "planes" and whole
 
 
 def refused_sparse(op: SparsecNode, low: Lowering) -> Refusal | None:
@@ -162,10 +165,9 @@ def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target, group
     return _slower(weight, work, pixels * images, target, groups)
 
 
-def _takes_fixed(op: SparsecNode, weight: Unpacked, geometry: Mapping[str, Any]) -> bool:
-    """Whether the node allows products in 16 bits and they are faster: an input is rounded for `FIXED_USES` of them at least."""
-    uses = spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols
-    return op.activations == fixed.NAME and uses >= FIXED_USES
+def _uses(weight: Unpacked, geometry: Mapping[str, Any]) -> float:
+    """Products of an input."""
+    return spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols
 
 
 def isa(target: Target) -> str:
@@ -220,7 +222,9 @@ def _lower(
     if refusal is not None:
         return refusal
     label = op.node.name or "weight"
-    made = prepare(weight, geometry, low.target, fixed=_takes_fixed(op, weight, geometry))
+    used = _uses(weight, geometry)
+    rounded = op.activations == fixed.NAME and used >= FIXED_USES
+    made = prepare(weight, geometry, low.target, fixed=rounded, in_place=used < FEW_USES)
     p = made.params
     finish, added = epilogue(op, low, arrange=lambda bias: np.pad(bias, (0, -op.rows % p["strip"])), layout=layout)
     p |= finish

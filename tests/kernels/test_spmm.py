@@ -35,6 +35,7 @@ def check(
     share: float = 0.3,
     residual: bool = False,
     act: str = "",
+    in_place: bool = False,
     **forced: int,
 ) -> None:
     """One pointwise product with bias."""
@@ -42,7 +43,8 @@ def check(
     scheme = Scheme.parse(text)
     encoded = encode(rng.normal(size=(n, k)).astype(np.float32), scheme, mask=keep_mask(scheme, n, k, rng, share))
     geometry = {"pixels": pixels, "images": images, "source": layout, "dest": layout}
-    made = prepare(unpack(encoded), geometry, target, **forced)
+    made = prepare(unpack(encoded), geometry, target, in_place=in_place, **forced)
+    assert made.params.get("in_place", False) == in_place
     p = made.params | {"bias": True, "residual": residual, "act": act, "act_params": []}
     x = rng.normal(size=(images, k, pixels)).astype(np.float32)
     r = rng.normal(size=(images, n, pixels)).astype(np.float32)
@@ -105,6 +107,36 @@ def test_densities(text: str, share: float) -> None:
 )
 def test_sizes(size: tuple[int, int, int], layout: str) -> None:
     check("s50", *size, host_target(), layout=layout)
+
+
+@pytest.mark.parametrize("name", [*TARGETS, "arm"])
+@pytest.mark.parametrize("text", ["s90", "s2x1@90", "s4x1@90", "s90-cb4", "s90-int8-c"])
+@pytest.mark.parametrize(
+    ("n", "k", "pixels", "images"), [(1, 1, 16, 1), (24, 37, 208, 1), (5, 64, 144, 3), (33, 7, 16, 2)]
+)
+def test_activations_in_place(n: int, k: int, pixels: int, images: int, text: str, name: str) -> None:
+    options: dict[str, Any] = {"images": images, "residual": True, "act": "relu", "in_place": True}
+    check(text, n, k, pixels, target_of(name), share=0.1, **options)
+    if n == 24 and "-" not in text:
+        check(text, n, k, pixels, target_of(name), share=0.1, even=2 if "x" in text else 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "pixels", "options"),
+    [
+        ("s90", 50, {}),
+        ("s90-cb4-g8", 64, {}),
+        ("s90", 64, {"chunk": 16}),
+        ("s90", 64, {"layout": "tokens"}),
+        ("s90", 64, {"fixed": True}),
+    ],
+)
+def test_what_is_not_multiplied_in_place(text: str, pixels: int, options: dict[str, Any]) -> None:
+    rng, scheme = np.random.default_rng(1), Scheme.parse(text)
+    encoded = encode(rng.normal(size=(24, 40)).astype(np.float32), scheme, mask=keep_mask(scheme, 24, 40, rng, 0.1))
+    layout = options.pop("layout", "planes")
+    geometry = {"pixels": pixels, "images": 1, "source": layout, "dest": layout}
+    assert "in_place" not in prepare(unpack(encoded), geometry, host_target(), in_place=True, **options).params
 
 
 def test_several_images() -> None:
