@@ -21,13 +21,17 @@ _FAR_FLOATS = 1 << 18
 
 class Results:
     """Writes the stores of one kernel (`k`: KernelBuilder). rounding: of activations, None for float32; sums_pitch: elements of a row
-    of `sums`."""
+    of `sums`; begins: sums are float32 from their first product on."""
 
-    def __init__(self, p: Mapping[str, Any], k: Any, rounding: Rounding | None, sums_pitch: int) -> None:
+    def __init__(
+        self, p: Mapping[str, Any], k: Any, rounding: Rounding | None, sums_pitch: int, begins: bool = False
+    ) -> None:
         self.p, self.k, self.T, self.lanes = p, k, k.T, k.lanes
         self.rounding, self.sums_pitch = rounding, sums_pitch
         self.strip: int = p["strip"]
         self.scaled = p["values"]["scales"] in ("channel", "tensor")
+        # sums of floats begin with the bias (spmm_run.py), where nothing is done to them before it is added
+        self.begun = bool(p["bias"]) and p["dest"] == "planes" and not self.scaled and begins
 
     def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
         """y[image][row][pixel] for the tile's pixels and the rows of a strip; value(s, v): vector v of the sums of its row s."""
@@ -44,7 +48,7 @@ class Results:
         p, k, lanes = self.p, self.k, self.lanes
         to = hold(k, (image * p["n"] + row) * p["pixels"] + pixel)
         scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
-        bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] else None
+        bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] and not self.begun else None
         if kind.count > 1 and p["images"] * p["n"] * p["pixels"] >= _FAR_FLOATS:
             # the next tile's part of the row: runs as short as a tile are not foreseen by the hardware
             for at in range(0, kind.vectors * lanes, 16):

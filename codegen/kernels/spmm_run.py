@@ -99,6 +99,8 @@ class Runs:
             if self.rounding is not None and self.rounding.origins:
                 row = (run.number if self.grouped else run.strip) * self.strip + s
                 origin = k.splat(k.load(k.arg("origins"), row), self.lanes)
+            elif self.results.begun:
+                origin = bind(k, k.splat(k.load(k.arg("bias"), run.strip * self.strip + s), self.lanes))
             k.store(acc, slot, origin, self.lanes)
 
     # --- entries ---
