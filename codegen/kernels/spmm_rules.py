@@ -167,7 +167,7 @@ def dense_wins(weight: Unpacked, pixels: int, images: int, target: Target, group
 
 def _uses(weight: Unpacked, geometry: Mapping[str, Any]) -> float:
     """Products of an input."""
-    return spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols
+    return float(spmm_weights.stored(weight) * geometry.get("groups", 1) / weight.cols)
 
 
 def isa(target: Target) -> str:
