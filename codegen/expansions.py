@@ -12,7 +12,6 @@ from sparsec.codegen.kernels import (
     spmm_bytes,
     spmm_fixed,
     spmm_rules,
-    spmm_weights,
 )
 from sparsec.codegen.kernels.weights import unpacked_weight
 from sparsec.codegen.program import Buffer, KernelSpec, Ref, Step
@@ -63,19 +62,13 @@ def _blocks(first: Step, second: Step, uses: Counter[Buffer]) -> int:
 def _joined(low: Lowering, first: Step, second: Step, count: int, weight: Unpacked) -> Step:
     """One step for both; `weight` is that of the first, which is laid out again in `count` bands."""
     a, b, target = first.spec.params, second.spec.params, low.target
-    uses = spmm_weights.stored(weight) / (weight.cols * count)
-    made = spmm_rules.prepare(
-        weight,
-        {key: a[key] for key in ("pixels", "images", "source", "dest")},
-        target,
-        fixed=spmm_fixed.is_fixed(a["values"]) and uses >= spmm_rules.FIXED_USES,  # every block rounds its inputs
-        even=count,
-        in_place=uses < spmm_rules.FEW_USES,
-    )
+    geometry = {key: a[key] for key in ("pixels", "images", "source", "dest")}
+    rounds = spmm_fixed.is_fixed(a["values"])
+    made = spmm_rules.prepare_fastest(weight, geometry, target, rounds=rounds, even=count)
     p = made.params | {key: a[key] for key in ("bias", "residual", "act", "act_params")}
     params = {"first": p, "second": dict(b), "block": a["n"] // count}
-    x, *_ = _operands(first)
-    bias = _operands(first)[-2:-1] if a["bias"] else []
+    x, *others, _ = _operands(first)
+    bias = others[-1:] if a["bias"] else []
     weights = [low.const(array, f"{first.node}.{name}") for name, array in made.arrays]
     given = [x, *((tensor.ref, tensor.size) for tensor in weights), *bias, *_operands(second)[1:]]
     signature = expand_depthwise.signature(params, target).bound(

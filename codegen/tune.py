@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def alone(steps: Sequence[Step], target: Target) -> Program:
             program.buffers.append(mapped[old])
     for step in steps:
         refs = tuple(Ref(mapped[ref.buffer], ref.byte_offset) for ref in step.refs)
-        program.steps.append(Step(step.spec, step.signature, refs, step.node, step.op, step.note))
+        program.steps.append(replace(step, refs=refs))
     return program
 
 

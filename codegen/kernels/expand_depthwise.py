@@ -2,15 +2,14 @@
 
 MobileNets widen an image six times before they filter it: what lies between the two convolutions is larger than a level-2 cache,
 and writing and reading it takes longer than both products. A channel of the second convolution needs the same channel of the first
-only, so a unit is a block of channels: the first convolution (spmm.py, a band of rows for each block) leaves it in scratch, the second
-(depthwise.py) reads it there. Threads share nothing but the input.
+only, so a unit is a block of channels (`block` of them, which divides their number): the first convolution (spmm.py, a band of rows
+for each block) leaves it in scratch, the second (depthwise.py) reads it there. Threads share nothing but the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind
@@ -33,8 +32,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
             elif arg.role == "in" and (prefix, arg.name) != (SECOND, "x"):
                 ins.append(named)
     out = next(arg for arg in second.args if arg.role == "out")
-    units = ceil(p["first"]["n"] / p["block"])
-    return Signature((*ins, out, *work), units, first.cost + second.cost)
+    return Signature((*ins, out, *work), p["first"]["n"] // p["block"], first.cost + second.cost)
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -42,14 +40,15 @@ def build(p: Mapping[str, Any], k: Any) -> None:
     T, first, second = k.T, p["first"], p["second"]
     channels, pixels = p["block"], first["pixels"]
     of_block = spmm.signature(first, k.target).units // first["bands"]
-    planes = depthwise.signature(second, k.target).units // second["channels"]
+    of_channels = depthwise.signature(second, k.target).units // second["channels"] * channels
     with T.serial(k.lo, k.hi) as block:
         between = _Shifted(k.arg("between"), bind(k, block * (channels * pixels)))
-        begin = bind(k, block * channels)
-        end = bind(k, T.min(begin + channels, second["channels"]))
-        spmm.build(first, _Part(k, FIRST, {"y": between}, bind(k, block * of_block), bind(k, (block + 1) * of_block)))
-        filtered = _Part(k, SECOND, {"x": between, "out": k.arg("out")}, bind(k, begin * planes), bind(k, end * planes))
-        depthwise.build(second, filtered)
+
+        def part(prefix: str, given: Mapping[str, Any], units: int, block: Any = block) -> _Part:
+            return _Part(k, prefix, given, bind(k, block * units), bind(k, (block + 1) * units))
+
+        spmm.build(first, part(FIRST, {"y": between}, of_block))
+        depthwise.build(second, part(SECOND, {"x": between, "out": k.arg("out")}, of_channels))
 
 
 class _Shifted:

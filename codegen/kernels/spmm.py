@@ -113,8 +113,7 @@ class _Spmm:
         self.strip: int = p["strip"]
         self.plain = spmm_values.is_plain(p["values"])
         self.values = k.arg("values") if self.plain else k.arg("decoded")
-        floats = self.rounding is None and self.fixed is None
-        self.results = Results(p, k, self.rounding, self.sums_pitch, begins=floats)
+        self.results = Results(p, k, self.rounding, self.sums_pitch)
         self.runs = Runs(p, k, self.rounding, self.fixed, self.results)
         # first entry and first strip of the band: what scratch is indexed from
         self.entry_base: Any = 0

@@ -12,6 +12,7 @@ from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels.spmm_bytes import Rounding
+from sparsec.codegen.kernels.spmm_fixed import is_fixed
 from sparsec.codegen.kernels.spmm_pack import transpose
 from sparsec.codegen.kernels.spmm_plan import TileKind
 
@@ -21,17 +22,16 @@ _FAR_FLOATS = 1 << 18
 
 class Results:
     """Writes the stores of one kernel (`k`: KernelBuilder). rounding: of activations, None for float32; sums_pitch: elements of a row
-    of `sums`; begins: sums are float32 from their first product on."""
+    of `sums`."""
 
-    def __init__(
-        self, p: Mapping[str, Any], k: Any, rounding: Rounding | None, sums_pitch: int, begins: bool = False
-    ) -> None:
+    def __init__(self, p: Mapping[str, Any], k: Any, rounding: Rounding | None, sums_pitch: int) -> None:
         self.p, self.k, self.T, self.lanes = p, k, k.T, k.lanes
         self.rounding, self.sums_pitch = rounding, sums_pitch
         self.strip: int = p["strip"]
         self.scaled = p["values"]["scales"] in ("channel", "tensor")
         # sums of floats begin with the bias (spmm_run.py), where nothing is done to them before it is added
-        self.begun = bool(p["bias"]) and p["dest"] == "planes" and not self.scaled and begins
+        floats = rounding is None and not is_fixed(p["values"]) and not self.scaled
+        self.begun = bool(p["bias"]) and p["dest"] == "planes" and floats
 
     def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
         """y[image][row][pixel] for the tile's pixels and the rows of a strip; value(s, v): vector v of the sums of its row s."""

@@ -58,7 +58,6 @@ int32_t spc_parallel_for(spc_pool *pool, spc_range_fn fn, void *context, int32_t
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* A thread spins so long before it sleeps: longer than the caller needs between two steps that are for all, too short to be seen as
@@ -119,25 +118,15 @@ static void relax(void)
 
 size_t spc_pool_bytes(int32_t threads) { return sizeof(spc_pool) + sizeof(padded_slot) * (size_t)(threads - 1); }
 
-/* When spinning ends, in nanoseconds of the monotonic clock; 0: not looked at the clock yet. */
-typedef int64_t deadline;
-
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* One round of spinning; 0 when its time is over. */
-static int spin(int round, deadline *end)
+/* One round of spinning; 0 when its time is over. end: when that is, 0 before the first look at the clock. */
+static int spin(int round, uint64_t *end)
 {
     if (round % SPIN_YIELD != SPIN_YIELD - 1) {
         relax();
         return 1;
     }
     sched_yield();
-    int64_t now = now_ns();
+    uint64_t now = spc_now_ns();
     if (*end == 0) *end = now + SPIN_NS;
     return now < *end;
 }
@@ -190,7 +179,7 @@ static void leave_shared_core(slot *s) { (void)s; }
 static uint32_t await_ticket(slot *s, uint32_t seen)
 {
     uint32_t now;
-    deadline end = 0;
+    uint64_t end = 0;
     int round = 0;
     do {
         now = atomic_load_explicit(&s->ticket, memory_order_acquire);
@@ -237,7 +226,7 @@ static void finish(spc_pool *pool)
 
 static void await_all(spc_pool *pool)
 {
-    deadline end = 0;
+    uint64_t end = 0;
     int round = 0;
     do {
         if (atomic_load_explicit(&pool->pending, memory_order_acquire) == 0) return;

@@ -134,7 +134,7 @@ def test_what_is_not_finite_stays_so(value: float, target: Target) -> None:
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products are worth it here."""
     monkeypatch.setattr(spmm_rules, "dense_wins", lambda *_: None)
-    monkeypatch.setattr(spmm_rules, "FIXED_USES", 0)
+    monkeypatch.setattr(spmm_rules, "_FIXED_USES", 0)
 
 
 @pytest.mark.usefixtures("always")
