@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from sparsec.codegen.context import Lowering
 from sparsec.codegen.kernels import (
@@ -11,12 +13,16 @@ from sparsec.codegen.kernels import (
     spmm,
     spmm_bytes,
     spmm_fixed,
+    spmm_plan,
     spmm_rules,
 )
+from sparsec.codegen.kernels.frames import frame
 from sparsec.codegen.kernels.weights import unpacked_weight
+from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Buffer, KernelSpec, Ref, Step
 from sparsec.formats.encoded import Unpacked
 from sparsec.op_view import view
+from sparsec.target import Target
 
 # Bytes between the convolutions from which on joining them pays (at 0.6 MB it costs 8 %), and of a block of channels at most.
 _LEAST, _BLOCK = 1 << 20, 1 << 19
@@ -64,9 +70,9 @@ def _joined(low: Lowering, first: Step, second: Step, count: int, weight: Unpack
     a, b, target = first.spec.params, second.spec.params, low.target
     geometry = {key: a[key] for key in ("pixels", "images", "source", "dest")}
     rounds = spmm_fixed.is_fixed(a["values"])
-    made = spmm_rules.prepare_fastest(weight, geometry, target, rounds=rounds, even=count)
-    p = made.params | {key: a[key] for key in ("bias", "residual", "act", "act_params")}
-    params = {"first": p, "second": dict(b), "block": a["n"] // count}
+    made, framed = _prepared(weight, geometry, Window.of(b), target, rounds=rounds, even=count)
+    p = made.params | {key: a[key] for key in ("bias", "residual", "act", "act_params")} | framed
+    params = {"first": p, "second": b | framed, "block": a["n"] // count}
     x, *others, _ = _operands(first)
     bias = others[-1:] if a["bias"] else []
     weights = [low.const(array, f"{first.node}.{name}") for name, array in made.arrays]
@@ -78,6 +84,26 @@ def _joined(low: Lowering, first: Step, second: Step, count: int, weight: Unpack
     )
     refs, note = tuple(ref for ref, _ in given), f"{first.note}; {second.note}"
     return Step(KernelSpec("expand_depthwise", params), signature, refs, second.node, second.op, note, (first.node,))
+
+
+def _prepared(
+    weight: Unpacked, geometry: Mapping[str, Any], window: Window, target: Target, **options: Any
+) -> tuple[spmm_rules.Prepared, dict[str, Any]]:
+    """The first convolution's weight, and `frame` for both if its tiles are whole rows of the image or parts of a row."""
+    lanes, (height, width) = target.lanes, window.size
+    strip = spmm_rules.strip_of(weight, target)
+
+    def fit(vectors: int) -> bool:
+        row = width // lanes
+        return vectors % row == 0 and height % (vectors // row) == 0 if vectors > row else row % vectors == 0
+
+    framed = frame(window, target)
+    if framed is not None and width % lanes == 0:
+        wide = max(v for v in range(1, spmm_plan.widest(strip, target) + 1) if fit(v))
+        made = spmm_rules.prepare_fastest(weight, geometry, target, vectors=wide, **options)
+        if fit(wide * made.params.get("per_lane", 1)):
+            return made, {"frame": framed.params()}
+    return spmm_rules.prepare_fastest(weight, geometry, target, **options), {}
 
 
 def _operands(step: Step) -> list[tuple[Ref, int]]:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from sparsec import ops
 from sparsec.codegen.context import Lowering, Refusal
 from sparsec.codegen.isa.epilogue import activation_cost, apply_activation
-from sparsec.codegen.kernels import decode, planes
+from sparsec.codegen.kernels import decode, frames, plane_tiles, planes
 from sparsec.codegen.kernels.window import (
     Hooks,
     Window,
@@ -37,11 +37,13 @@ from sparsec.target import Target
 
 
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
-    """x, weight, bias [C]?, residual like out?, out; images lie in `layout`. Units: output rows, or strips of planes."""
+    """x, weight, bias [C]?, residual like out?, out; images lie in `layout`, and x in a `frame` of zeros, if there is one (row order).
+    Units: output rows, or strips of planes."""
     w, c, batch = Window.of(p), p["channels"], p["batch"]
     taps = w.kernel[0] * w.kernel[1]
     results = batch * w.out[0] * w.out[1] * c
-    args = [Arg("x", "float32", batch * w.size[0] * w.size[1] * c, "in")]
+    framed = frames.Frame(**p["frame"]) if p.get("frame") else None
+    args = [Arg("x", "float32", framed.size(batch * c) if framed else batch * w.size[0] * w.size[1] * c, "in")]
     coded = p["decode"]
     args += decode.arguments(coded) if coded else [Arg("weight", "float32", taps * c, "in")]
     if p["bias"]:
@@ -52,6 +54,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     if coded:
         args.append(Arg("panel", "float32", taps * coded["nr"], "work"))
     cost = results * (2 * taps + activation_cost(p["activation"]))
+    if framed is not None:
+        return Signature(tuple(args), c * batch, cost)
     if p["layout"] == "row":
         args.append(planes.scratch_argument(w, c * batch, target))
         return Signature(tuple(args), planes.plane_units(w, c * batch, target), cost)
@@ -103,7 +107,7 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
             acc = acc + read("residual")
         return apply_activation(k, p["activation"], p["act_params"], acc, n)
 
-    hooks = planes.Hooks(
+    hooks = plane_tiles.Hooks(
         pad=0.0,
         start=lambda channel: k.load(k.arg("bias"), channel) if p["bias"] else k.f32(0.0),
         step=lambda acc, x, tap: acc + x * tap,
@@ -112,7 +116,10 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
         prepare=(lambda block: decode.write_panel(coded, k, block, k.arg("panel"))) if coded else None,
         block=coded["nr"] if coded else 1,
     )
-    planes.emit_planes(k, w, p["channels"], p["batch"], hooks)
+    if p.get("frame"):
+        frames.emit_framed(k, w, p["channels"], hooks, frames.Frame(**p["frame"]))
+    else:
+        planes.emit_planes(k, w, p["channels"], p["batch"], hooks)
 
 
 def depthwise_choice(node: ir.Node, low: Lowering) -> Choice | None:

@@ -3,7 +3,7 @@
 MobileNets widen an image six times before they filter it: what lies between the two convolutions is larger than a level-2 cache,
 and writing and reading it takes longer than both products. A channel of the second convolution needs the same channel of the first
 only, so a unit is a block of channels (`block` of them, which divides their number): the first convolution (spmm.py, a band of rows
-for each block) leaves it in scratch, the second (depthwise.py) reads it there. Threads share nothing but the input.
+for each block) leaves it in scratch, the second (depthwise.py) reads it there, with zeros around every image if it can be (`frame`). Threads share nothing but the input.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import depthwise, spmm
+from sparsec.codegen.kernels.frames import Frame, clear
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -23,7 +24,7 @@ FIRST, SECOND = "first_", "second_"
 def signature(p: Mapping[str, Any], target: Target) -> Signature:
     """in: those of spmm.py, those of depthwise.py but x; out: out; work: a block of channels, the scratch of both."""
     first, second = spmm.signature(p["first"], target), depthwise.signature(p["second"], target)
-    ins, work = [], [Arg("between", "float32", p["block"] * p["first"]["pixels"], "work")]
+    ins, work = [], [Arg("between", "float32", _between(p), "work")]
     for prefix, made in ((FIRST, first), (SECOND, second)):
         for arg in made.args:
             named = replace(arg, name=prefix + arg.name)
@@ -35,14 +36,27 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     return Signature((*ins, out, *work), p["first"]["n"] // p["block"], first.cost + second.cost)
 
 
+def _between(p: Mapping[str, Any]) -> int:
+    """Elements of a block of channels between the two convolutions."""
+    framed = _frame(p)
+    return int(framed.size(p["block"]) if framed else p["block"] * p["first"]["pixels"])
+
+
+def _frame(p: Mapping[str, Any]) -> Frame | None:
+    return Frame(**p["first"]["frame"]) if p["first"].get("frame") else None
+
+
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the loop over blocks, with the nests of both kernels in it."""
     T, first, second = k.T, p["first"], p["second"]
-    channels, pixels = p["block"], first["pixels"]
+    channels, framed = p["block"], _frame(p)
+    plane = framed.plane if framed else first["pixels"]
     of_block = spmm.signature(first, k.target).units // first["bands"]
     of_channels = depthwise.signature(second, k.target).units // second["channels"] * channels
+    if framed:
+        clear(k, k.arg("between"), framed, channels)
     with T.serial(k.lo, k.hi) as block:
-        between = _Shifted(k.arg("between"), bind(k, block * (channels * pixels)))
+        between = _Shifted(k.arg("between"), bind(k, block * (channels * plane)))
 
         def part(prefix: str, given: Mapping[str, Any], units: int, block: Any = block) -> _Part:
             return _Part(k, prefix, given, bind(k, block * units), bind(k, (block + 1) * units))

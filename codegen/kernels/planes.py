@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
+from sparsec.codegen.kernels.plane_tiles import Hooks, Tiles
 from sparsec.codegen.kernels.window import Window
 from sparsec.codegen.program import Arg
 from sparsec.target import Target
 
 # Bytes of scratch a strip may need: it shares a level-1 cache of 32 KB with the rows that are read and written.
 _SCRATCH_BYTES = 16 * 1024
-# More taps than this are looped over at run time.
-_MAX_UNROLL = 64
 # Units worth having, so that up to 8 threads share few planes evenly.
 _WANTED_UNITS = 16
 # Strips that are filled before they are computed, if all of them take half of the scratch.
@@ -84,26 +83,6 @@ def tiling(w: Window, planes: int, target: Target) -> Tiling:
     return Tiling(lanes, rows, vectors, strips, phases, pitch, most_lines, depth)
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the nest computes, on float32 vectors of neighbouring columns of one row of one plane.
-
-    pad: what the padding holds. start(channel): the accumulator's first value, a scalar. weight(channel, tap): a scalar (None: no
-    weights). step(accumulator, x, weight): the accumulator after one tap. finish(accumulator, read, lanes): the result, where
-    read(argument) is the vector at the result's place in an argument shaped like `out` and read(argument, True) in one that
-    is shaped like a single plane.
-    prepare(block): code before the planes of each block of `block` channels (None: nothing to do).
-    """
-
-    pad: float
-    start: Callable[[Any], Any]
-    step: Callable[[Any, Any, Any], Any]
-    finish: Callable[[Any, Callable[..., Any], int], Any]
-    weight: Callable[[Any, Any], Any] | None = None
-    prepare: Callable[[Any], None] | None = None
-    block: int = 1
-
-
 def scratch_argument(w: Window, planes: int, target: Target) -> Arg:
     """The work argument `scratch` of `emit_planes`."""
     t = tiling(w, planes, target)
@@ -148,62 +127,19 @@ def fill_run(k: Any, dst: Any, d: Any, count: int, value: float) -> None:
         k.store(dst, d + (count - lanes), k.f32(value, lanes), lanes)
 
 
-def store_first(k: Any, buffer: Any, at: Any, value: Any, count: int, lanes: int) -> None:
-    """Store the first `count` of `lanes` elements of a vector and nothing else; lanes / 2 < count <= lanes."""
-    if count == lanes:
-        k.store(buffer, at, value, lanes)
-        return
-    half, value = lanes // 2, k.T.bind(value)
-    k.store(buffer, at, k.T.Shuffle([value], list(range(half))) if half > 1 else _lane(k, value, 0), half)
-    if count > half:
-        last = list(range(count - half, count))
-        k.store(buffer, at + (count - half), k.T.Shuffle([value], last) if half > 1 else _lane(k, value, last[0]), half)
-
-
-def load_first(k: Any, buffer: Any, at: Any, count: int, lanes: int) -> Any:
-    """A vector whose first `count` lanes are read from memory, nothing behind them is; lanes / 2 < count <= lanes."""
-    if count == lanes:
-        return k.load(buffer, at, lanes)
-    half = lanes // 2
-    parts = [k.T.bind(k.load(buffer, at, half)), k.T.bind(k.load(buffer, at + (count - half), half))]
-    if half == 1:
-        parts = [k.splat(p, 2) for p in parts]
-    index = [i if i < half else min(i - (count - half), half - 1) + half for i in range(lanes)]
-    return k.T.Shuffle(parts, index if half > 1 else [0, 2])
-
-
-def _lane(k: Any, value: Any, lane: int) -> Any:
-    return k.T.Shuffle([value], [lane])
-
-
-class _Planes:
-    """The strips, tiles and vectors of the planes."""
+class _Planes(Tiles):
+    """The strips of the planes."""
 
     def __init__(self, k: Any, w: Window, channels: int, batch: int, hooks: Hooks) -> None:
-        self.k, self.w, self.channels, self.hooks = k, w, channels, hooks
-        self.t = tiling(w, channels * batch, k.target)
+        self.t = t = tiling(w, channels * batch, k.target)
+        super().__init__(k, w, channels, hooks, lanes=t.lanes, rows=t.rows, vectors=t.vectors, units=t.strips)
         self.scratch = k.arg("scratch")
-        self.acc = k.local(self.t.rows * self.t.vectors * self.t.lanes)
-        self.whole = w.kernel[0] * w.kernel[1] <= _MAX_UNROLL
 
     def write(self) -> None:
-        """All units of the call."""
-        T, k, strips = self.k.T, self.k, self.t.strips
-        fill_run(k, self.scratch, 0, self.t.depth * self.t.scratch, self.hooks.pad)
-        if self.hooks.prepare is None:
-            self._units(k.lo, k.hi)
-            return
-        size, image = self.hooks.block, self.channels * strips  # units of an image
-        blocks = ceil(self.channels / size)
-        first_image, last_image = T.truncdiv(k.lo, image), T.truncdiv(k.hi + (image - 1), image)
-        with T.serial(first_image, last_image) as n, T.serial(0, blocks) as block:
-            begin = T.bind(T.max(k.lo, n * image + block * (size * strips)))
-            end = T.bind(T.min(k.hi, n * image + T.min((block + 1) * (size * strips), image)))
-            with T.If(begin < end), T.Then():
-                self.hooks.prepare(block)
-                self._units(begin, end)
+        fill_run(self.k, self.scratch, 0, self.t.depth * self.t.scratch, self.hooks.pad)
+        super().write()
 
-    def _units(self, begin: Any, end: Any) -> None:
+    def span(self, begin: Any, end: Any) -> None:
         T, depth = self.k.T, self.t.depth
         if depth == 1:
             with T.serial(begin, end) as unit:
@@ -219,7 +155,7 @@ class _Planes:
 
     def _unit(self, unit: Any, slot: Any, fill: bool, compute: bool) -> None:
         """Fill or compute the strip in scratch image number `slot`."""
-        T, w, t = self.k.T, self.w, self.t
+        T, w, t = self.T, self.w, self.t
         (height, width), (out_h, out_w) = w.size, w.out
         place = T.bind(slot * t.scratch) if t.depth > 1 else 0
         plane = T.bind(T.truncdiv(unit, t.strips)) if t.strips > 1 else unit
@@ -234,16 +170,9 @@ class _Planes:
             self._fill(T.bind(plane * (height * width)), first, place)
         if not compute:
             return
-        start = T.bind(self.hooks.start(channel))
-        weights = self._weights(channel)
+        line = w.strides[0] * t.line
         target = T.bind(plane * (out_h * out_w))
-        with T.serial(0, T.truncdiv(rows + (t.rows - 1), t.rows) if t.strips > 1 else ceil(out_h / t.rows)) as tile:
-            row = T.bind(T.min(tile * t.rows, rows - t.rows))
-            wide = t.lanes * t.vectors
-            with T.serial(0, ceil(out_w / wide)) as i:
-                x = T.bind(T.min(i * wide, out_w - wide)) if out_w >= wide else 0
-                origin = T.bind(place + row * (w.strides[0] * t.line) + x)
-                self._tile(channel, start, weights, origin, target, T.bind((first + row) * out_w + x))
+        self.plane(channel, lambda row, x: place + row * line + x, first, rows, target)
 
     # --- the scratch image ---
 
@@ -301,62 +230,31 @@ class _Planes:
         if width % 2:
             k.store(self.scratch, place(width - 1, width - 1), k.load(x, s + (width - 1)))
 
-    # --- the register tile ---
+    # --- what a tile reads ---
 
-    def _weights(self, channel: Any) -> list[Any] | None:
-        """All weights of a channel in vectors: LLVM keeps as many of them in registers as fit."""
-        weight = self.hooks.weight
-        if weight is None or not self.whole:
-            return None
-        k = self.k
-        return [k.T.bind(k.splat(weight(channel, i), self.t.lanes)) for i in range(prod(self.w.kernel))]
+    def values(self, origin: Any) -> Callable[[int, int, int], Any]:
+        t, n = self.t, self.lanes
 
-    def _tile(self, channel: Any, start: Any, weights: list[Any] | None, origin: Any, target: Any, at: Any) -> None:
-        """One tile, its first tap at `origin` in scratch, its results at `at` in the plane that starts at `target`."""
-        T, k, w, t = self.k.T, self.k, self.w, self.t
-        n, acc = t.lanes, self.acc
-        for i in range(t.rows * t.vectors):
-            k.store(acc, i * n, k.splat(start, n), n)
+        def value(line: int, kw: int, v: int) -> Any:
+            column = kw * self.w.dilations[1]
+            place = column % t.phases * t.pitch + column // t.phases
+            return self.k.load(self.scratch, origin + (line * t.line + place + v * n), n)
 
-        def place(column: int) -> int:
-            return column % t.phases * t.pitch + column // t.phases
+        return value
 
-        def step(i: int, v: int, value: Any, weight: Any) -> None:
-            slot = (i * t.vectors + v) * n
-            k.store(acc, slot, self.hooks.step(k.load(acc, slot, n), value, weight), n)
-
-        if self.whole:
-            users: dict[int, list[tuple[int, int]]] = {}
+    def products(self, channel: Any, weights: list[Any] | None, origin: Any) -> None:
+        if self.unrolled:
+            super().products(channel, weights, origin)
+            return
+        T, k, w, t, n = self.T, self.k, self.w, self.t, self.lanes
+        with T.serial(0, w.kernel[0]) as kh, T.serial(0, w.kernel[1]) as kw:
+            column = kw * w.dilations[1]
+            if t.phases > 1:
+                column = T.truncmod(column, t.phases) * t.pitch + T.truncdiv(column, t.phases)
+            base = T.bind(origin + kh * (w.dilations[0] * t.line) + column)
+            weight = None
+            if self.hooks.weight is not None:
+                weight = T.bind(k.splat(self.hooks.weight(channel, kh * w.kernel[1] + kw), n))
             for i in range(t.rows):
-                for kh in range(w.kernel[0]):
-                    users.setdefault(i * w.strides[0] + kh * w.dilations[0], []).append((i, kh))
-            for line in sorted(users):  # every vector is loaded once and used by all rows it reaches
-                for kw in range(w.kernel[1]):
-                    for v in range(t.vectors):
-                        offset = line * t.line + place(kw * w.dilations[1]) + v * n
-                        value = T.bind(k.load(self.scratch, origin + offset, n))
-                        for i, kh in users[line]:
-                            step(i, v, value, weights[kh * w.kernel[1] + kw] if weights else None)
-        else:
-            with T.serial(0, w.kernel[0]) as kh, T.serial(0, w.kernel[1]) as kw:
-                column = kw * w.dilations[1]
-                if t.phases > 1:
-                    column = T.truncmod(column, t.phases) * t.pitch + T.truncdiv(column, t.phases)
-                base = T.bind(origin + kh * (w.dilations[0] * t.line) + column)
-                weight = None
-                if self.hooks.weight is not None:
-                    weight = T.bind(k.splat(self.hooks.weight(channel, kh * w.kernel[1] + kw), n))
-                for i in range(t.rows):
-                    for v in range(t.vectors):
-                        step(i, v, k.load(self.scratch, base + i * w.strides[0] * t.line + v * n, n), weight)
-        count = min(n, w.out[1])
-        for i in range(t.rows):
-            exact = count if i == t.rows - 1 else n
-            for v in range(t.vectors):
-                to = T.bind(at + (i * w.out[1] + v * n))
-
-                def read(argument: str, plane: bool = False, to: Any = to, exact: int = exact) -> Any:
-                    return load_first(k, k.arg(argument), to if plane else target + to, exact, n)
-
-                value = self.hooks.finish(k.load(acc, (i * t.vectors + v) * n, n), read, n)
-                store_first(k, k.arg("out"), target + to, value, exact, n)
+                for v in range(t.vectors):
+                    self.step(i, v, k.load(self.scratch, base + i * w.strides[0] * t.line + v * n, n), weight)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels import planes
+from sparsec.codegen.kernels import plane_tiles, planes
 from sparsec.codegen.kernels.window import Hooks, Row, Window, emit_window, read_window, window_choice, window_units
 from sparsec.codegen.layouts import Choice
 from sparsec.codegen.program import Arg, Signature
@@ -80,7 +80,7 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
         return acc * (k.f32(share, n) if share is not None else read("share", True))
 
     first = float("-inf") if largest else 0.0
-    hooks = planes.Hooks(
+    hooks = plane_tiles.Hooks(
         pad=first,
         start=lambda channel: k.f32(first),
         step=lambda acc, x, _: k.T.max(acc, x) if largest else acc + x,

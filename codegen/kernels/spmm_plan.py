@@ -54,6 +54,12 @@ def most_vectors(strip: int, target: Target) -> int:
     return max(1, min(8, room // strip))
 
 
+def widest(strip: int, target: Target) -> int:
+    """Vectors of the widest tile whose sums and weights are in registers, where activations are operands of multiplications."""
+    import os
+    return int(os.environ.get("WIDE", max(1, (target.vector_registers - 1) // strip - 1)))
+
+
 def accumulator_sets(strip: int, vectors: int) -> int:
     """Sets of accumulators consecutive entries alternate between: sums depend on one another for the latency of an addition."""
     return 2 if strip * vectors <= 4 else 1

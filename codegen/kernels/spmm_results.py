@@ -11,6 +11,7 @@ from sparsec.codegen.isa.epilogue import apply_activation
 from sparsec.codegen.isa.memory import prefetch
 from sparsec.codegen.isa.pieces import pieces
 from sparsec.codegen.isa.vecmath import bind, hold
+from sparsec.codegen.kernels.frames import Frame
 from sparsec.codegen.kernels.spmm_bytes import Rounding
 from sparsec.codegen.kernels.spmm_fixed import is_fixed
 from sparsec.codegen.kernels.spmm_pack import transpose
@@ -33,6 +34,24 @@ class Results:
         floats = rounding is None and not is_fixed(p["values"]) and not self.scaled
         self.begun = bool(p["bias"]) and p["dest"] == "planes" and floats
 
+        self.frame = Frame(**p["frame"]) if p.get("frame") else None
+        self.plane = self.frame.plane if self.frame else p["pixels"]
+
+    def place(self, pixel: Any) -> Any:
+        """Where in its plane a tile that begins at this pixel is stored."""
+        if self.frame is None:
+            return pixel
+        f = self.frame
+        row = bind(self.k, self.T.truncdiv(pixel, f.width))
+        return row * f.pitch + (pixel - row * f.width) + f.origin
+
+    def step(self, v: int) -> int:
+        """How far behind the first vector of a tile the one numbered `v` is stored."""
+        if self.frame is None:
+            return v * self.lanes
+        a_row = self.frame.width // self.lanes
+        return v // a_row * self.frame.pitch + v % a_row * self.lanes
+
     def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
         """y[image][row][pixel] for the tile's pixels and the rows of a strip; value(s, v): vector v of the sums of its row s."""
         T, p, k, height = self.T, self.p, self.k, self.strip
@@ -46,10 +65,10 @@ class Results:
 
     def _row(self, kind: TileKind, image: Any, pixel: Any, row: Any, sums: Callable[[int], Any]) -> None:
         p, k, lanes = self.p, self.k, self.lanes
-        to = hold(k, (image * p["n"] + row) * p["pixels"] + pixel)
+        to = hold(k, (image * p["n"] + row) * self.plane + self.place(pixel))
         scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
         bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] and not self.begun else None
-        if kind.count > 1 and p["images"] * p["n"] * p["pixels"] >= _FAR_FLOATS:
+        if self.frame is None and kind.count > 1 and p["images"] * p["n"] * p["pixels"] >= _FAR_FLOATS:
             # the next tile's part of the row: runs as short as a tile are not foreseen by the hardware
             for at in range(0, kind.vectors * lanes, 16):
                 prefetch(k, k.arg("y"), to + (kind.vectors * lanes + at))
@@ -63,12 +82,13 @@ class Results:
             whole = k.local(lanes) if count < lanes else None
             if whole is not None:  # parts of an accumulator would keep it out of registers
                 k.store(whole, 0, value, lanes)
+            vector = self.step(v)
             for at, width in pieces(count, lanes):
                 part = value if whole is None else k.load(whole, at, width)
                 if p["residual"]:
-                    part = part + k.load(k.arg("residual"), to + v * lanes + at, width)
+                    part = part + k.load(k.arg("residual"), to + vector + at, width)
                 part = apply_activation(k, p["act"], p["act_params"], part, width)
-                k.store(k.arg("y"), to + v * lanes + at, part, width)
+                k.store(k.arg("y"), to + vector + at, part, width)
 
     def tokens(self, kind: TileKind, pixel: Any, row0: Any, row1: Any, strip_base: Any) -> None:
         """y[pixel][row] for the tile's pixels and rows [row0, row1), transposed from the sums, four pixels at a time. strip_base: the

@@ -86,7 +86,7 @@ def prepare(
     """
     mask = spmm_weights.element_mask(weight)
     groups = geometry.get("groups", 1)
-    strip = _strip(weight, groups, target)
+    strip = strip_of(weight, target, groups)
     values = spmm_fixed.describe() if fixed else spmm_values.describe(weight)
     window = geometry.get("window")
     quantum = window["kh"] * window["kw"] if window else 4 if geometry["source"] == "tokens" else 1
@@ -122,13 +122,13 @@ def prepare(
 
 
 def prepare_fastest(
-    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, rounds: bool, even: int = 1
+    weight: Unpacked, geometry: Mapping[str, Any], target: Target, *, rounds: bool, even: int = 1, **forced: int
 ) -> Prepared:
     """`prepare` in 16-bit fixed point (if it `rounds`) or in place, where the products of an input, of each of `even` bands, make that
     the fastest."""
     uses = spmm_weights.stored(weight) * geometry.get("groups", 1) / (weight.cols * even)
     rounded = rounds and uses >= _FIXED_USES
-    return prepare(weight, geometry, target, fixed=rounded, even=even, in_place=uses < _FEW_USES)
+    return prepare(weight, geometry, target, fixed=rounded, even=even, in_place=uses < _FEW_USES, **forced)
 
 
 def _fit_in_place(p: Mapping[str, Any], target: Target) -> bool:
@@ -164,7 +164,7 @@ def _refusal(op: SparsecNode, low: Lowering, pixels: int, fewest: int = _FEWEST_
     return None
 
 
-def _strip(weight: Unpacked, groups: int, target: Target) -> int:
+def strip_of(weight: Unpacked, target: Target, groups: int = 1) -> int:
     """Rows of an entry, all of one group."""
     return spmm_weights.strip_height(gcd(weight.scheme.block[0], weight.rows // groups), spmm_plan.max_strip(target))
 
@@ -184,7 +184,7 @@ def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target, group
     single, blocked, moved = _COSTS[isa(target)]
     n, k = weight.rows, weight.cols * groups
     stored = spmm_weights.stored(weight)
-    strip = _strip(weight, groups, target)
+    strip = strip_of(weight, target, groups)
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     decode = stored * _GROUP_DECODE if weight.scheme.scales.kind == "group" else 0.0
