@@ -56,6 +56,10 @@ class KernelBuilder:
         """The flat (1-D) buffer of parameter `name`."""
         return self._buffers[name]
 
+    def first(self, name: str) -> Expr:
+        """Index of the first element that the buffer of `name` holds: not 0 where a kernel is part of one that gives it a piece."""
+        return T.int32(0)
+
     def local(self, size: int, dtype: str = "float32") -> Any:
         """A register-sized temporary of `size` elements on the stack; LLVM keeps it in registers when all indices unroll."""
         return T.alloc_buffer((size,), dtype, scope="local")

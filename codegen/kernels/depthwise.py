@@ -63,7 +63,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
-    """Hooks of the window nest: multiply and add, then residual and activation."""
+    """Hooks of the window nest: multiply and add, then residual and activation. With a `frame`, for the rows of strip `k.strip`."""
     if p["layout"] == "row":
         _build_planes(p, k)
         return
@@ -117,7 +117,7 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
         block=coded["nr"] if coded else 1,
     )
     if p.get("frame"):
-        frames.emit_framed(k, w, p["channels"], hooks, frames.Frame(**p["frame"]))
+        frames.emit_framed(k, w, p["channels"], hooks, frames.Frame(**p["frame"]), k.strip)
     else:
         planes.emit_planes(k, w, p["channels"], p["batch"], hooks)
 

@@ -3,7 +3,8 @@
 MobileNets widen an image six times before they filter it: what lies between the two convolutions is larger than a level-2 cache,
 and writing and reading it takes longer than both products. A channel of the second convolution needs the same channel of the first
 only, so a unit is a block of channels (`block` of them, which divides their number): the first convolution (spmm.py, a band of rows
-for each block) leaves it in scratch, the second (depthwise.py) reads it there, with zeros around every image if it can be (`frame`). Threads share nothing but the input.
+for each block) leaves it in scratch, the second (depthwise.py) reads it there. Where the images allow it (`frame`, frames.py) they have
+zeros around them there, and a strip of them, which stays in a level-1 cache, is computed at a time. Threads share nothing but the input.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind
 from sparsec.codegen.kernels import depthwise, spmm
-from sparsec.codegen.kernels.frames import Frame, clear
+from sparsec.codegen.kernels.frames import Frame, clear_lines, clear_margins, move_on
 from sparsec.codegen.program import Arg, Signature
 from sparsec.target import Target
 
@@ -48,52 +49,47 @@ def _frame(p: Mapping[str, Any]) -> Frame | None:
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the loop over blocks, with the nests of both kernels in it."""
-    T, first, second = k.T, p["first"], p["second"]
-    channels, framed = p["block"], _frame(p)
-    plane = framed.plane if framed else first["pixels"]
+    T, first, second, framed = k.T, p["first"], p["second"], _frame(p)
+    channels, buffer = p["block"], k.arg("between")
     of_block = spmm.signature(first, k.target).units // first["bands"]
     of_channels = depthwise.signature(second, k.target).units // second["channels"] * channels
-    if framed:
-        clear(k, k.arg("between"), framed, channels)
-    with T.serial(k.lo, k.hi) as block:
-        between = _Shifted(k.arg("between"), bind(k, block * (channels * plane)))
-
-        def part(prefix: str, given: Mapping[str, Any], units: int, block: Any = block) -> _Part:
-            return _Part(k, prefix, given, bind(k, block * units), bind(k, (block + 1) * units))
-
-        spmm.build(first, part(FIRST, {"y": between}, of_block))
-        depthwise.build(second, part(SECOND, {"x": between, "out": k.arg("out")}, of_channels))
-
-
-class _Shifted:
-    """A part of an array that is held elsewhere: element `first` of the array is the first of `held`."""
-
-    def __init__(self, held: Any, first: Any) -> None:
-        self.held, self.first = held, first
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.held[index - self.first]
+    if framed is None:
+        with T.serial(k.lo, k.hi) as block:
+            held = bind(k, block * (channels * first["pixels"]))
+            base = bind(k, block * of_block)
+            spmm.build(first, _Part(k, FIRST, base, bind(k, base + of_block), "y", held))
+            base = bind(k, block * of_channels)
+            depthwise.build(second, _Part(k, SECOND, base, bind(k, base + of_channels), "x", held))
+        return
+    clear_margins(k, buffer, framed, channels)
+    with T.serial(k.lo, k.hi) as block, T.serial(0, framed.strips) as strip:
+        held, base = bind(k, block * (channels * framed.plane)), bind(k, block * of_block)
+        clear_lines(k, buffer, framed, channels, strip)
+        lo, hi = (bind(k, base + T.truncdiv(row * of_block, framed.height)) for row in framed.span(T, strip))
+        at = bind(k, held + strip * (framed.advance * framed.pitch))
+        spmm.build(first, _Part(k, FIRST, lo, hi, "y", at))
+        base = bind(k, block * of_channels)
+        depthwise.build(second, _Part(k, SECOND, base, bind(k, base + of_channels), "x", held, strip))
+        if framed.lines > framed.advance and framed.strips > 1:
+            with T.If(strip < framed.strips - 1), T.Then():
+                move_on(k, buffer, framed, channels)
 
 
 class _Part:
-    """The builder as one of the two kernels sees it: arguments by their own names, its own range of units."""
+    """The builder as one of the two kernels sees it: arguments by their own names, but for `shared`, which is what lies between and holds
+    the elements from `first` on; its own range of units; the strip of a frame."""
 
-    def __init__(self, k: Any, prefix: str, given: Mapping[str, Any], lo: Any, hi: Any) -> None:
-        self._k, self._prefix, self._given = k, prefix, given
-        self.lo, self.hi = lo, hi
+    def __init__(self, k: Any, prefix: str, lo: Any, hi: Any, shared: str, first: Any, strip: Any = 0) -> None:
+        self._k, self._prefix, self._shared, self._first = k, prefix, shared, first
+        self.lo, self.hi, self.strip = lo, hi, strip
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._k, name)
 
     def arg(self, name: str) -> Any:
-        return self._given[name] if name in self._given else self._k.arg(self._prefix + name)
+        if name == self._shared:
+            return self._k.arg("between")
+        return self._k.arg(name if name == "out" else self._prefix + name)
 
-    def load(self, buffer: Any, index: Any, lanes: int = 1) -> Any:
-        if isinstance(buffer, _Shifted):
-            return self._k.load(buffer.held, index - buffer.first, lanes)
-        return self._k.load(buffer, index, lanes)
-
-    def store(self, buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
-        if isinstance(buffer, _Shifted):
-            buffer, index = buffer.held, index - buffer.first
-        self._k.store(buffer, index, value, lanes)
+    def first(self, name: str) -> Any:
+        return self._first if name == self._shared else self._k.T.int32(0)

@@ -112,7 +112,7 @@ class Tiles(ABC):
     def plane(self, channel: Any, origin: Callable[[Any, Any], Any], first: Any, rows: Any, target: Any) -> None:
         """Output rows [first, first + rows) of the plane that begins at `target`; origin(row, column): of the first tap of a result,
         counted from `first`."""
-        T, (out_h, out_w) = self.T, self.w.out
+        T, out_w = self.T, self.w.out[1]
         start, weights = T.bind(self.hooks.start(channel)), self.weights(channel)
         tiles = ceil(rows / self.rows) if isinstance(rows, int) else T.truncdiv(rows + (self.rows - 1), self.rows)
         wide = self.lanes * self.vectors

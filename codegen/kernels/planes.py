@@ -167,7 +167,7 @@ class _Planes(Tiles):
             first = T.bind(T.truncdiv(strip * out_h, t.strips))
             rows = T.bind(T.truncdiv((strip + 1) * out_h, t.strips) - first)
         if fill:
-            self._fill(T.bind(plane * (height * width)), first, place)
+            self._fill(T.bind(plane * (height * width) - self.k.first("x")), first, place)
         if not compute:
             return
         line = w.strides[0] * t.line

@@ -55,9 +55,8 @@ def most_vectors(strip: int, target: Target) -> int:
 
 
 def widest(strip: int, target: Target) -> int:
-    """Vectors of the widest tile whose sums and weights are in registers, where activations are operands of multiplications."""
-    import os
-    return int(os.environ.get("WIDE", max(1, (target.vector_registers - 1) // strip - 1)))
+    """Widest tile whose sums and weights just fit the registers, where activations are operands of multiplications in memory."""
+    return max(1, min(14, (target.vector_registers - strip) // strip))
 
 
 def accumulator_sets(strip: int, vectors: int) -> int:

@@ -34,7 +34,7 @@ class Results:
         floats = rounding is None and not is_fixed(p["values"]) and not self.scaled
         self.begun = bool(p["bias"]) and p["dest"] == "planes" and floats
 
-        self.frame = Frame(**p["frame"]) if p.get("frame") else None
+        self.frame: Frame | None = Frame(**p["frame"]) if p.get("frame") else None
         self.plane = self.frame.plane if self.frame else p["pixels"]
 
     def place(self, pixel: Any) -> Any:
@@ -48,8 +48,8 @@ class Results:
     def step(self, v: int) -> int:
         """How far behind the first vector of a tile the one numbered `v` is stored."""
         if self.frame is None:
-            return v * self.lanes
-        a_row = self.frame.width // self.lanes
+            return int(v * self.lanes)
+        a_row: int = self.frame.width // self.lanes
         return v // a_row * self.frame.pitch + v % a_row * self.lanes
 
     def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
@@ -65,7 +65,7 @@ class Results:
 
     def _row(self, kind: TileKind, image: Any, pixel: Any, row: Any, sums: Callable[[int], Any]) -> None:
         p, k, lanes = self.p, self.k, self.lanes
-        to = hold(k, (image * p["n"] + row) * self.plane + self.place(pixel))
+        to = hold(k, (image * p["n"] + row) * self.plane + self.place(pixel) - k.first("y"))
         scale = bind(k, k.splat(k.load(k.arg("row_scales"), row), lanes)) if self.scaled else None
         bias = bind(k, k.splat(k.load(k.arg("bias"), row), lanes)) if p["bias"] and not self.begun else None
         if self.frame is None and kind.count > 1 and p["images"] * p["n"] * p["pixels"] >= _FAR_FLOATS:
