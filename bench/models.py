@@ -231,10 +231,10 @@ def _recipe(entry: Entry, scheme: str, recipes: Sequence[str]) -> Any:
 
 
 def recipe_of(rule: Mapping[str, Any], scheme: str) -> Any:
-    """The recipe of a row ("s90", "s90 x int16"), None for the dense model."""
+    """The recipe of a row ("s90", "s90 x int16"), None for the dense model. Small layers are pruned, too, as in the rivals' files."""
     scheme, _, activations = scheme.partition(" x ")
     asked = {**rule, "scheme": scheme} | ({"activations": activations} if activations else {})
-    return None if scheme == "fp32" else {"version": 1, "rules": [asked]}
+    return None if scheme == "fp32" else {"version": 1, "min_elements": 0, "rules": [asked]}
 
 
 def _compile(name: str, recipe: Any, path: Path) -> tuple[Path, int]:

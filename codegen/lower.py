@@ -14,6 +14,7 @@ from sparsec.codegen.cuda.limits import uncountable
 from sparsec.codegen.cuda.operands import turned_operands
 from sparsec.codegen.cuda.storage import store_halves
 from sparsec.codegen.expansions import join_expansions
+from sparsec.codegen.framing import frame_images
 from sparsec.codegen.fusion import deferred_nodes
 from sparsec.codegen.kernels import table as processor
 from sparsec.codegen.layouts import plan_layouts
@@ -81,6 +82,7 @@ def lower(
             blocked = uncountable(low.program)
         else:
             join_expansions(low)
+            frame_images(low)
     if blocked:
         raise UnsupportedOpError(
             f"{len(blocked)} node(s) or input(s) of the model have no lowering for target '{target.name}':\n  "

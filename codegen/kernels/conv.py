@@ -1,7 +1,7 @@
 """Convolution with constant weights of any scheme as matrix multiplication on channels-last images.
 
-Plain float32 weights go to direct.py (3x3 windows on large images to winograd.py, 1x1 on small ones to dense.py), all others, groups
-and images of a few pixels to gemm.py.
+Plain float32 weights go to direct.py (3x3 windows on large images to winograd.py, 1x1 on small ones to dense.py, images of few channels
+where row order is wanted to planar.py), all others, groups and images of a few pixels to gemm.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.codegen.context import Lowering, Refusal
-from sparsec.codegen.kernels import dense, direct, winograd
+from sparsec.codegen.context import Layout, Lowering, Refusal
+from sparsec.codegen.kernels import dense, direct, planar, winograd
 from sparsec.codegen.kernels.gemm import panel_width
 from sparsec.codegen.kernels.weights import epilogue, pack_bias, pack_weight, refused_epilogue
 from sparsec.codegen.kernels.window import Window, read_window
@@ -26,15 +26,50 @@ _NARROWEST, _WIDE, _MOST_FLAT = 4, 14, 64
 
 
 def conv_choice(node: ir.Node, low: Lowering) -> Choice:
-    """Channels last only; images of few channels are read as they lie."""
+    """Channels last; images of few channels, which are read as they lie, also in row order."""
     op = view(node)
     assert op.x is not None
     if prod(low.shape(op.x)[2:]) * prod(low.shape(op.output)[2:]) == 1:  # the same in both layouts (pixel.py)
         return Choice({"row": 0.0}, free=True)
     few = _is_direct(op, low) and low.shape(op.x)[1] <= direct.MOST_PLANES
-    return Choice(
-        {"cl": multiply_time(low, prod(low.shape(op.output)) * op.cols, 0.7)}, free=few and op.residual is None
-    )
+    macs = prod(low.shape(op.output)) * op.cols
+    cost: dict[Layout, float] = {"cl": multiply_time(low, macs, 0.7)}
+    if _planar_window(op, low) is not None:
+        cost["row"] = multiply_time(low, macs, 0.75)
+    return Choice(cost, free=few and op.residual is None)
+
+
+def _planar_window(op: SparsecNode, low: Lowering) -> Window | None:
+    """The window of a convolution that planar.py can do."""
+    assert op.x is not None
+    if op.residual is not None or low.dtype(op.x) != "float32" or not _is_direct(op, low) or 0 in low.shape(op.output):
+        return None
+    window = read_window(op.node, low, op.kernel_shape)
+    if isinstance(window, Refusal) or not planar.applies(window, low.shape(op.x)[1], low.target):
+        return None
+    return window
+
+
+def lower_planar(node: ir.Node, low: Lowering) -> Refusal | None:
+    """sparsec::Conv with plain float32 weights of an image of few channels, in row order."""
+    op = view(node)
+    if (refusal := refused_epilogue(op, low)) is not None:
+        return refusal
+    window = _planar_window(op, low)
+    if window is None:
+        return Refusal("not a plain convolution of few channels without a residual")
+    if low.planned(node, ("cl", "row")) != "row":
+        return Refusal("channels last is planned")
+    assert op.x is not None
+    shape, out_shape, weight = low.shape(op.x), low.shape(op.output), op.weight()
+    assert isinstance(weight, np.ndarray)
+    finish, added = epilogue(op, low)
+    params = {**window.params(), "batch": shape[0], "channels": shape[1], "filters": op.rows, **finish}
+    ins = [low.get(op.x), low.const(planar.pack(weight, params, low.target), f"{node.name}.weight"), *added]
+    size = "x".join(str(v) for v in op.kernel_shape)
+    note = f"{size} s{window.strides[1]} {list(shape)} -> {list(out_shape)} {op.scheme} {op.activation}".strip()
+    low.call("planar", params, ins, [low.new(op.output)], node=node.name or "", op="Conv", note=note)
+    return None
 
 
 def _is_direct(op: SparsecNode, low: Lowering) -> bool:

@@ -63,7 +63,8 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
-    """Hooks of the window nest: multiply and add, then residual and activation. With a `frame`, for the rows of strip `k.strip`."""
+    """Hooks of the window nest: multiply and add, then residual and activation. With a `frame` of several strips, for strip
+    `k.strip`."""
     if p["layout"] == "row":
         _build_planes(p, k)
         return
@@ -117,7 +118,8 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
         block=coded["nr"] if coded else 1,
     )
     if p.get("frame"):
-        frames.emit_framed(k, w, p["channels"], hooks, frames.Frame(**p["frame"]), k.strip)
+        framed = frames.Frame(**p["frame"])
+        frames.emit_framed(k, w, p["channels"], hooks, framed, k.strip if framed.strips > 1 else k.T.int32(0))
     else:
         planes.emit_planes(k, w, p["channels"], p["batch"], hooks)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels.plane_tiles import MAX_UNROLL, Hooks, Tiles
-from sparsec.codegen.kernels.planes import copy_run, fill_run
+from sparsec.codegen.kernels.strips import copy_run, fill_run
 from sparsec.codegen.kernels.window import Window
 from sparsec.target import Target
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsec.codegen.isa.vecmath import bind
-from sparsec.codegen.kernels.planes import copy_run, fill_run
+from sparsec.codegen.kernels.strips import copy_run, fill_run
 from sparsec.codegen.kernels.window import Window
 
 

@@ -49,8 +49,8 @@ class Results:
         """How far behind the first vector of a tile the one numbered `v` is stored."""
         if self.frame is None:
             return int(v * self.lanes)
-        a_row: int = self.frame.width // self.lanes
-        return v // a_row * self.frame.pitch + v % a_row * self.lanes
+        rows, rest = divmod(v, int(self.frame.width // self.lanes))
+        return int(rows * self.frame.pitch + rest * self.lanes)
 
     def planes(self, kind: TileKind, image: Any, pixel: Any, strip: Any, value: Callable[[int, int], Any]) -> None:
         """y[image][row][pixel] for the tile's pixels and the rows of a strip; value(s, v): vector v of the sums of its row s."""

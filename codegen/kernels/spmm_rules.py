@@ -188,7 +188,9 @@ def pixel_work(weight: Unpacked, pixels: int, images: int, target: Target, group
     vectors = -(-pixels // target.lanes) * images
     tiles = -(-vectors // spmm_plan.most_vectors(strip, target))
     decode = stored * _GROUP_DECODE if weight.scheme.scales.kind == "group" else 0.0
-    work = decode + vectors * (stored * (blocked if strip > 1 else single) + (n + k) * moved)
+    in_place = stored < _FEW_USES * k and pixels % target.lanes == 0  # inputs are not brought anywhere
+    brought = n if in_place else n + k
+    work = decode + vectors * (stored * (blocked if strip > 1 else single) + brought * moved)
     return work + (tiles * stored * NARROW / strip if vectors <= 2 * tiles else 0)
 
 

@@ -10,7 +10,7 @@ from sparsec.codegen.context import Lowering, Rule
 from sparsec.codegen.kernels.attention_rules import attention_choice, lower_attention
 from sparsec.codegen.kernels.bit_gemv import lower_bit_gemv
 from sparsec.codegen.kernels.coded_gemv import lower_coded_gemv
-from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct
+from sparsec.codegen.kernels.conv import conv_choice, lower_conv, lower_direct, lower_planar
 from sparsec.codegen.kernels.cumsum import lower_cumsum
 from sparsec.codegen.kernels.dense import lower_dense
 from sparsec.codegen.kernels.depthwise import depthwise_choice, lower_depthwise
@@ -146,7 +146,14 @@ TABLE: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("", "Trilu"): (lower_trilu,),
     ("", "Unsqueeze"): (lower_reshape,),
     ("sparsec", "Attention"): (lower_attention,),
-    ("sparsec", "Conv"): (as_matmul(_PRODUCTS), lower_depthwise, lower_direct, lower_sparse_conv, lower_conv),
+    ("sparsec", "Conv"): (
+        as_matmul(_PRODUCTS),
+        lower_depthwise,
+        lower_planar,
+        lower_direct,
+        lower_sparse_conv,
+        lower_conv,
+    ),
     ("sparsec", "Gather"): (lower_lookup,),
     ("sparsec", "MatMul"): _PRODUCTS,
     ("sparsec", "Quantise"): (lower_elementwise,),
