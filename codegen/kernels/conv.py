@@ -35,7 +35,7 @@ def conv_choice(node: ir.Node, low: Lowering) -> Choice:
     macs = prod(low.shape(op.output)) * op.cols
     cost: dict[Layout, float] = {"cl": multiply_time(low, macs, 0.7)}
     if _planar_window(op, low) is not None:
-        cost["row"] = multiply_time(low, macs, 0.75)
+        cost["row"] = cost["cl"]
     return Choice(cost, free=few and op.residual is None)
 
 

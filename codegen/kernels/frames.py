@@ -60,7 +60,8 @@ class Frame:
         if self.strips == 1:
             return 0, self.height
         behind = strip * self.advance + (self.lines - self.top)
-        return T.Select(strip == 0, T.int32(0), behind - self.advance), T.min(behind, self.height)
+        first = T.Select(strip == 0, T.int32(0), T.max(0, T.min(behind - self.advance, self.height)))
+        return first, T.max(0, T.min(behind, self.height))
 
     def params(self) -> dict[str, int]:
         """JSON-able form, the arguments of the class."""
@@ -100,13 +101,12 @@ def clear_margins(k: Any, buffer: Any, f: Frame, planes: int) -> None:
 def clear_lines(k: Any, buffer: Any, f: Frame, planes: int, strip: Any) -> None:
     """Zeros in the lines of a strip that are above or below the image."""
     T = k.T
-    below = T.max(0, f.height + f.top - strip * f.advance)
-    spans = [(0, f.top), (below, f.lines)]
+    above = T.max(0, T.min(f.lines, f.top - strip * f.advance))
+    below = T.max(0, T.min(f.lines, f.height + f.top - strip * f.advance))
     with T.serial(0, planes) as plane:
         base = bind(k, plane * f.plane + f.left)
-        for index, (first, last) in enumerate(spans):
-            stop = T.Select(strip == 0, T.int32(last), T.int32(0)) if index == 0 else last
-            with T.serial(first, stop) as line:
+        for first, last in ((0, above), (below, f.lines)):
+            with T.serial(first, last) as line:
                 fill_run(k, buffer, bind(k, base + line * f.pitch), f.width, 0.0)
 
 

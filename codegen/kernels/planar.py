@@ -25,9 +25,9 @@ from sparsec.target import Target
 Array = np.ndarray[Any, Any]
 
 # Bytes of scratch, most of a level-1 cache of 32 KB, and the units that are worth having for threads to share.
-_SCRATCH_BYTES, _WANTED_UNITS = 24 * 1024, 16
+_SCRATCH_BYTES, _WANTED_UNITS = 16 * 1024, 16
 # Sums that are added to at a time, so that none waits for the one before.
-_CHAINS = 10
+_CHAINS = 8
 # Images with at most so many channels, windows of at most so many columns, which are written out.
 MOST_CHANNELS, _MOST_COLUMNS = 4, 16
 

@@ -4,7 +4,7 @@
  * uint32 count of ranges; for each: int32 lo, hi. Output: the bytes of every out, in order. Each in ends where a page without
  * access begins, so that reading past its end is a fault; outs are followed by 64 bytes that must stay as they are.
  *
- * Without a C library: a program is then one call of the linker. What kernels call of it (memcpy, memset) is defined here. */
+ * Without a C library: a program is then one call of the linker. What kernels call of it (memcpy, memmove, memset) is defined here. */
 #include <stdint.h>
 
 /* COUNT pointers; TYPES: void *, ..., int32_t, int32_t; POINTERS: p[0], p[1], ... The linker binds `kernel`. */
@@ -39,6 +39,16 @@ void *memset(void *to, int value, unsigned long bytes) {
 void *memcpy(void *restrict to, const void *restrict from, unsigned long bytes) {
     const uint8_t *f = from;
     for (volatile uint8_t *p = to; bytes; bytes--) *p++ = *f++;
+    return to;
+}
+
+void *memmove(void *to, const void *from, unsigned long bytes) {
+    const uint8_t *f = from;
+    volatile uint8_t *p = to;
+    if (to < from)
+        for (unsigned long i = 0; i < bytes; i++) p[i] = f[i];
+    else
+        for (; bytes; bytes--) p[bytes - 1] = f[bytes - 1];
     return to;
 }
 

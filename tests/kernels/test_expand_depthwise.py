@@ -94,7 +94,7 @@ def check(target: Target, *args: Any, joined: bool = True, tolerance: float = 2e
         np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * scale)
 
 
-PADS = {"pads": [1, 1, 1, 1]}
+PADS: dict[str, Any] = {"pads": [1, 1, 1, 1]}
 SHAPES: list[tuple[tuple[int, ...], int, dict[str, Any]]] = [
     ((1, 5, 12, 13), 24, PADS),
     ((1, 1, 9, 31), 2, PADS),
@@ -109,6 +109,45 @@ SHAPES: list[tuple[tuple[int, ...], int, dict[str, Any]]] = [
 @pytest.mark.parametrize(("shape", "channels", "geometry"), SHAPES)
 def test_against_onnxruntime(shape: tuple[int, ...], channels: int, geometry: dict[str, Any], target: Target) -> None:
     check(target, "s90", shape=shape, channels=channels, **geometry)
+
+
+FRAMED: list[tuple[tuple[int, ...], int, dict[str, Any]]] = [
+    ((1, 16, 24, 32), 24, PADS),
+    ((1, 16, 24, 48), 24, PADS | {"strides": [2, 2]}),
+    ((1, 5, 12, 16), 6, {"kernel": (5, 5), "pads": [2, 2, 2, 2], "strides": [2, 2]}),
+    ((1, 7, 13, 112), 12, PADS | {"strides": [2, 1]}),
+    ((1, 4, 30, 16), 10, {"kernel": (2, 2), "strides": [2, 2]}),
+    ((1, 3, 21, 32), 6, {"kernel": (3, 3), "pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+    ((1, 3, 16, 16), 4, {"kernel": (1, 1), "pads": [2, 0, 3, 0]}),
+    ((1, 9, 12, 16), 8, {"kernel": (3, 3), "pads": [0, 0, 0, 0]}),
+]
+
+
+@EACH
+@pytest.mark.parametrize("lines", [1, 6, 1000])
+@pytest.mark.parametrize(("shape", "channels", "geometry"), FRAMED)
+def test_images_with_zeros_around_them(
+    shape: tuple[int, ...], channels: int, geometry: dict[str, Any], lines: int, target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(expansions, "_LINES", lines)
+    monkeypatch.setattr(expansions, "_STRIP", 8000)
+    model, _ = model_of("s90", shape=shape, channels=channels, **geometry)
+    (step,) = lower(model, target, "test", dict.fromkeys(model.graph, "row")).steps
+    assert ("frame" in step.spec.params["first"]) == (shape[-1] % target.lanes == 0)
+    if "frame" in step.spec.params["first"]:
+        assert "second_scratch" not in [arg.name for arg in step.signature.args]
+    check(target, "s90", shape=shape, channels=channels, **geometry)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("s90", "cb4"), ("s90-cb4-g32", "fp32"), ("s2x1@90", "int8-c"), ("s4x1@80", "s50"), ("s90-int8-t", "cb3-g4")],
+)
+def test_schemes_with_zeros_around_images(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expansions, "_STRIP", 16000)
+    monkeypatch.setattr(expansions, "_BLOCK", 20000)
+    check(NAMED["x86-avx2"], first, second, shape=(1, 16, 20, 56), share=0.3, **PADS)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
