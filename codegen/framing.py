@@ -26,8 +26,8 @@ def frame_images(low: Lowering) -> None:
         image = maker.spec.params["batch"] * maker.spec.params["filters"] * p["size"][0] * p["size"][1]
         if between.kind != "arena" or uses[between] > 2 or between.size != image:
             continue
-        framed = frame(Window.of(p), target, 1, p["size"][0] + p["out"][0] + sum(p["kernel"]) * sum(p["dilations"]))
-        if framed is None or framed.strips > 1:
+        framed = frame(Window.of(p), target)
+        if framed is None:
             continue
         between.size = framed.size(p["batch"] * p["channels"])
         given = {"frame": framed.params()}

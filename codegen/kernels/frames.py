@@ -68,9 +68,9 @@ class Frame:
         return asdict(self)
 
 
-def frame(w: Window, target: Target, tile_rows: int, most_lines: int) -> Frame | None:
-    """What window `w` reads, in strips of at most so many lines if they can be, which begin at a multiple of `tile_rows` rows; None
-    where the window is not for `emit_framed`."""
+def frame(w: Window, target: Target, tile_rows: int = 1, most_lines: int | None = None) -> Frame | None:
+    """What window `w` reads, whole images or strips of at most `most_lines` lines, if they can be, which begin at a multiple of
+    `tile_rows` rows; None where the window is not for `emit_framed`."""
     lanes, (top, left), (height, width) = target.lanes, w.pads, w.size
     if w.crops or w.kernel[0] * w.kernel[1] > MAX_UNROLL or w.strides[1] > 2 or width % lanes or height % tile_rows:
         return None
@@ -88,6 +88,8 @@ def frame(w: Window, target: Target, tile_rows: int, most_lines: int) -> Frame |
         return Frame(height, width, top, margin, rows, w.out[0] // rows, advance, advance + shared)
 
     found = [f for rows in range(1, w.out[0] + 1) if (f := strip(rows)) is not None]
+    if most_lines is None:
+        return found[-1]
     return max((f for f in found if f.lines <= most_lines), key=lambda f: f.lines, default=found[0])
 
 

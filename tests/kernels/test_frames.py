@@ -48,8 +48,8 @@ def walk(f: Frame, w: Window, image: Array) -> Array:
 
 
 @pytest.mark.parametrize("tile_rows", [1, 2])
-@pytest.mark.parametrize("most", [1, 4, 7, 12, 1000])
-def test_strips_hold_what_results_need(tile_rows: int, most: int) -> None:
+@pytest.mark.parametrize("most", [1, 4, 7, 12, None])
+def test_strips_hold_what_results_need(tile_rows: int, most: int | None) -> None:
     tried = 0
     for kernel, stride, dilation, top, bottom in product((1, 2, 3, 5), (1, 2), (1, 2), (0, 1, 2), (0, 1, 3)):
         w = window((24, 16), (kernel, 3), stride, dilation, (top, 1, bottom, 1))
@@ -58,6 +58,7 @@ def test_strips_hold_what_results_need(tile_rows: int, most: int) -> None:
         f = frame(w, TARGET, tile_rows, most)
         assert f is not None
         if f.strips > 1:
+            assert most is not None
             assert f.lines <= most or frame(w, TARGET, tile_rows, 0) == f  # the least there is
             assert all(rows_of(f, s).start % tile_rows == 0 for s in range(f.strips))
         image = np.arange(1.0, 24 * 16 + 1).reshape(24, 16)
@@ -65,11 +66,11 @@ def test_strips_hold_what_results_need(tile_rows: int, most: int) -> None:
         want = [[wide[y * stride + i * dilation] for i in range(kernel)] for y in range(w.out[0])]
         np.testing.assert_array_equal(walk(f, w, image), want)
         tried += f.strips > 1
-    assert tried > 0 or most in (1, 1000) or tile_rows > 1
+    assert tried > 0 or most in (1, None) or tile_rows > 1
 
 
 def test_margins_are_as_wide_as_the_padding() -> None:
-    f = frame(window((16, 16), (3, 21), 1, pads=(1, 10, 1, 10)), TARGET, 1, 1000)
+    f = frame(window((16, 16), (3, 21), 1, pads=(1, 10, 1, 10)), TARGET)
     assert f is not None
     assert (f.left, f.pitch) == (16, 32)
     assert f.origin == f.top * f.pitch + f.left == 48
@@ -87,4 +88,4 @@ def test_margins_are_as_wide_as_the_padding() -> None:
     ids=["width", "taps", "stride", "cropped"],
 )
 def test_other_windows_are_refused(w: Window) -> None:
-    assert frame(w, TARGET, 1, 1000) is None
+    assert frame(w, TARGET) is None

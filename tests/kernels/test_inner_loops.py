@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.assembly import assembly, innermost_loops, uses_stack
+from bench.assembly import assembly, innermost_loops, multiplies, uses_stack
 from bench.instructions import kernel
+from sparsec.codegen.kernels.frames import frame
+from sparsec.codegen.kernels.window import Window
 from sparsec.target import NAMED
 
 # A loop of this many multiply-adds, most of its instructions, is the loop of a product.
@@ -39,6 +41,31 @@ def _attention(t: int, s: int, d: int, *, causal: bool = True, turned: bool = Fa
     return "attention", {
         "batch": 1, "heads": 2, "groups": 1, "t": t, "s": s, "d": d, "dv": d, "scale": 0.1, "causal": causal,
         "mask": {"batch": 0, "head": 0, "row": 0, "key": 1, "size": s}, "q": rows, "k": rows, "v": rows, "out": rows,
+    }  # fmt: skip
+
+
+def _window(size: int, kernel: int, stride: int) -> dict[str, Any]:
+    out, pad = [(size - 1) // stride + 1] * 2, [kernel // 2] * 2
+    return Window(
+        (size, size), (out[0], out[1]), (kernel, kernel), (stride, stride), (1, 1), (pad[0], pad[1]), (pad[0], pad[1])
+    ).params()
+
+
+def _planar(kernel: int, filters: int) -> tuple[str, dict[str, Any]]:
+    return "planar", {
+        **_window(224, kernel, 2), "batch": 1, "channels": 3, "filters": filters, "bias": True, "residual": False, "act": "relu6",
+        "act_params": [],
+    }  # fmt: skip
+
+
+def _framed(target: str) -> tuple[str, dict[str, Any]]:
+    """A depthwise convolution of images with zeros around them."""
+    p = _window(112, 3, 1)
+    framed = frame(Window.of(p), NAMED[target])
+    assert framed is not None
+    return "depthwise", {
+        **p, "batch": 1, "channels": 32, "layout": "row", "bias": True, "residual": False, "activation": "relu", "act_params": [],
+        "decode": None, "frame": framed.params(),
     }  # fmt: skip
 
 
@@ -93,6 +120,17 @@ def _product_loops(text: str) -> list[list[str]]:
 )
 def test_loops_of_products_stay_in_registers(kernel: tuple[str, dict[str, Any]], target: str, tmp_path: Path) -> None:
     loops = _product_loops(assembly(*kernel, NAMED[target], tmp_path))
+    assert loops
+    for body in loops:
+        assert not uses_stack(body)
+
+
+@pytest.mark.parametrize("target", ["arm", "x86-avx2", "x86-avx512"])
+@pytest.mark.parametrize("kind", ["stem", "large stem", "depthwise"])
+def test_loops_of_windows_stay_in_registers(kind: str, target: str, tmp_path: Path) -> None:
+    kernel = {"stem": _planar(3, 32), "large stem": _planar(7, 64), "depthwise": _framed(target)}[kind]
+    innermost = innermost_loops(assembly(*kernel, NAMED[target], tmp_path), branches=True)
+    loops = [body for body in innermost if multiplies(body) >= _LEAST]
     assert loops
     for body in loops:
         assert not uses_stack(body)

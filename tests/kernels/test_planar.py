@@ -108,7 +108,7 @@ def test_results_in_a_frame(filters: int, kernel: int, stride: int, target: Targ
     w = window((24, 64), (3, 3), 2, pads=(1, 1, 1, 1))
     pad = kernel // 2
     reads = window(w.out, (kernel, kernel), stride, pads=(pad, pad, pad, pad))
-    framed = frame(reads, target, 1, 1000)
+    framed = frame(reads, target)
     assert framed is not None
     assert framed.strips == 1
     check(2, 3, filters, w, target, framed=framed, splits=4)
