@@ -102,8 +102,9 @@ def plan_layouts(low: Lowering, choose: Chooser) -> dict[ir.Node, Layout]:
     `choose(node, low)` is the node's choice. Deferred elementwise nodes (fusion.py) are computed by their reader, in its layout.
     """
     choices = {node: choose(node, low) or ROW_ONLY for node in low.graph}
+    labelled = [node for node, choice in choices.items() if "cl" in choice.cost]
     if not any(c.cost.get("cl", inf) < c.cost.get("row", inf) or c.out == "cl" for c in choices.values()):
-        return {}  # row order everywhere is the cheapest
+        return dict.fromkeys(labelled, "row")  # row order everywhere is the cheapest
     cut = _Cut()
     number = {node: index for index, node in enumerate(choices)}
     for node, choice in choices.items():
@@ -128,4 +129,4 @@ def plan_layouts(low: Lowering, choose: Chooser) -> dict[ir.Node, Layout]:
         if choice.follows and node.inputs[0] is not None:
             cut.tie(number[node], made_in(node.inputs[0]))
     last = cut.channels_last()
-    return {node: "cl" if number[node] in last else "row" for node, c in choices.items() if "cl" in c.cost}
+    return {node: "cl" if number[node] in last else "row" for node in labelled}

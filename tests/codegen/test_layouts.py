@@ -88,6 +88,14 @@ def test_plan_is_the_cheapest_of_all() -> None:
     assert all(_is_cheapest(_elementwise_graph(7)) for _ in range(20))
 
 
+def test_plan_lists_what_could_be_channels_last() -> None:
+    low = Lowering(_elementwise_graph(3), host_target(), "test")
+    choice = Choice({"row": 1.0, "cl": 2.0})
+    assert plan_layouts(low, lambda node, _: choice) == dict.fromkeys(
+        low.graph, "row"
+    )  # not left to each rule's default
+
+
 def _network(blocks: int = 3) -> tuple[ir.Model, dict[str, np.ndarray]]:
     """A stem, inverted residuals (1x1, depthwise, 1x1, Add) and a pool: MobileNetV2 in small."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="net")
