@@ -115,10 +115,11 @@ def _frame(window: Window, strip: int, per_lane: int, target: Target) -> tuple[F
         return None, {}
     least = spmm_plan.most_vectors(strip, target) // 2
     fit = [v for v in range(1, spmm_plan.widest(strip, target) + 1) if tile_rows(v) and tile_rows(v * per_lane)]
-    if max(fit) <= least:
+    vectors = max(fit, default=0)
+    if vectors <= least:
         return None, {}
-    framed = frame(window, target, tile_rows(max(fit) * per_lane), _LINES)
-    return framed, {"vectors": max(fit)} if framed is not None else {}
+    framed = frame(window, target, tile_rows(vectors * per_lane), _LINES)
+    return framed, {"vectors": vectors} if framed is not None else {}
 
 
 def _operands(step: Step) -> list[tuple[Ref, int]]:

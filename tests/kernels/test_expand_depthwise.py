@@ -178,6 +178,17 @@ def test_fixed_point_where_a_block_uses_its_inputs_often(channels: int, is_fixed
 
 
 @EACH
+@pytest.mark.parametrize("channels", [64, 256])
+@pytest.mark.parametrize("image", [(9, 24), (9, 40), (8, 8), (7, 8), (8, 40), (6, 56), (5, 16)])
+def test_fixed_point_on_images_of_every_number_of_vectors(
+    image: tuple[int, int], channels: int, target: Target
+) -> None:
+    check(
+        target, "s50", tolerance=5e-3, shape=(1, 40, *image), channels=channels, share=0.9, activations="int16", **PADS
+    )
+
+
+@EACH
 @pytest.mark.parametrize(
     ("first", "share", "in_place"),
     [
