@@ -235,6 +235,7 @@ def _manifest(compiled: Compiled, folder: Path, hashes: Mapping[str, str]) -> di
         "steps": [
             {
                 "node": step.node,
+                **({"others": list(step.others)} if step.others else {}),
                 "op": step.op,
                 "note": step.note,
                 "kernel": compiled.kernels[step.spec.canonical()].symbol,

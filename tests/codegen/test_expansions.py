@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from sparsec.codegen import expansions
+from sparsec.codegen.bundle import write_bundle
 from sparsec.codegen.lower import lower
 from sparsec.codegen.plan import make_plan
 from sparsec.target import host_target
@@ -44,6 +48,13 @@ def test_the_memory_between_is_gone_and_both_nodes_are_named(width: int) -> None
         assert work["between"] * step.signature.units == whole
     else:  # a strip of the image at a time
         assert work["between"] * step.signature.units < whole / 2
+
+
+def test_the_manifest_names_both_nodes(tmp_path: Path) -> None:
+    model, _ = model_of("s90", shape=(1, 8, 16, 16), channels=24, **PADS)
+    program = lower(model, host_target(), "test", dict.fromkeys(model.graph, "row"))
+    (step,) = json.loads((write_bundle(program, tmp_path / "joined") / "manifest.json").read_text())["steps"]
+    assert (step["node"], step["others"]) == ("filter", ["expand"])
 
 
 def test_channels_make_blocks_that_threads_share_evenly() -> None:
