@@ -183,6 +183,7 @@ class _Float(VectorSums):
     def __init__(self, p: Mapping[str, Any], k: Any) -> None:
         self.lanes = k.lanes
         super().__init__(p, k)
+        self.words = ceil(p["k"] / 16)  # the inputs are not padded as the codes are
         self.sums = k.arg("part" if p["scales"] == "group" else "total")
 
     def _span(self, span: Any, words: Any) -> None:

@@ -126,6 +126,15 @@ def test_sizes(size: tuple[int, int], half: bool, whole: bool) -> None:
     check("vq2d4", *size, NAMED["x86-avx512"] if whole else host_target(), whole=whole, book=book)
 
 
+@pytest.mark.parametrize("text", ["vq2d4", "vq2d4-c", "vq2d4-g32", "vq2d4-g16", "vq2d4-g48"])
+@pytest.mark.parametrize("k", [4, 16, 48, 112, 144])
+def test_inputs_that_end_within_a_word_of_codes(k: int, text: str) -> None:
+    """Codes are padded to 32 inputs, activations are not."""
+    for target in (host_target(), NAMED["x86-avx2"], NAMED["arm"]):
+        check(text, 33, k, target, whole=False)
+        check(text, 33, k, target, whole=True, book=_book(True))
+
+
 @pytest.mark.parametrize(
     ("name", "half"),
     [
