@@ -42,7 +42,7 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     w, c, batch = Window.of(p), p["channels"], p["batch"]
     taps = w.kernel[0] * w.kernel[1]
     results = batch * w.out[0] * w.out[1] * c
-    framed = frames.Frame(**p["frame"]) if p.get("frame") else None
+    framed = frames.Frame.of(p)
     args = [Arg("x", "float32", framed.size(batch * c) if framed else batch * w.size[0] * w.size[1] * c, "in")]
     coded = p["decode"]
     args += decode.arguments(coded) if coded else [Arg("weight", "float32", taps * c, "in")]
@@ -117,8 +117,8 @@ def _build_planes(p: Mapping[str, Any], k: Any) -> None:
         prepare=(lambda block: decode.write_panel(coded, k, block, k.arg("panel"))) if coded else None,
         block=coded["nr"] if coded else 1,
     )
-    if p.get("frame"):
-        framed = frames.Frame(**p["frame"])
+    framed = frames.Frame.of(p)
+    if framed is not None:
         frames.emit_framed(k, w, p["channels"], hooks, framed, k.strip if framed.strips > 1 else k.T.int32(0))
     else:
         planes.emit_planes(k, w, p["channels"], p["batch"], hooks)

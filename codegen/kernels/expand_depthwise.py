@@ -39,17 +39,13 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
 
 def _between(p: Mapping[str, Any]) -> int:
     """Elements of a block of channels between the two convolutions."""
-    framed = _frame(p)
+    framed = Frame.of(p["first"])
     return int(framed.size(p["block"]) if framed else p["block"] * p["first"]["pixels"])
-
-
-def _frame(p: Mapping[str, Any]) -> Frame | None:
-    return Frame(**p["first"]["frame"]) if p["first"].get("frame") else None
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
     """Write the loop over blocks, with the nests of both kernels in it."""
-    T, first, second, framed = k.T, p["first"], p["second"], _frame(p)
+    T, first, second, framed = k.T, p["first"], p["second"], Frame.of(p["first"])
     channels, buffer = p["block"], k.arg("between")
     of_block = spmm.signature(first, k.target).units // first["bands"]
     of_channels = depthwise.signature(second, k.target).units // second["channels"] * channels

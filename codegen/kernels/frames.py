@@ -7,7 +7,7 @@ tap of a tile is a vector in memory; a step of two columns takes two vectors and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from sparsec.codegen.isa.vecmath import bind, hold
 from sparsec.codegen.kernels.plane_tiles import MAX_UNROLL, Hooks, Tiles
 from sparsec.codegen.kernels.strips import copy_run, fill_run
+from sparsec.codegen.kernels.strips import lines as reached
 from sparsec.codegen.kernels.window import Window
 from sparsec.target import Target
 
@@ -35,6 +36,11 @@ class Frame:
     strips: int
     advance: int
     lines: int
+
+    @staticmethod
+    def of(p: Mapping[str, Any]) -> Frame | None:
+        """The frame that kernel parameters name, if they do."""
+        return Frame(**p["frame"]) if p.get("frame") else None
 
     @property
     def pitch(self) -> int:
@@ -76,12 +82,12 @@ def frame(w: Window, target: Target, tile_rows: int = 1, most_lines: int | None 
         return None
     right = (w.out[1] - 1) * w.strides[1] + (w.kernel[1] - 1) * w.dilations[1] - left - width + 1
     margin = max(1, ceil(max(left, right) / lanes)) * lanes
-    reach, step = (w.kernel[0] - 1) * w.dilations[0] + 1, w.strides[0]
-    shared = top + ceil((reach - step - top) / tile_rows) * tile_rows  # lines of two strips
+    step = w.strides[0]
+    shared = top + ceil((reached(w, 1) - step - top) / tile_rows) * tile_rows  # lines of two strips
 
     def strip(rows: int) -> Frame | None:
         if rows == w.out[0]:
-            return Frame(height, width, top, margin, rows, 1, rows * step, max(top + height, (rows - 1) * step + reach))
+            return Frame(height, width, top, margin, rows, 1, rows * step, max(top + height, reached(w, rows)))
         advance = rows * step
         if w.out[0] % rows or advance % tile_rows or shared < 0:
             return None

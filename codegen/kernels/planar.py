@@ -95,15 +95,11 @@ def signature(p: Mapping[str, Any], target: Target) -> Signature:
     args.append(Arg("weight", "float32", ceil(p["filters"] / t.filters) * t.filters * taps, "in"))
     if p["bias"]:
         args.append(Arg("bias", "float32", p["filters"], "in"))
-    framed = _frame(p)
+    framed = Frame.of(p)
     size = results if framed is None else framed.size(p["batch"] * p["filters"])
     args.append(Arg("out", "float32", size, "out"))
     args.append(Arg("scratch", "float32", p["channels"] * t.lines * w.strides[1] * t.pitch, "work"))
     return Signature(tuple(args), p["batch"] * t.parts, results * (2 * taps + 2 + activation_cost(p["act"])))
-
-
-def _frame(p: Mapping[str, Any]) -> Frame | None:
-    return Frame(**p["frame"]) if p.get("frame") else None
 
 
 def build(p: Mapping[str, Any], k: Any) -> None:
@@ -117,7 +113,7 @@ class _Planar:
         self.t, self.w = blocking(p, k.target), Window.of(p)
         self.filler = strips.Filler(k, self.w, pitch=self.t.pitch, lines=self.t.lines, whole=False, pad=0.0)
         self.channel = self.t.lines * self.filler.line  # elements of a channel of scratch
-        self.frame = _frame(p)
+        self.frame = Frame.of(p)
         # elements from plane to plane and from row to row of the results, and where in a plane they begin
         self.plane, self.pitch, self.origin = prod(self.w.out), self.w.out[1], 0
         if self.frame is not None:

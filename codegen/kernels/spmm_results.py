@@ -34,7 +34,7 @@ class Results:
         floats = rounding is None and not is_fixed(p["values"]) and not self.scaled
         self.begun = bool(p["bias"]) and p["dest"] == "planes" and floats
 
-        self.frame: Frame | None = Frame(**p["frame"]) if p.get("frame") else None
+        self.frame = Frame.of(p)
         self.plane = self.frame.plane if self.frame else p["pixels"]
 
     def place(self, pixel: Any) -> Any:
