@@ -145,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scheme", action="append", default=[], help="only rows of this scheme or recipe (repeatable)"
     )
     accuracy.add_argument("--no-rivals", action="store_true", help="ours alone, data-free and calibrated")
+    accuracy.add_argument(
+        "--calibrations", type=int, default=1, metavar="N", help="mean over N sets of calibration inputs (default: 1)"
+    )
 
     methods = command("methods", "each algorithm of a recipe on the same schemes")
     methods.add_argument("tables", nargs="*", metavar="TABLE", help="zeros, codes, scope (default: all)")
@@ -224,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "accuracy":
         from bench import accuracy
 
-        return accuracy.run(_available(args.models or JUDGED), args.scheme, not args.no_rivals, args.json)
+        return accuracy.run(
+            _available(args.models or JUDGED), args.scheme, not args.no_rivals, args.calibrations, args.json
+        )
     if args.command == "scaling":
         from bench import scaling
 

@@ -91,7 +91,7 @@ def scored(model: str, scheme: str, more: Rule | None) -> float | None:
     """The score of a model in a scheme; None where the recipe says that the two do not go together."""
     what, targets = SCORES[model]
     try:
-        made = compressed(model, targets, {"scheme": scheme, **(more or {})}, calibrated=more is not None)
+        made = compressed(model, targets, {"scheme": scheme, **(more or {})}, turn=None if more is None else 0)
     except RecipeError:
         return None
     return score(model, what, runner(made.to_bytes(), get(model)))

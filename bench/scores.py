@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bench.zoo import Run, get
 from bench.zoo.base import Feed, in_order
+from bench.zoo.metrics import Accuracy
 from bench.zoo.models import story_windows
 from sparsec.codegen.machine import cpu_count
 
 SAMPLES = 256
 """The most inputs that anyone calibrates on; no labels."""
+
+Item = TypeVar("Item")
 
 
 @cache
@@ -26,9 +29,20 @@ def inputs(name: str) -> list[Feed]:
     return list(model.real())
 
 
-def calibration(name: str) -> list[Feed]:
-    """The last inputs of a model: no labels, and no example that is scored."""
-    return story_windows(SAMPLES) if name == "stories_prefill" else inputs(name)[-SAMPLES:]
+def has_turns(name: str) -> bool:
+    """Whether a model can be calibrated on other inputs, too: its examples are its inputs, each with one label."""
+    return isinstance(get(name).metric, Accuracy)
+
+
+def turned(items: Sequence[Item], turn: int) -> list[Item]:
+    """All of them in a circle: in each turn the last `SAMPLES` are those before the last ones of the turn before."""
+    start = -turn * SAMPLES % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def calibration(name: str, turn: int = 0) -> list[Feed]:
+    """The last inputs of a model, turned: no labels, and no example that is scored in the same turn."""
+    return story_windows(SAMPLES) if name == "stories_prefill" else turned(inputs(name), turn)[-SAMPLES:]
 
 
 def examples(name: str) -> int:
@@ -36,19 +50,26 @@ def examples(name: str) -> int:
     return 60 if name == "stories_prefill" else len(inputs(name)) - SAMPLES
 
 
-def score(name: str, what: str, runner: Run) -> float:
-    """A score of `runner` for model `name`: "cosine" to the dense model's first output, or else its metric."""
+def score(name: str, what: str, runner: Run, turn: int = 0) -> float:
+    """A score of `runner` for model `name`: "cosine" to the dense model's first output, or else its metric.
+
+    turn: which inputs calibration had; others than 0 for models with turns and their metric only.
+    """
     if what == "cosine":
+        assert turn == 0
         return _cosine(name, runner)
-    model = get(name)
-    assert model.metric is not None
-    return float(model.metric(runner, examples(name)))
+    metric = get(name).metric
+    assert metric is not None
+    if turn:
+        assert isinstance(metric, Accuracy)
+        metric = Accuracy(partial(turned, list(metric.examples()), turn), metric.reference)
+    return float(metric(runner, examples(name)))
 
 
 @cache
-def dense_score(name: str, what: str) -> float:
+def dense_score(name: str, what: str, turn: int = 0) -> float:
     """The uncompressed model's."""
-    return score(name, what, get(name).reference_run(cpu_count()))
+    return score(name, what, get(name).reference_run(cpu_count()), turn)
 
 
 def _cosine(name: str, runner: Run) -> float:

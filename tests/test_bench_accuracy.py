@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import accuracy, bars
+from bench import accuracy, bars, scores
 from bench.__main__ import main
-from bench.accuracy import HEADERS, Point, behind, row
+from bench.accuracy import HEADERS, Made, Point, Turn, behind, row
 from bench.answers import Answers, Questions, save_feeds
 from bench.bars import BARS, RIVALS, Bar
 from bench.contests import Candidate, of
 from bench.environments import FAMILIES, worker_command
 from bench.interleave import CannotError, Worker
+from bench.scores import SAMPLES, turned
 from bench.zoo import MissingData, get
+from bench.zoo.base import Array, ZooModel
+from bench.zoo.metrics import Accuracy
 from sparsec.frontend import load_model
 from sparsec.recipe import load_recipe
 from sparsec.reference import Reference, onnx_bytes
@@ -83,13 +87,64 @@ def test_a_row_shows_the_best_of_each_rival() -> None:
     result = {
         "model": "m", "recipe": "int4", "bits": 4.6, "score": "perplexity", "dense": 4.0, "sparsec": 4.3, "bar": "<= 1.1 x dense",
         "met": True, "lower_is_better": True, "behind": ["ort_quantiser hqq4-g32"], "seconds": 3.0,
-        "rivals": [p.__dict__ for p in points],
+        "rivals": [p.__dict__ for p in points], "lost": [-0.3],
     }  # fmt: skip
     cells = row(result)
     assert cells[4:] == [
         "4", "4.3", "<= 1.1 x dense", "met", "5", "4.25 hqq4-g32", "none", "no: ort_quantiser hqq4-g32", "3",
     ]  # fmt: skip
     assert len(cells) == len(HEADERS)
+
+
+def test_several_calibrations_are_averaged() -> None:
+    bar = Bar("m", "int4", "top-1 %", "lose at most", 1.0)
+    made = Made(lambda feed: [], 4.0, 100, 3.0)
+    turns = [
+        Turn(80.0, 78.5, made, [Point("a", 77.0, 1), Point("b", 79.5, 1)]),
+        Turn(82.0, 81.5, made, [Point("a", 82.0, 1)]),
+    ]
+    result = accuracy._result(bar, turns)
+    assert (result["dense"], result["sparsec"], result["met"], result["lost"]) == (81.0, 80.0, True, [1.5, 0.5])
+    assert result["rivals"] == [{"who": "a", "score": 79.5, "nbytes": 1}]  # b has no answer in the second
+    assert row(result)[4:8] == ["81", "80 (0.5 to 1.5 lost)", "-1.0", "met"]
+
+
+def test_each_turn_calibrates_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = list(range(2 * SAMPLES + 100))
+    seen = [set(turned(items, turn)[-SAMPLES:]) for turn in range(3)]
+    assert seen[0] == set(items[-SAMPLES:])
+    assert seen[1] == set(items[-2 * SAMPLES : -SAMPLES])
+    assert seen[2] == {*items[:100], *items[-(SAMPLES - 100) :]}
+    assert all(sorted(turned(items, turn)) == items for turn in range(9))
+
+    examples = [({"x": np.array([i])}, i % 10) for i in items]
+    model = ZooModel("m", real=lambda: (feed for feed, _ in examples), metric=Accuracy(lambda: iter(examples), 100.0))
+    monkeypatch.setattr(scores, "get", lambda name: model)
+    scores.inputs.cache_clear()
+    for turn in range(3):
+        asked: list[int] = []
+
+        def run(feed: Mapping[str, Array], asked: list[int] = asked) -> list[Array]:
+            asked.append(int(feed["x"][0]))
+            return [np.eye(10)[asked[-1] % 10]]
+
+        assert scores.score("m", "top-1 %", run, turn) == 100
+        calibrated = {int(feed["x"][0]) for feed in scores.calibration("m", turn)}
+        assert calibrated == seen[turn]
+        assert sorted({*asked, *calibrated}) == items
+        assert len(asked) + len(calibrated) == len(items)
+    scores.inputs.cache_clear()
+
+
+def test_several_calibrations_need_labelled_inputs() -> None:
+    try:
+        get("stories_prefill")
+    except (MissingData, ModuleNotFoundError) as missing:
+        pytest.skip(str(missing))
+    with pytest.raises(SystemExit, match="stories_prefill has one set of calibration inputs"):
+        main(["accuracy", "stories_prefill", "--calibrations", "2"])
+    with pytest.raises(SystemExit, match="at least one"):
+        main(["accuracy", "stories_prefill", "--calibrations", "0"])
 
 
 def test_bars_and_their_rivals() -> None:
