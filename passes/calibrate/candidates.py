@@ -22,6 +22,7 @@ from sparsec.formats import Scheme, decode, encode
 from sparsec.passes.budget.pq_index import least_kept
 from sparsec.passes.budget.sensitivity import output_errors, probed
 from sparsec.passes.calibrate.biases import own_bias
+from sparsec.passes.calibrate.gather import fold_of, moments_for
 from sparsec.passes.calibrate.groups import why_not
 from sparsec.passes.calibrate.inputs import layer_rows
 from sparsec.passes.calibrate.segments import segments
@@ -183,12 +184,12 @@ def _statistics(
 ) -> list[Statistics]:
     use, limit = choice.weight.uses[0], -(-max(16 * choice.weight.cols, _ROWS) // len(fitted))
     moments: list[Moments] = []
-    for index in fitted:
+    for number, index in enumerate(fitted):
         rows = layer_rows(use, stream.value(_x(choice), index), limit, index, masks[index])
         if not moments:
-            moments = [Moments(part.shape[1], with_dense=False) for part in rows]
+            moments = moments_for(rows, with_dense=False)
         for group, part in zip(moments, rows, strict=True):
-            group.add(part)
+            group.add(part, fold=fold_of(number, rows))
     return [m.statistics(centred=settings.biases) for m in moments]
 
 

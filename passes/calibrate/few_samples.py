@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sparsec.passes.calibrate.held_back import raised
 from sparsec.passes.statistics import Statistics
 from sparsec.recipe import Rule
 
@@ -16,14 +17,15 @@ def rows_and_inputs(statistics: Sequence[Statistics]) -> tuple[int, int]:
 
 
 def damped_for(rule: Rule, statistics: Sequence[Statistics]) -> Rule:
-    """The rule with the damping that so few samples need: small eigenvalues of a second moment of n samples of K inputs are off by
-    about K / n of its mean diagonal, and what relies on them fits the samples only. On inputs that were held back K / n was within
-    3 % of the best damping for n / K of 0.2 (a classifier), 2.6 and 10 (a transformer); for n / K of 100 it is next to nothing."""
+    """The rule with the damping that so few samples need: small eigenvalues of a second moment of n independent samples of K inputs
+    are off by about K / n of its mean diagonal, and what relies on them fits the samples only. On inputs that were held back K / n was
+    within 3 % of the best damping for n / K of 0.2 (a classifier), 2.6 and 10 (a transformer); for n / K of 100 it is next to nothing.
+    Where samples are not independent, parts of them that are held back say so (held_back.py)."""
     rows, inputs = rows_and_inputs(statistics)
     more = min(1.0, inputs / max(rows, 1))
-    sparsify, quantize = (
-        part.model_copy(update={"damping": part.damping + more}) for part in (rule.sparsify, rule.quantize)
-    )
+    level = raised(rule.quantize.damping + more, statistics[0].folds)
+    quantize = rule.quantize.model_copy(update={"damping": level})
+    sparsify = rule.sparsify.model_copy(update={"damping": max(rule.sparsify.damping + more, level)})
     return rule.model_copy(update={"sparsify": sparsify, "quantize": quantize})
 
 

@@ -13,11 +13,16 @@ from sparsec.passes.calibrate.stream import Stream
 from sparsec.passes.statistics import Moments, Statistics
 from sparsec.passes.weights import Use
 
-__all__ = ["geometry", "statistics_of"]
+__all__ = ["fold_of", "geometry", "moments_for", "statistics_of"]
+
+Array = np.ndarray[Any, Any]
 
 _ROWS_PER_INPUT, _ROWS = 64, 1 << 16
 """Rows that a layer's moments are made of: so many for each of its inputs, or so many in all if that is more. Noise in the moments
 costs accuracy, most where differences to the uncompressed model are made up for; beyond this an image's pixels say much the same."""
+
+_FOLDS, _MOST_IN_FOLDS = 4, 2048
+"""Parts of the samples whose moments are kept apart, and the most inputs of layers where they are (134 MB of sums)."""
 
 
 def statistics_of(
@@ -25,7 +30,7 @@ def statistics_of(
     cols: int,
     stream: Stream,
     dense: Stream | None,
-    masks: Sequence[np.ndarray[Any, Any] | None],
+    masks: Sequence[Array | None],
     *,
     centred: bool = True,
     residual: Residual | None = None,
@@ -48,10 +53,27 @@ def statistics_of(
             outputs = output_rows(use, off, limit, sample, mask)
             ahead = np.split(outputs if residual.order is None else outputs[:, residual.order], len(rows), axis=1)
         if not moments:
-            moments = [Moments(part.shape[1], with_dense=dense is not None) for part in rows]
+            moments = moments_for(rows, with_dense=dense is not None)
         for number, part in enumerate(rows):
-            moments[number].add(part, None if before is None else before[number], ahead[number])
+            moments[number].add(
+                part, None if before is None else before[number], ahead[number], fold=fold_of(sample, rows)
+            )
     return [m.statistics(centred=centred) for m in moments]
+
+
+def moments_for(rows: Sequence[Array], *, with_dense: bool) -> list[Moments]:
+    """Sums for the inputs [T, K] of each group of a layer."""
+    return [Moments(part.shape[1], with_dense=with_dense, folds=_folds(rows)) for part in rows]
+
+
+def fold_of(sample: int, rows: Sequence[Array]) -> int:
+    """Which of the sums of `moments_for` a sample belongs to."""
+    return sample % _folds(rows)
+
+
+def _folds(rows: Sequence[Array]) -> int:
+    """How many: the few inputs of a grouped convolution need none, those of large layers would be too many."""
+    return _FOLDS if len(rows) == 1 and rows[0].shape[1] <= _MOST_IN_FOLDS else 1
 
 
 def geometry(use: Use) -> tuple[Any, ...]:

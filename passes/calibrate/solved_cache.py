@@ -41,6 +41,7 @@ def key_of(layer: Layer) -> str:
         parts += [f"{s.samples} {s.centred} {s.cross is None}", s.second_moment, s.mean, s.mean_dense]
         if s.cross is not None:
             parts.append(s.cross)
+        parts += [part for fold in s.folds for part in (f"fold {fold.samples}", fold.second_moment)]
         if s.residual is not None and s.mean_residual is not None:
             parts += ["residual", s.residual, s.mean_residual]
     if layer.gradient_square is not None:
