@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -92,17 +94,21 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flexround_in_a_recipe() -> None:
-    rng = np.random.default_rng(4)
-    model = chain(rng.standard_normal((24, 32)) / 5, rng.standard_normal((6, 24)) / 5)
-    feeds, unseen = samples(model, 24, 1), samples(model, 24, 2)
+    ratios = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        model = chain(rng.standard_normal((24, 32)) / 5, rng.standard_normal((6, 24)) / 5)
+        feeds, unseen = samples(model, 24, 2 * seed + 1), samples(model, 24, 2 * seed + 2)
 
-    def made(algorithm: str) -> sparsec.CompressedModel:
-        rule = {"scheme": "int3", "quantize": {"algorithm": algorithm}}
-        return sparsec.compress(
-            model, {"version": 1, "rules": [rule], "min_elements": 1}, calibration=feeds, verify=False, jobs=1
-        )
+        def off(algorithm: str, model: ir.Model = model, feeds: Any = feeds, unseen: Any = unseen) -> float:
+            rule = {"scheme": "int3", "quantize": {"algorithm": algorithm}}
+            recipe = {"version": 1, "rules": [rule], "min_elements": 1}
+            return distance(
+                sparsec.compress(model, recipe, calibration=feeds, verify=False, jobs=1).model, model, unseen
+            )
 
-    assert distance(made("flexround").model, model, unseen) < 0.8 * distance(made("nearest").model, model, unseen)
+        ratios.append(off("flexround") / off("nearest"))
+    assert np.mean(ratios) < 0.75
     with pytest.raises(RecipeError, match="'flexround' rounds single values"):
         sparsec.recipe.load_recipe(
             {"version": 1, "rules": [{"scheme": "vq2d4", "quantize": {"algorithm": "flexround"}}]}
