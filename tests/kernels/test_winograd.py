@@ -50,7 +50,8 @@ def check(x: tuple[int, int, int, int], filters: int, target: Target, splits: in
     if p["residual"]:
         ins.append(rng.normal(size=want.shape).astype(np.float32))
         want = want + ins[-1]
-    size = max(np.abs(want).max(), 1e-6)
+    # of one sum that cancels the error is not in proportion to its value
+    size = max(np.abs(want).max(), np.sqrt(convolved(np.square(image), np.square(weight), p)).max())
     if p["act"] == "relu":
         want = np.maximum(want, 0)
     if p["act"] == "sigmoid":
